@@ -1,0 +1,138 @@
+"""Everything that others may know of the storage service. From outside, import only this module.
+
+A block is immutable bytes named by the BLAKE3 of its plaintext. It travels and rests *encoded* (see
+``storage.block``): pieces of 64 KiB, lz4 or raw, each with a checksum.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import msgspec
+
+from node.wire.catalogue import Catalogue, Method
+
+FORMAT_VERSION = 1
+
+
+class BlockInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One block of a put; the encoded bytes are the payload frame at the same position."""
+
+    block: bytes  # 32 bytes, BLAKE3 of the plaintext
+    length: int  # of the plaintext
+
+
+class Put(msgspec.Struct, frozen=True, array_like=True):
+    """Store blocks durably, or touch them where they are already stored.
+
+    One payload frame a block, in order. The reply comes after the records (data or touches) are fdatasynced.
+    Each frame is verified (bounds, piece checksums, BLAKE3 of the plaintext) before it is stored.
+    """
+
+    blocks: tuple[BlockInfo, ...]
+    touch_epoch: int
+    pg_epoch: int = 0
+    forward: tuple[int, ...] = ()  # chunk servers still to come in the pipeline, in order
+
+
+class PutReply(msgspec.Struct, frozen=True, array_like=True):
+    """``codes[i]`` is 0 where block i is durable here, else an errors.Code. ``copies`` counts servers reached."""
+
+    codes: tuple[int, ...]
+    copies: tuple[int, ...]  # per block: how many servers hold it durably, this one included
+    failed: tuple[int, ...] = ()  # servers of the pipeline that did not answer
+
+
+class Touch(msgspec.Struct, frozen=True, array_like=True):
+    """Durably raise the touch epoch of blocks that are stored here; names those that are not."""
+
+    blocks: tuple[bytes, ...]
+    touch_epoch: int
+    pg_epoch: int = 0
+
+
+class TouchReply(msgspec.Struct, frozen=True, array_like=True):
+    """Positions in the request of the blocks that are not here; the others are touched durably."""
+
+    missing: tuple[int, ...]
+
+
+class BlockRange(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Bytes ``offset`` up to ``offset + length`` of a block's plaintext; length 0 means all of it."""
+
+    block: bytes
+    offset: int = 0
+    length: int = 0
+
+
+class Get(msgspec.Struct, frozen=True, array_like=True):
+    """Read blocks or parts of them. The reply carries one payload frame a range, empty where its code is not 0."""
+
+    ranges: tuple[BlockRange, ...]
+
+
+class GetReply(msgspec.Struct, frozen=True, array_like=True):
+    """``codes[i]``: 0, MISSING_BLOCK or CORRUPT_BLOCK. A frame is an encoded block or encoded partial block;
+    ``storage.block.decode`` checks it and cuts out the range."""
+
+    codes: tuple[int, ...]
+
+
+class Delete(msgspec.Struct, frozen=True, array_like=True):
+    """Delete each block whose touch epoch is at most ``epoch`` (rule 15: a durable record, quarantined first)."""
+
+    blocks: tuple[bytes, ...]
+    epoch: int
+    pg_epoch: int = 0
+
+
+class DeleteReply(msgspec.Struct, frozen=True, array_like=True):
+    deleted: int
+
+
+class GetServerStatus(msgspec.Struct, frozen=True, array_like=True):
+    """Ask a chunk server about itself."""
+
+
+class ServerStatus(msgspec.Struct, frozen=True, array_like=True):
+    """A chunk server's own view; also the body of a heartbeat."""
+
+    server: int
+    uuid: bytes  # identity of the store on disk, 16 bytes; a wiped server has a new one
+    address: str
+    used_bytes: int  # segments on disk
+    capacity_bytes: int
+    blocks: int
+    state: str = "serving"  # serving, full, damaged
+    host: str = ""
+    rack: str = ""
+    corrupt_blocks: int = 0
+
+
+class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
+    """Chunk server to metadata leader, every few seconds. Registers the server when it is new."""
+
+    status: ServerStatus
+    bad_blocks: tuple[bytes, ...] = ()  # found damaged since the last acknowledged heartbeat
+
+
+class HeartbeatReply(msgspec.Struct, frozen=True, array_like=True):
+    """Orders for a chunk server. ``server`` is its id, assigned at registration."""
+
+    server: int
+    gc_epoch: int
+    pg_epoch: int
+    interval_s: float
+    clients: Optional[tuple[str, ...]] = None  # reserved: allow-list difference
+
+
+CATALOGUE = Catalogue(
+    "storage",
+    [
+        Method(0x100, Put, PutReply),
+        Method(0x101, Touch, TouchReply),
+        Method(0x102, Get, GetReply),
+        Method(0x103, Delete, DeleteReply),
+        Method(0x104, GetServerStatus, ServerStatus),
+    ],
+)
