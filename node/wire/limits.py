@@ -70,6 +70,11 @@ STATE_COMMIT_ENTRIES = 4096
 STATE_COMMIT_S = 1.0
 STATE_MAP_BYTES = 64 * GIB
 
+# Placement
+PLACEMENT_GROUPS_MIN = 64  # powers of two: a group splits in two when the table doubles
+PLACEMENT_GROUPS_MAX = 1 << 16
+PLACEMENT_GROUPS_PER_SERVER = 8
+
 # The mount
 DIRTY_BYTES_MAX = 64 * MIB
 BLOCK_CACHE_BYTES = 64 * MIB
