@@ -11,6 +11,18 @@ from typing import Optional
 import msgspec
 
 from node.wire.catalogue import Catalogue, Method
+from storage.block import decode as decode_block
+from storage.block import encode as encode_block
+from storage.block import name as name_block
+from storage.block import partial as partial_block
+from storage.block import verify as verify_block
+
+__all__ = [
+    "decode_block", "encode_block", "name_block", "partial_block", "verify_block",
+    "BlockInfo", "BlockRange", "CATALOGUE", "Delete", "DeleteReply", "FORMAT_VERSION", "Get", "GetReply",
+    "GetServerStatus", "Heartbeat", "HeartbeatReply", "METADATA_FOR_SERVERS", "Put", "PutReply", "ServerStatus",
+    "Touch", "TouchReply",
+]
 
 FORMAT_VERSION = 1
 
@@ -135,4 +147,9 @@ CATALOGUE = Catalogue(
         Method(0x103, Delete, DeleteReply),
         Method(0x104, GetServerStatus, ServerStatus),
     ],
+)
+
+METADATA_FOR_SERVERS = Catalogue(
+    "metadata, as chunk servers use it",
+    [Method(0x207, Heartbeat, HeartbeatReply)],  # the same number as in the metadata service's own catalogue
 )
