@@ -1,0 +1,179 @@
+"""Drive a real cluster by its commands, for tests, fault programs and the bench.
+
+Everything goes through the documented interface: ``fusefs up | down | mount | umount | status`` and the files
+under DIR. Only processes of this cluster are ever signalled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FUSEFS = str(Path(sys.executable).parent / "fusefs")
+CI = os.environ.get("CI") == "true"
+LONG = bool(os.environ.get("LONG"))
+
+
+def seed(name: str) -> int:
+    """Return the seed of this run, given by SEED or fresh, and print it so that a failure can be replayed."""
+    value = int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
+    print(f"{name}: SEED={value}")
+    return value
+
+
+def need_fuse() -> None:
+    """Skip without root or /dev/fuse; under CI=true fail instead."""
+    missing = [what for what, ok in (("root", os.geteuid() == 0), ("/dev/fuse", os.path.exists("/dev/fuse"))) if not ok]
+    if missing and CI:
+        pytest.fail(f"this test needs {' and '.join(missing)}")
+    if missing:
+        pytest.skip(f"needs {' and '.join(missing)}")
+
+
+def run(*command: str | Path, check: bool = True, timeout_s: float = 120, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command, its output captured; a failure shows what it printed."""
+    kwargs.setdefault("stdin", subprocess.DEVNULL)
+    done = subprocess.run(
+        [str(c) for c in command], capture_output=True, text=True, errors="replace", timeout=timeout_s, **kwargs
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{command} exited with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+    return done
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
+    """Poll until ``condition`` returns something true."""
+    end = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout_s} s: {what}")
+        time.sleep(0.02)
+
+
+def rss_anon_bytes(pid: int) -> int:
+    """Anonymous memory of a process; the databases' maps are page cache and do not count."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+class Cluster:
+    """A cluster of real processes under one directory, with any number of mounts."""
+
+    def __init__(self, directory: Path, **flags: str | int) -> None:
+        self.directory = directory
+        self.flags = [part for key, value in flags.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+        self.mounts: list[Path] = []
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "cluster.toml"
+
+    def up(self, *extra: str) -> None:
+        run(FUSEFS, "up", self.directory, *self.flags, "--detach", *extra)
+
+    def down(self) -> None:
+        run(FUSEFS, "down", self.directory)
+        self.mounts.clear()
+
+    def mount(self, path: Path, *options: str) -> Path:
+        path.mkdir(parents=True, exist_ok=True)
+        run(FUSEFS, "mount", self.config, path, *options)
+        if path not in self.mounts:
+            self.mounts.append(path)
+        return path
+
+    def umount(self, path: Path) -> None:
+        run(FUSEFS, "umount", path)
+        self.mounts.remove(path)
+
+    def status(self) -> dict[str, Any]:
+        done = run(FUSEFS, "status", self.config, "--json", check=False)
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
+    def log(self, name: str) -> str:
+        return (self.directory / "log" / f"{name}.log").read_text(errors="replace")
+
+    def server_pids(self) -> dict[str, int]:
+        """Living servers by name, as run/NAME.pid tells and /proc confirms."""
+        found = {}
+        for file in sorted((self.directory / "run").glob("*.pid")):
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(file.read_text())
+                if str(self.directory) in _command_line(pid):
+                    found[file.stem] = pid
+        return found
+
+    def pids(self) -> list[int]:
+        """Every process of this cluster on this host, the mounts' too: those that name its configuration."""
+        mine = []
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and int(entry) != os.getpid() and str(self.config) in _command_line(int(entry)):
+                mine.append(int(entry))
+        return mine
+
+    def kill(self, *pids: int) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            wait_for(lambda pid=pid: not _alive(pid), 20, f"{pid} to end")
+
+    def kill_all(self) -> None:
+        """Pull the plug: kill -9 of every process, then clear the dead mount points."""
+        self.kill(*self.pids())
+        for path in self.mounts:
+            subprocess.run(["umount", "-l", str(path)], capture_output=True)
+
+    def clean(self) -> None:
+        """Leave nothing behind, whatever happened."""
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run(FUSEFS, "down", self.directory, check=False, timeout_s=60)
+        self.kill_all()
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def cluster(directory: Path, **flags: str | int) -> Iterator[Cluster]:
+    """A running cluster that is gone afterwards."""
+    made = Cluster(directory, **flags)
+    try:
+        made.up()
+        yield made
+    finally:
+        made.clean()

@@ -1,0 +1,63 @@
+"""The house rules that tools can check: layers, types, style, and what may stand at the top level."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parent.parent
+PACKAGES = ("node", "storage", "metadata", "fusefs")
+ALLOWED = set(
+    "setup.cfg README.md fusefs metadata storage tests systemd node pyproject.toml setup.py Makefile LICENSE "
+    "CHANGELOG.md .ci .gitignore".split()
+)
+
+
+def tool(*command: str) -> None:
+    done = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], cwd=TOP, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_types() -> None:
+    tool("mypy")
+
+
+def test_style() -> None:
+    tool("flake8", *PACKAGES, "tests")
+
+
+def test_layers() -> None:
+    tool("lint-imports", "--no-cache")
+
+
+def test_top_level() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=TOP, capture_output=True, text=True, check=True).stdout.split("\n")
+    assert {path.split("/")[0] for path in tracked if path} <= ALLOWED
+
+
+def test_only_one_file_owns_each_engine() -> None:
+    """zmq, pyfuse3 and lmdb are each known to one place only, and pure cores know no clock, disk or network."""
+    for package in PACKAGES:
+        for path in (TOP / package).rglob("*.py"):
+            name = str(path.relative_to(TOP))
+            text = path.read_text()
+            imports = {line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))}
+            assert "zmq" not in imports or name.startswith("node/rpc/"), name
+            assert "pyfuse3" not in imports or name.startswith("fusefs/mount/"), name
+            assert "lmdb" not in imports or name in ("metadata/store/engine_lmdb.py", "storage/catalog.py"), name
+            if name.startswith(("metadata/raft/", "metadata/state/", "node/wire/")):
+                assert not imports & {"trio", "zmq", "lmdb", "os", "time", "random", "socket"}, name
+
+
+def test_modules_stay_small() -> None:
+    long = {}
+    for package in PACKAGES:
+        for path in (TOP / package).rglob("*.py"):
+            lines = path.read_text().count("\n")
+            if lines > 600:
+                long[str(path.relative_to(TOP))] = lines
+    assert not long, f"cut these by responsibility: {long}"
