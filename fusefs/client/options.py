@@ -1,0 +1,42 @@
+"""What a mount is told: where the cluster is, and how this client may behave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from node.wire import limits
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Where a process listens. ``public_key`` (z85, 40 bytes) is empty where the transport needs none (ipc)."""
+
+    address: str
+    public_key: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """One cluster as a client needs to know it: its id, the metadata members and the keys of the chunk servers.
+
+    Addresses of chunk servers come from the cluster map; ``server_keys`` has their public keys by name.
+    """
+
+    cluster_id: bytes
+    members: Mapping[int, Peer]  # member id -> where; at least one
+    server_keys: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """Bounds of one mount. Seconds and bytes."""
+
+    request_timeout_s: float = limits.REQUEST_TIMEOUT_S  # what a caller waits at most; then FsError TIMEOUT
+    dirty_bytes_max: int = limits.DIRTY_BYTES_MAX  # above it writers wait
+    cache_bytes_max: int = limits.BLOCK_CACHE_BYTES  # plaintext blocks kept in memory
+    read_ahead_blocks: int = limits.READ_AHEAD_BLOCKS
+    flush_after_s: float = 1.0  # dirty data older than this goes out by itself
+    stop_flush_s: float = limits.STOP_FLUSH_S  # what closing the volume may take to flush
+    host: str = ""  # shown by `fusefs status`
+    version: str = ""
