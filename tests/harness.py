@@ -41,7 +41,9 @@ def need_fuse() -> None:
         pytest.skip(f"needs {' and '.join(missing)}")
 
 
-def run(*command: str | Path, check: bool = True, timeout_s: float = 120, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str | Path, check: bool = True, timeout_s: float = 120, **kwargs: Any
+) -> subprocess.CompletedProcess[str]:
     """Run a command, its output captured; a failure shows what it printed."""
     kwargs.setdefault("stdin", subprocess.DEVNULL)
     done = subprocess.run(

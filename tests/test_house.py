@@ -17,7 +17,8 @@ ALLOWED = set(
 
 
 def tool(*command: str) -> None:
-    done = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], cwd=TOP, capture_output=True, text=True)
+    program = str(Path(sys.executable).parent / command[0])
+    done = subprocess.run([program, *command[1:]], cwd=TOP, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -35,8 +36,8 @@ def test_layers() -> None:
 
 
 def test_top_level() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=TOP, capture_output=True, text=True, check=True).stdout.split("\n")
-    assert {path.split("/")[0] for path in tracked if path} <= ALLOWED
+    listed = subprocess.run(["git", "ls-files"], cwd=TOP, capture_output=True, text=True, check=True).stdout
+    assert {path.split("/")[0] for path in listed.splitlines()} <= ALLOWED
 
 
 def test_only_one_file_owns_each_engine() -> None:
@@ -45,7 +46,8 @@ def test_only_one_file_owns_each_engine() -> None:
         for path in (TOP / package).rglob("*.py"):
             name = str(path.relative_to(TOP))
             text = path.read_text()
-            imports = {line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))}
+            lines = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
+            imports = {line.split()[1].split(".")[0] for line in lines}
             assert "zmq" not in imports or name.startswith("node/rpc/"), name
             assert "pyfuse3" not in imports or name.startswith("fusefs/mount/"), name
             assert "lmdb" not in imports or name in ("metadata/store/engine_lmdb.py", "storage/catalog.py"), name

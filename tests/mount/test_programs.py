@@ -104,4 +104,5 @@ def test_append_by_many_writers(work: Path) -> None:
     for t in threads:
         t.join()
     lines = path.read_bytes().splitlines()
-    assert sorted(line.rstrip(b".") for line in lines) == sorted(f"{w}:{i}".encode() for w in range(4) for i in range(100))
+    wanted = sorted(f"{w}:{i}".encode() for w in range(4) for i in range(100))
+    assert sorted(line.rstrip(b".") for line in lines) == wanted
