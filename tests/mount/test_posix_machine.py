@@ -70,13 +70,13 @@ class Comparison(RuleBasedStateMachine):
     def unlink(self, path: str) -> None:
         self.both(lambda top: os.unlink(top / path))
 
-    @rule(source=PATHS, target=PATHS)
-    def rename(self, source: str, target: str) -> None:
-        self.both(lambda top: os.rename(top / source, top / target))
+    @rule(source=PATHS, to=PATHS)
+    def rename(self, source: str, to: str) -> None:
+        self.both(lambda top: os.rename(top / source, top / to))
 
-    @rule(source=PATHS, target=PATHS)
-    def link(self, source: str, target: str) -> None:
-        self.both(lambda top: os.link(top / source, top / target, follow_symlinks=False))
+    @rule(source=PATHS, to=PATHS)
+    def link(self, source: str, to: str) -> None:
+        self.both(lambda top: os.link(top / source, top / to, follow_symlinks=False))
 
     @rule(text=PATHS, path=PATHS)
     def symlink(self, text: str, path: str) -> None:
