@@ -7,34 +7,20 @@ after it was called. Cancelling a caller never loses dirty data: write-back runs
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
 from typing import Any, Optional
 
 from fusefs.client.handles import DirHandle, Handle
-from fusefs.client.options import ClientOptions, Cluster
 from metadata.api import Attr, VolumeStat
-from node.rpc.security import CurveKeys
 from node.wire.types import Buffer
 
 
 class Volume:
-    """One session on one cluster. Made by ``open``; not to be shared between event loops.
+    """One session on one cluster. Made by ``fusefs.client.connect.open_volume``; belongs to one event loop.
 
     Coherence today: nothing that another mount could change is kept across calls. ``flush`` (close) makes data
     visible to other mounts and durable. Ordering between calls on one name is the caller's (the kernel holds the
     directory's lock); calls on different inodes may overlap freely.
     """
-
-    @classmethod
-    def open(
-        cls, cluster: Cluster, *, keys: Optional[CurveKeys] = None, mount: str, options: ClientOptions = ClientOptions()
-    ) -> AbstractAsyncContextManager[Volume]:
-        """Connect, register a session and yield a Volume; on leaving, flush (bounded), end the session, disconnect.
-
-        ``keys`` are this client's own (None: a transport without keys). Raises FsError UNREACHABLE, TIMEOUT,
-        UNAUTHORIZED, FOREIGN_CLUSTER or UNSUPPORTED_VERSION before it yields.
-        """
-        raise NotImplementedError
 
     # --- names and attributes -----------------------------------------------------------------------------------
 
@@ -127,7 +113,7 @@ class Volume:
         raise NotImplementedError
 
     async def flush(self, handle: Handle) -> None:
-        """close(2) of a descriptor: all data written here before is durable and visible everywhere when this returns."""
+        """close(2) of a descriptor: all data written here before is durable, and visible everywhere, from now on."""
         raise NotImplementedError
 
     async def fsync(self, handle: Handle, datasync: bool = False) -> None:
