@@ -22,12 +22,27 @@ BLOCK_STORED_BYTES_MAX = BLOCK_BYTES_MAX + 4 * KIB  # raw pieces and the piece t
 SEGMENT_BYTES_MAX = 256 * MIB
 PUT_BLOCKS_MAX = 1024
 PUT_BYTES_MAX = 4 * MIB
+GET_RANGES_MAX = 1024
+GET_BYTES_MAX = 8 * MIB  # encoded, of one reply
+STORE_GROUP_BYTES_MAX = 16 * MIB  # what one fdatasync of a chunk server covers
+STORE_PENDING_BYTES_MAX = 64 * MIB  # puts that a chunk server holds in memory; beyond: OVERLOADED
+STORE_RESERVE_BYTES = 16 * MIB  # of a disk, kept free of data so that touches and deletions work on a full one
+STORE_OPEN_SEGMENTS_MAX = 128
+CATALOG_MAP_BYTES = 64 * GIB
+CATALOG_PENDING_MAX = 16_384  # entries; then the catalog is committed
+CATALOG_LAG_BYTES_MAX = 256 * MIB  # of segments that a start has to scan
+CATALOG_COMMIT_S = 5.0
 
 # Extents
 INLINE_EXTENTS_MAX = 16
 EXTENTS_PER_CHUNK_MAX = 64  # a writer that would leave more rewrites the chunk instead
 COMMIT_EXTENTS_MAX = 4096
 EXTENT_PAGE_MAX = 2048
+CHUNK_EXTENTS_MAX = 256  # refused above: what a chunk may hold at all
+SUBMIT_EXTENTS_MAX = 8192  # of all operations of a Submit together, so that applying it is short
+ERASE_ROWS_MAX = 1024  # rows of extents that a truncate or punch removes at once; the rest is paced
+ERASE_EXTENTS_MAX = 4096
+PURGES_MAX = 8  # paced erasures of one file at a time
 
 # Requests
 FRAME_PARTS_MAX = PUT_BLOCKS_MAX + 2
@@ -51,6 +66,18 @@ SESSION_EXPIRY_S = 60.0
 RESULT_WINDOW = 4096  # unacknowledged results kept for a session
 SESSIONS_MAX = 4096
 INO_RANGE_MAX = 65_536
+INO_UNUSED_MAX = 4 * INO_RANGE_MAX  # inode numbers that a session was given and has not used
+SESSION_RESULT_BYTES_MAX = 64 * MIB  # of the results kept for a session
+SESSION_TEXT_BYTES_MAX = 4096  # host, mount, version; name, address of a chunk server
+RELEASE_INOS_MAX = 4096
+NOT_HELD_MAX = 4096
+ORPHANS_PAGE_MAX = 4096
+
+# The state machine
+DIRECTORY_DEPTH_MAX = 65_536  # directories between the root and the target of a directory's rename
+RECLAIM_ROWS_MAX = 4096  # of one paced step
+RECLAIM_BLOCKS_MAX = 16_384  # block names in one command of the garbage collector
+INODE_CACHE_MAX = 16_384
 
 # Raft
 RAFT_TICK_S = 0.05
@@ -89,8 +116,29 @@ SOCKET_PATH_BYTES_MAX = 107
 assert BLOCK_BYTES_MAX % PIECE_BYTES == 0
 assert BLOCK_STORED_BYTES_MAX <= PUT_BYTES_MAX <= MESSAGE_BYTES_MAX
 assert BODY_BYTES_MAX + PUT_BYTES_MAX <= MESSAGE_BYTES_MAX
+assert BODY_BYTES_MAX + GET_BYTES_MAX <= MESSAGE_BYTES_MAX
+assert PUT_BYTES_MAX <= STORE_GROUP_BYTES_MAX <= STORE_PENDING_BYTES_MAX
 assert INLINE_EXTENTS_MAX <= EXTENTS_PER_CHUNK_MAX
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S < SESSION_EXPIRY_S
 assert RAFT_HEARTBEAT_TICKS < RAFT_ELECTION_TICKS
 assert RAFT_ENTRY_BYTES_MAX > BODY_BYTES_MAX
 assert CREDIT_BYTES >= MESSAGE_BYTES_MAX
+
+# Connections
+RECONNECT_GRACE_S = 1.0  # a request waits this long for a connection, then the peer counts as down
+RECONNECT_MIN_S = 0.025
+RECONNECT_MAX_S = 0.1  # a dead peer costs ten attempts a second; it is back within one of them
+REFUSED_RETRY_S = 1.0  # after a refusal (key, cluster, version): somebody has to change something first
+HEARTBEAT_INTERVAL_S = 5.0
+HEARTBEAT_TIMEOUT_S = 15.0
+HANDSHAKE_TIMEOUT_S = 5.0
+LINGER_S = 1.0  # how long a stopping server's last answers may take to leave
+CREDIT_ACK_BYTES = CREDIT_BYTES // 8  # one-way traffic is acknowledged in steps of this
+PEERS_MAX = 16_384  # connections to one server
+PEER_SWEEP_S = 10.0  # idle peers are asked whether they are still there
+
+assert HEARTBEAT_INTERVAL_S < HEARTBEAT_TIMEOUT_S
+assert RECONNECT_MIN_S <= RECONNECT_MAX_S < RECONNECT_GRACE_S
+assert CREDIT_ACK_BYTES * 2 <= CREDIT_BYTES
+assert INLINE_EXTENTS_MAX <= EXTENTS_PER_CHUNK_MAX <= CHUNK_EXTENTS_MAX <= EXTENT_PAGE_MAX
+assert COMMIT_EXTENTS_MAX <= SUBMIT_EXTENTS_MAX
