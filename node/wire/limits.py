@@ -88,11 +88,16 @@ RAFT_MESSAGE_BYTES_MAX = 1 * MIB  # soft: at least one entry always travels
 RAFT_INFLIGHT_MESSAGES_MAX = 256
 RAFT_INFLIGHT_BYTES_MAX = 16 * MIB
 RAFT_UNCOMMITTED_BYTES_MAX = 64 * MIB
+RAFT_ENVELOPE_BYTES_MAX = 4 * MIB  # soft: one message always travels
+PEER_GREET_RETRY_S = 0.2
 LOG_SEGMENT_BYTES = 64 * MIB
 LOG_RESERVE_BYTES = 16 * MIB  # kept free so that unlink works on a full disk
 LOG_TRAILING_ENTRIES = 50_000
 LOG_CACHE_BYTES = 16 * MIB
 SNAPSHOT_CHUNK_BYTES = 1 * MIB
+SNAPSHOT_BYTES_PER_S = 64 * MIB  # leaves the others their share of the network and the disk
+SNAPSHOT_STALL_S = 30.0  # a stream in which nothing moves for this long is given up
+READ_ROUND_PATIENCE_S = 0.2  # a read-index round without an answer is followed by another
 STATE_COMMIT_ENTRIES = 4096
 STATE_COMMIT_S = 1.0
 STATE_MAP_BYTES = 64 * GIB
@@ -123,6 +128,7 @@ assert SESSION_RENEW_S * 2 < SESSION_LEASE_S < SESSION_EXPIRY_S
 assert RAFT_HEARTBEAT_TICKS < RAFT_ELECTION_TICKS
 assert RAFT_ENTRY_BYTES_MAX > BODY_BYTES_MAX
 assert CREDIT_BYTES >= MESSAGE_BYTES_MAX
+assert RAFT_ENVELOPE_BYTES_MAX + RAFT_ENTRY_BYTES_MAX + RAFT_MESSAGE_BYTES_MAX <= MESSAGE_BYTES_MAX
 
 # Connections
 RECONNECT_GRACE_S = 1.0  # a request waits this long for a connection, then the peer counts as down

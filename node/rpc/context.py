@@ -1,0 +1,117 @@
+"""A process's ZeroMQ: one context, and the handler that decides who passes (ZAP, RFC 27)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import trio
+import zmq
+import zmq.utils.z85
+
+from node.rpc.link import ClientEvents
+from node.rpc.owner import OwnedSocket, never
+from node.rpc.security import Security
+from node.rpc.zmqlink import ZmqClientLink, ZmqServerLink
+from node.wire.errors import Code, FsError
+
+if TYPE_CHECKING:
+    from node.rpc.link import ClientLink, ServerLink
+
+log = logging.getLogger(__name__)
+
+_SOCKETS_MAX = 16_384
+_ZAP_FRAMES_MAX = 32  # the envelope and at most seven frames of ours
+_DENIALS_LOGGED_MAX = 1000  # distinct keys; a stranger who makes new keys does not fill the log
+
+
+class Transport:
+    """Sockets of one process. An async context manager: leaving it waits (LINGER_S at most) for last answers.
+
+    TCP without CURVE is refused unless ``insecure_tcp`` is set, which only tests do.
+    """
+
+    def __init__(self, *, insecure_tcp: bool = False, io_threads: int = 1) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads)
+        self.context.set(zmq.MAX_SOCKETS, _SOCKETS_MAX)
+        self.zap = Zap(self.context)
+        self._insecure_tcp = insecure_tcp
+
+    async def __aenter__(self) -> Transport:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.zap.close()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self.context.term)
+
+    def client_link(self, address: str, security: Security, events: ClientEvents) -> ClientLink:
+        """A link for a Connection."""
+        self._check(address, security)
+        return ZmqClientLink(self, address, security, events)
+
+    def server_link(self, address: str, security: Security) -> ServerLink:
+        """A link for a Server."""
+        self._check(address, security)
+        return ZmqServerLink(self, address, security)
+
+    def _check(self, address: str, security: Security) -> None:
+        if address.startswith("tcp://") and security.keys is None and not self._insecure_tcp:
+            raise FsError(Code.UNAUTHORIZED, f"{address}: tcp needs CURVE keys")
+
+
+class Zap:
+    """The allow-lists of this process's servers, by ZAP domain."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self._context = context
+        self._domains: dict[bytes, frozenset[bytes]] = {}
+        self._owned: OwnedSocket | None = None
+        self._turn = trio.Lock()
+        self._denied: set[bytes] = set()
+
+    def admit(self, allowed: Collection[bytes]) -> bytes:
+        """Register an allow-list; returns its domain."""
+        domain = b"server-%d" % len(self._domains)
+        self._domains[domain] = frozenset(allowed)
+        if self._owned is None:
+            sock = self._context.socket(zmq.ROUTER)
+            sock.set(zmq.LINGER, 0)
+            sock.bind("inproc://zeromq.zap.01")
+            self._owned = OwnedSocket(sock, _ZAP_FRAMES_MAX, self._request, never)
+        return domain
+
+    async def run(self) -> None:
+        """Answer until cancelled. Each server runs this; one of them does the work, the next takes over from it."""
+        assert self._owned is not None
+        async with self._turn:
+            await self._owned.run()
+
+    def close(self) -> None:
+        """Let the context go."""
+        if self._owned is not None:
+            self._owned.sock.close(0)
+            self._owned = None
+
+    def _request(self, heads: Sequence[bytes], _data: list[memoryview]) -> None:
+        assert self._owned is not None
+        split = heads.index(b"")
+        envelope, request = heads[: split + 1], heads[split + 1:]
+        version, number, domain, address, _identity, mechanism = request[:6]
+        key = zmq.utils.z85.encode(request[6]) if mechanism == b"CURVE" and len(request) > 6 else b""
+        if version == b"1.0" and key in self._domains.get(domain, frozenset()):
+            verdict = (b"200", b"OK", key)
+        else:
+            self._note(key, address)
+            verdict = (b"400", b"not in the allow-list", b"")
+        code, text, user = verdict
+        self._owned.send([*envelope, b"1.0", number, code, text, user, b""])
+
+    def _note(self, key: bytes, address: bytes) -> None:
+        if key not in self._denied and len(self._denied) < _DENIALS_LOGGED_MAX:
+            self._denied.add(key)
+            log.warning("refused a client: key %r from %s is not in the allow-list", key, address)
