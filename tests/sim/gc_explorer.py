@@ -1,0 +1,230 @@
+"""Every interleaving of the garbage-collection rule at small scope: one block, a few sessions, disks and epochs.
+
+The rule under test (storage/FORMAT.md and metadata.api.Commit state its parts):
+
+1. Every reference first does a durable put_or_touch(block, epoch) on a write quorum of the placement group.
+2. A commit carries the oldest epoch of its touches and is refused when that is older than the current epoch - 1.
+3. A count that falls to 0 makes the block a candidate with the current epoch; two epochs later, when it is still 0,
+   ``delete if touch <= candidate epoch`` goes to the members. Such a message may arrive late and more than once.
+4. A commit also carries the placement group's epoch and is refused when the group has changed since.
+5. Repair gives the copy the greatest touch that it reads, and a leaving member drops its copy only after repair.
+6. Touches are as durable as data.
+
+``Rules`` can drop each ingredient; the explorer must then find a lost block. The invariant: while a block is
+referenced, some disk of the group (or one that has not been dropped yet) still holds it, although one disk may die.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Optional
+
+ABSENT = -1
+DISKS = 4
+GROUPS = ((0, 1, 2), (1, 2, 3))  # members before and after the one change of the group
+WRITE_QUORUM = 2
+
+IDLE, TOUCHING, HOLDING = range(3)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The ingredients; each can be taken out."""
+
+    refuse_stale_commit: bool = True
+    epochs_of_distance: int = 2
+    commit_carries_oldest: bool = True
+    delete_is_conditional: bool = True
+    commit_checks_group: bool = True
+    drop_after_repair: bool = True
+    touches_are_durable: bool = True
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How much can happen."""
+
+    sessions: int = 2
+    epochs: int = 4
+    group_changes: int = 0
+    lost_disks: int = 0
+    crashes: int = 0  # of a disk's process: forgets touches that are not durable
+
+
+class Session(NamedTuple):
+    phase: int
+    known: int  # the epoch that it has learnt
+    oldest: int  # of its touches under way
+    newest: int
+    confirmed: int  # mask of disks
+    group: int
+
+
+class State(NamedTuple):
+    epoch: int
+    references: int
+    candidate: int
+    group: int
+    disks: tuple[int, ...]  # touch epoch, or ABSENT
+    synced: tuple[int, ...]  # what a crash leaves
+    sessions: tuple[Session, ...]
+    flight: frozenset[tuple[int, int]]  # deletes: (disk, candidate epoch); delivered any number of times
+    repair: int  # touch that a repair under way has collected, or ABSENT
+    repaired: bool
+    group_changes: int
+    lost_disks: int
+    crashes: int
+
+
+def initial(scope: Scope) -> State:
+    session = Session(IDLE, 0, 0, 0, 0, 0)
+    absent = (ABSENT,) * DISKS
+    return State(
+        0, 0, ABSENT, 0, absent, absent, (session,) * scope.sessions, frozenset(), ABSENT, False,
+        scope.group_changes, scope.lost_disks, scope.crashes,
+    )  # fmt: skip
+
+
+def put(values: tuple[int, ...], index: int, value: int) -> tuple[int, ...]:
+    return values[:index] + (value,) + values[index + 1 :]
+
+
+def with_session(state: State, index: int, session: Session) -> State:
+    return state._replace(sessions=state.sessions[:index] + (session,) + state.sessions[index + 1 :])
+
+
+def session_steps(state: State, index: int, rules: Rules) -> Iterator[tuple[str, State]]:
+    s = state.sessions[index]
+    if s.known < state.epoch:
+        yield f"session {index} learns the epoch", with_session(state, index, s._replace(known=state.epoch))
+    if s.phase == IDLE:
+        began = s._replace(phase=TOUCHING, oldest=s.known, newest=s.known, confirmed=0, group=state.group)
+        yield f"session {index} begins", with_session(state, index, began)
+    elif s.phase == TOUCHING:
+        for disk in GROUPS[s.group]:
+            if not s.confirmed >> disk & 1:
+                touch = max(state.disks[disk], s.known)
+                after = state._replace(disks=put(state.disks, disk, touch))
+                if rules.touches_are_durable or state.disks[disk] == ABSENT:
+                    after = after._replace(synced=put(state.synced, disk, touch))
+                touched = s._replace(confirmed=s.confirmed | 1 << disk, newest=s.known)
+                yield f"session {index} touches disk {disk}", with_session(after, index, touched)
+        if s.confirmed.bit_count() >= WRITE_QUORUM:
+            carried = s.oldest if rules.commit_carries_oldest else s.known
+            stale = rules.refuse_stale_commit and carried < state.epoch - 1
+            moved = rules.commit_checks_group and s.group != state.group
+            if stale or moved:
+                yield f"session {index} is refused", with_session(state, index, s._replace(phase=IDLE, confirmed=0))
+            else:
+                after = state._replace(references=state.references + 1, candidate=ABSENT)
+                held = Session(HOLDING, s.known, 0, 0, 0, 0)
+                yield f"session {index} commits", with_session(after, index, held)
+    else:
+        count = state.references - 1
+        after = state._replace(references=count, candidate=state.epoch if count == 0 else state.candidate)
+        yield f"session {index} removes", with_session(after, index, Session(IDLE, s.known, 0, 0, 0, 0))
+
+
+def collector_steps(state: State, rules: Rules, scope: Scope) -> Iterator[tuple[str, State]]:
+    if state.epoch + 1 < scope.epochs:
+        yield "the epoch advances", state._replace(epoch=state.epoch + 1)
+    due = state.candidate != ABSENT and state.epoch >= state.candidate + rules.epochs_of_distance
+    if due and state.references == 0:
+        sent = state.flight | {(disk, state.candidate) for disk in GROUPS[state.group]}
+        if sent != state.flight:
+            yield "deletes are sent", state._replace(flight=sent)
+    for disk, candidate in state.flight:
+        touch = state.disks[disk]
+        if touch != ABSENT and (touch <= candidate or not rules.delete_is_conditional):
+            gone = state._replace(disks=put(state.disks, disk, ABSENT), synced=put(state.synced, disk, ABSENT))
+            yield f"disk {disk} deletes", gone
+
+
+def fault_steps(state: State, rules: Rules) -> Iterator[tuple[str, State]]:
+    if state.lost_disks:
+        for disk in range(DISKS):
+            if state.disks[disk] != ABSENT:
+                lost = state._replace(disks=put(state.disks, disk, ABSENT), synced=put(state.synced, disk, ABSENT))
+                yield f"disk {disk} is lost", lost._replace(lost_disks=state.lost_disks - 1)
+    if state.crashes:
+        for disk in range(DISKS):
+            if state.disks[disk] != state.synced[disk]:
+                forgot = state._replace(disks=put(state.disks, disk, state.synced[disk]), crashes=state.crashes - 1)
+                yield f"disk {disk} crashes", forgot
+
+
+def group_steps(state: State, rules: Rules) -> Iterator[tuple[str, State]]:
+    if state.group == 0:
+        if state.group_changes:
+            changed = state._replace(group=1, group_changes=state.group_changes - 1)
+            yield "the group changes", changed
+        return
+    if not state.repaired and state.repair == ABSENT:
+        old = [d for d in GROUPS[0] if state.disks[d] != ABSENT]
+        if not old:
+            yield "nothing to repair", state._replace(repaired=True)
+        for source in old:
+            for other in GROUPS[0]:
+                if other != source:
+                    touch = max(state.disks[source], state.disks[other])
+                    yield f"repair reads disks {source} and {other}", state._replace(repair=touch)
+    elif state.repair != ABSENT:
+        touch = max(state.disks[3], state.repair)
+        copied = state._replace(disks=put(state.disks, 3, touch), synced=put(state.synced, 3, touch))
+        yield "repair writes disk 3", copied._replace(repair=ABSENT, repaired=True)
+    if state.disks[0] != ABSENT and (state.repaired or not rules.drop_after_repair):
+        dropped = state._replace(disks=put(state.disks, 0, ABSENT), synced=put(state.synced, 0, ABSENT))
+        yield "disk 0 drops its copy", dropped
+
+
+def successors(state: State, rules: Rules, scope: Scope) -> Iterator[tuple[str, State]]:
+    for index in range(len(state.sessions)):
+        yield from session_steps(state, index, rules)
+    yield from collector_steps(state, rules, scope)
+    yield from fault_steps(state, rules)
+    if scope.group_changes:
+        yield from group_steps(state, rules)
+
+
+def is_lost(state: State) -> bool:
+    """A referenced block that no disk holds."""
+    return state.references > 0 and all(touch == ABSENT for touch in state.disks)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    states: int
+    complete: bool
+    trace: Optional[list[str]]  # how the block was lost, None: it never was
+
+
+def explore(rules: Rules, scope: Scope, limit: int = 2_000_000) -> Outcome:
+    """Visit all states breadth first, at most ``limit``; stop at the first lost block with the way there."""
+    first = initial(scope)
+    came_from: dict[State, Optional[tuple[State, str]]] = {first: None}
+    queue = deque([first])
+    while queue:
+        state = queue.popleft()
+        for label, after in successors(state, rules, scope):
+            # sessions are alike: only one order of them needs a look
+            after = after._replace(sessions=tuple(sorted(after.sessions)))
+            if after in came_from:
+                continue
+            came_from[after] = (state, label)
+            if is_lost(after):
+                return Outcome(len(came_from), False, _trace(after, came_from))
+            if len(came_from) >= limit:
+                return Outcome(len(came_from), False, None)
+            queue.append(after)
+    return Outcome(len(came_from), True, None)
+
+
+def _trace(state: State, came_from: dict[State, Optional[tuple[State, str]]]) -> list[str]:
+    labels = []
+    step = came_from[state]
+    while step is not None:
+        labels.append(step[1])
+        step = came_from[step[0]]
+    return labels[::-1]

@@ -1,0 +1,48 @@
+"""The garbage-collection rule loses no referenced block in any interleaving, and needs each of its ingredients."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness import LONG
+from tests.sim.gc_explorer import Rules, Scope, explore
+
+MEMBERSHIP = Scope(group_changes=1, lost_disks=1, epochs=3, sessions=1)
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("scope", "whole"),
+    [
+        (Scope(), False),
+        (Scope(lost_disks=1, epochs=3), True),
+        (Scope(crashes=2, epochs=3), True),
+        (MEMBERSHIP, True),
+    ],
+    ids=["plain", "lost disk", "crashes", "membership"],
+)
+def test_no_interleaving_loses_a_referenced_block(scope: Scope, whole: bool) -> None:
+    outcome = explore(Rules(), scope, limit=4_000_000 if LONG else 700_000)
+    print(f"{outcome.states} states, {'all' if outcome.complete else 'as far as the limit'}")
+    assert outcome.trace is None, outcome.trace
+    assert outcome.complete or not whole
+    assert outcome.states > 100_000
+
+
+@pytest.mark.parametrize(
+    ("rules", "scope"),
+    [
+        (Rules(refuse_stale_commit=False), Scope()),
+        (Rules(epochs_of_distance=1), Scope()),
+        (Rules(commit_carries_oldest=False), Scope()),
+        (Rules(delete_is_conditional=False), Scope()),
+        (Rules(touches_are_durable=False), Scope(crashes=2, epochs=3)),
+        (Rules(commit_checks_group=False), MEMBERSHIP),
+        (Rules(drop_after_repair=False), MEMBERSHIP),
+    ],
+    ids=["stale commit", "one epoch", "newest epoch", "unconditional", "forgotten touch", "old group", "early drop"],
+)
+def test_each_ingredient_is_needed(rules: Rules, scope: Scope) -> None:
+    outcome = explore(rules, scope, limit=1_500_000)
+    assert outcome.trace is not None, f"{outcome.states} states and no loss"
+    print(" / ".join(outcome.trace))
