@@ -1,8 +1,8 @@
 """The encoded form of a block: how it travels and how it rests. Pure; ``FORMAT.md`` describes every byte.
 
 A block is up to ``BLOCK_BYTES_MAX`` bytes of plaintext, named by its BLAKE3. Encoded, it is a header, a table of
-pieces, and the pieces. Each piece holds 64 KiB of plaintext (the last one the rest), lz4 or raw, whichever is smaller by enough
-to matter. The checksum of the header covers the table and the block's name, and the table holds the checksum of each
+pieces, and the pieces. Each piece holds 64 KiB of plaintext (the last one the rest), lz4 or raw, lz4 only when it saves
+a sixteenth. The checksum of the header covers the table and the name of the block, and the table holds that of each
 piece. So any run of pieces can be verified without the others (a *partial* block: the same header and table, fewer
 pieces), and a frame of one block never passes for another.
 

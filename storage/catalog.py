@@ -1,0 +1,261 @@
+"""The index of a block store: block -> where its record is, and its state.
+
+The segments are the truth. A catalog only remembers what they say up to a *position*, so that a start need not read
+them all: updates collect in memory and are committed now and then, together with the position they stand for. What a
+crash takes from the catalog, the store reads again from the segments behind the position; where the catalog is missing,
+damaged or of another store, the store reads all of them.
+"""
+
+from __future__ import annotations
+
+import enum
+import shutil
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, NoReturn, Optional, Protocol
+
+import lmdb
+import msgspec
+
+from node.host.disk import FatalDiskError
+from node.wire.limits import CATALOG_MAP_BYTES
+
+VERSION = 1
+
+_ENTRY = struct.Struct("<IIIIIIB")
+
+
+class State(enum.IntEnum):
+    """What a block's entry stands for. Numbers are part of the format: append, never renumber."""
+
+    LIVE = 1
+    QUARANTINED = 2  # deleted, still readable; a touch brings it back
+    DAMAGED = 3  # its bytes were found bad: reads fail, the next put stores it anew
+
+
+class Entry(NamedTuple):
+    """Where a block is and what is known about it."""
+
+    segment: int
+    offset: int  # of the encoded block (behind the record's header)
+    stored: int  # length encoded
+    plain: int  # length of the plaintext
+    epoch: int  # the highest touch epoch
+    time_s: int  # of the last change of state, seconds since the Unix epoch
+    state: int
+
+    def pack(self) -> bytes:
+        return _ENTRY.pack(*self)
+
+
+def _unpack(value: bytes) -> Entry:
+    return Entry._make(_ENTRY.unpack(value))
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a catalog stands for, committed together with its entries."""
+
+    version: int = VERSION
+    store: bytes = b""  # identity of the store
+    segment: int = 0  # the position: the catalog holds what the segments say before it
+    offset: int = 0
+    sequence: int = 0  # of the last record before the position
+    blocks: int = 0  # LIVE and DAMAGED
+    epoch_floor: int = 0  # no block counts as touched earlier than this: damage may have cost touches
+    epoch_max: int = 0  # the highest epoch in any record
+    segments: dict[int, int] = {}  # number -> length in bytes, at that position
+
+
+class Catalog(Protocol):
+    """An index with a position. Readers may be in any threads; writers one at a time, ``flush`` beside them."""
+
+    def summary(self) -> Summary:
+        """Return the summary of the last flush; an empty one for a catalog that was never flushed."""
+
+    def get(self, block: bytes) -> Optional[Entry]:
+        """Return the entry of a block as last set."""
+
+    def set(self, block: bytes, entry: Optional[Entry]) -> None:
+        """Set or (None) forget an entry. Durable after flush."""
+
+    def pending(self) -> int:
+        """Return how many entries were set since the last flush began."""
+
+    def freeze(self, summary: Summary) -> None:
+        """Begin a flush: what was set so far belongs to this summary. The one who sets must be the one who calls."""
+
+    def flush(self) -> None:
+        """Make durable what was frozen, all or nothing. Returns at once when nothing is. Raises OSError and keeps all.
+
+        May run in a thread of its own while others get and set."""
+
+    def clear(self) -> None:
+        """Forget everything, durably."""
+
+    def scan(self, after: bytes = b"") -> Iterator[tuple[bytes, Entry]]:
+        """Walk the flushed entries with names above ``after`` in the order of names, as they were at the start."""
+
+    def close(self) -> None:
+        """Release what is held; nothing is flushed."""
+
+
+class MemoryCatalog:
+    """The catalog's twin for tests: survives as long as the object. ``crash`` forgets what was not flushed."""
+
+    def __init__(self) -> None:
+        self._now: dict[bytes, Entry] = {}
+        self._changed: set[bytes] = set()
+        self._frozen: Optional[tuple[Summary, dict[bytes, Entry]]] = None
+        self._durable: tuple[Summary, dict[bytes, Entry]] = (Summary(), {})
+
+    def summary(self) -> Summary:
+        return self._durable[0]
+
+    def get(self, block: bytes) -> Optional[Entry]:
+        return self._now.get(block)
+
+    def set(self, block: bytes, entry: Optional[Entry]) -> None:
+        self._changed.add(block)
+        if entry is None:
+            self._now.pop(block, None)
+        else:
+            self._now[block] = entry
+
+    def pending(self) -> int:
+        return len(self._changed)
+
+    def freeze(self, summary: Summary) -> None:
+        self._frozen = (summary, dict(self._now))
+        self._changed.clear()
+
+    def flush(self) -> None:
+        if self._frozen is not None:
+            self._durable, self._frozen = self._frozen, None
+
+    def clear(self) -> None:
+        self._now.clear()
+        self._changed.clear()
+        self._frozen, self._durable = None, (Summary(), {})
+
+    def scan(self, after: bytes = b"") -> Iterator[tuple[bytes, Entry]]:
+        return iter(sorted((block, entry) for block, entry in self._durable[1].items() if block > after))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def crash(self) -> None:
+        """Forget what was not flushed, as a loss of power does."""
+        self._frozen = None
+        self._now = dict(self._durable[1])
+        self._changed.clear()
+
+
+class LmdbCatalog:
+    """The catalog in an LMDB environment, fully synced at each flush; the only code here that knows lmdb.
+
+    A catalog that LMDB cannot open, or of another version, is removed: it holds nothing that the segments do not.
+    """
+
+    def __init__(self, directory: Path, *, map_bytes: int = CATALOG_MAP_BYTES) -> None:
+        self._directory = directory
+        self._map_bytes = map_bytes
+        self._flushing = threading.Lock()
+        # An update is in _new, then in _old while it is being committed, then in LMDB. A reader looks in this order,
+        # and each step fills the next place before it empties the last: so it finds every update somewhere.
+        self._new: dict[bytes, Optional[bytes]] = {}
+        self._old: dict[bytes, Optional[bytes]] = {}
+        self._frozen: Optional[Summary] = None
+        try:
+            self._open()
+        except (lmdb.Error, msgspec.MsgspecError, OSError):
+            shutil.rmtree(directory, ignore_errors=True)
+            self._open()
+
+    def _open(self) -> None:
+        self._environment = lmdb.open(
+            str(self._directory), map_size=self._map_bytes, max_dbs=2, max_spare_txns=4, mode=0o600, meminit=False,
+        )
+        try:
+            self._blocks = self._environment.open_db(b"blocks")
+            self._about = self._environment.open_db(b"about")
+            with self._environment.begin() as transaction:
+                summary = transaction.get(b"summary", db=self._about)
+            self._summary = msgspec.msgpack.decode(summary, type=Summary) if summary else Summary()
+            if self._summary.version != VERSION:
+                raise msgspec.ValidationError(f"catalog version {self._summary.version}")
+        except BaseException:
+            self._environment.close()
+            raise
+
+    def summary(self) -> Summary:
+        return self._summary
+
+    def get(self, block: bytes) -> Optional[Entry]:
+        for updates in (self._new, self._old):
+            if block in updates:
+                value = updates[block]  # updates never leave the dictionary they are in
+                return _unpack(value) if value is not None else None
+        try:
+            with self._environment.begin() as transaction:
+                value = transaction.get(block, db=self._blocks)
+            return _unpack(value) if value is not None else None
+        except (lmdb.Error, struct.error) as error:
+            self._distrust(error)
+
+    def set(self, block: bytes, entry: Optional[Entry]) -> None:
+        self._new[block] = entry.pack() if entry is not None else None
+
+    def pending(self) -> int:
+        return len(self._new)
+
+    def freeze(self, summary: Summary) -> None:
+        with self._flushing:
+            if self._old:  # a flush failed: its updates and these go together
+                self._new = {**self._old, **self._new}
+            self._frozen = summary
+            self._old = self._new
+            self._new = {}
+
+    def flush(self) -> None:
+        with self._flushing:
+            summary = self._frozen
+            if summary is None:
+                return
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    for block in sorted(self._old):  # neighbours share pages
+                        value = self._old[block]
+                        if value is None:
+                            transaction.delete(block, db=self._blocks)
+                        else:
+                            transaction.put(block, value, db=self._blocks)
+                    transaction.put(b"summary", msgspec.msgpack.encode(summary), db=self._about)
+            except lmdb.Error as error:
+                raise OSError(f"catalog {self._directory}: {error}") from error
+            self._summary, self._frozen = summary, None
+            self._old = {}
+
+    def clear(self) -> None:
+        with self._flushing:
+            with self._environment.begin(write=True) as transaction:
+                transaction.drop(self._blocks, delete=False)
+                transaction.drop(self._about, delete=False)
+            self._new, self._old, self._frozen, self._summary = {}, {}, None, Summary()
+
+    def scan(self, after: bytes = b"") -> Iterator[tuple[bytes, Entry]]:
+        with self._environment.begin(db=self._blocks) as transaction, transaction.cursor() as cursor:
+            found = cursor.set_range(after + b"\0") if after else cursor.first()
+            while found:
+                yield cursor.key(), _unpack(cursor.value())
+                found = cursor.next()
+
+    def close(self) -> None:
+        self._environment.close()
+
+    def _distrust(self, error: Exception) -> NoReturn:
+        """The file turns out to be damaged: see to it that the next start reads the segments instead."""
+        (self._directory / "data.mdb").unlink(missing_ok=True)
+        what = f"catalog {self._directory} is damaged ({error}); the next start builds it anew"
+        raise FatalDiskError(what) from error

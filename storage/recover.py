@@ -1,0 +1,181 @@
+"""What records mean: how they change a catalog, and how a start brings the catalog up to date with the segments."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Optional
+
+from msgspec.structs import replace
+
+from storage.catalog import Catalog, Entry, State, Summary
+from storage.records import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Damage, Found, Kind, Record, scan
+from storage.segments import Segments, segment_name
+
+_CUT_NAMES_MAX = 8
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Position:
+    """What the catalog in memory stands for: every record before this place, all of them durable."""
+
+    segment: int = 0
+    offset: int = 0
+    blocks: int = 0  # LIVE and DAMAGED
+    sequence: int = 0
+    epoch_max: int = 0
+    epoch_floor: int = 0
+
+    def summary(self, segments: Segments) -> Summary:
+        """Return the form in which this is committed. Bytes written but not yet durable are not part of it."""
+        lengths = {number: length for number, length in segments.lengths().items() if number < self.segment}
+        lengths[self.segment] = self.offset
+        return Summary(
+            store=segments.store, segment=self.segment, offset=self.offset, segments=lengths, blocks=self.blocks,
+            sequence=self.sequence, epoch_max=self.epoch_max, epoch_floor=self.epoch_floor,
+        )
+
+
+def transition(entry: Optional[Entry], record: Record, segment: int, offset: int, good: bool = True) -> Optional[Entry]:
+    """Return a block's entry after a record; ``offset`` is where the record's payload begins.
+
+    The one place that says what records mean, for the running store and for a start alike.
+    """
+    kind = record.kind
+    if kind in (Kind.DATA, Kind.MOVE):
+        if not good:
+            state = State.DAMAGED
+            return entry or Entry(segment, offset, record.stored, record.plain, record.epoch, record.time_s, state)
+        epoch = max(record.epoch, entry.epoch) if entry is not None else record.epoch
+        state = State(entry.state) if entry is not None and kind == Kind.MOVE else State.LIVE
+        time_s = entry.time_s if entry is not None and kind == Kind.MOVE else record.time_s
+        return Entry(segment, offset, record.stored, record.plain, epoch, time_s, state)
+    if entry is None or kind == Kind.PURGE:
+        return None
+    if kind == Kind.TOUCH:
+        state = State.DAMAGED if entry.state == State.DAMAGED else State.LIVE
+        time_s = record.time_s if entry.state == State.QUARANTINED else entry.time_s
+        return entry._replace(epoch=max(entry.epoch, record.epoch), state=state, time_s=time_s)
+    if kind == Kind.DELETE:
+        return entry._replace(state=State.QUARANTINED, time_s=record.time_s)
+    return entry
+
+
+def counts(entry: Optional[Entry]) -> bool:
+    """Whether an entry is one of the blocks that the store says it has."""
+    return entry is not None and entry.state != State.QUARANTINED
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What a start found, for the log and for tests."""
+
+    rebuilt: bool = False
+    records: int = 0
+    scanned_bytes: int = 0
+    cut_bytes: int = 0
+    damaged: list[tuple[int, int, int]] = field(default_factory=list)  # segment, offset, length
+
+
+def recover(segments: Segments, catalog: Catalog, *, commit_entries: int) -> tuple[Position, Recovery]:
+    """Bring the catalog up to the end of the segments, and cut a torn tail from the last one.
+
+    Reads only what is behind the catalog's position when the catalog fits the segments, otherwise everything. Damaged
+    records are named in the log and skipped; the others stay readable. Holds at most ``commit_entries`` updates.
+    """
+    summary = catalog.summary()
+    found = Recovery()
+    if not _fits(summary, segments):
+        found.rebuilt = summary != Summary() or segments.used_bytes > SEGMENT_HEADER_BYTES
+        if found.rebuilt:
+            _log.warning("the catalog does not fit the segments: reading all %d of them", len(segments.numbers))
+        catalog.clear()
+        summary = Summary()
+    at = Position(
+        segments.active, SEGMENT_HEADER_BYTES, summary.blocks, summary.sequence, summary.epoch_max, summary.epoch_floor
+    )
+    for number in segments.numbers:
+        if number >= summary.segment:
+            start = summary.offset if number == summary.segment else SEGMENT_HEADER_BYTES
+            for _ in _read_segment(segments, number, start, catalog, at, found):
+                if catalog.pending() >= commit_entries:
+                    # The old position stays: reading the same records again changes nothing.
+                    catalog.freeze(replace(summary, blocks=at.blocks))
+                    catalog.flush()
+    if found.damaged:
+        # A lost record may have been a touch: until epochs have moved on, no block counts as older than what was seen.
+        at.epoch_floor = at.epoch_max + 1
+    at.offset = segments.length(segments.active)
+    catalog.freeze(at.summary(segments))
+    catalog.flush()
+    return at, found
+
+
+def _fits(summary: Summary, segments: Segments) -> bool:
+    """Whether every segment that the catalog stands for is there, whole, and no other up to its position."""
+    if summary.store != segments.store:
+        return False
+    numbers = [number for number in segments.numbers if number <= summary.segment]
+    return numbers == sorted(summary.segments) and all(
+        segments.length(number) >= length for number, length in summary.segments.items()
+    )
+
+
+def _read_segment(
+    segments: Segments, number: int, start: int, catalog: Catalog, at: Position, found: Recovery
+) -> Iterator[None]:
+    """Apply a segment's records to the catalog, yielding after each."""
+    salt = segments.salts[number]
+    if salt is None:
+        return  # said when it was opened
+    end = segments.length(number)
+    tail: list[Found | Damage] = []  # what was bad since the last good record
+    good_end = start
+    for item in scan(partial(segments.read, number), salt, start, end):
+        found.scanned_bytes += item.length if isinstance(item, Damage) else RECORD_HEADER_BYTES + item.record.stored
+        if isinstance(item, Damage) or not item.good:
+            tail.append(item)
+            continue
+        for bad in tail:
+            _damaged(number, bad, catalog, at, found)
+        tail.clear()
+        _apply(number, item, catalog, at)
+        found.records += 1
+        good_end = item.offset + RECORD_HEADER_BYTES + item.record.stored
+        yield
+    if tail and number == segments.active:
+        blocks = [item.record.block.hex() for item in tail if isinstance(item, Found)]
+        what = "segment %s: cut a torn tail of %d bytes at offset %d, of blocks never acknowledged (%s%s)"
+        shown = ", ".join(blocks[:_CUT_NAMES_MAX]) or "unknown"
+        more = f" and {len(blocks) - _CUT_NAMES_MAX} more" if len(blocks) > _CUT_NAMES_MAX else ""
+        _log.warning(what, segment_name(number), end - good_end, good_end, shown, more)
+        segments.cut(number, good_end)
+        found.cut_bytes += end - good_end
+    else:
+        for bad in tail:
+            _damaged(number, bad, catalog, at, found)
+
+
+def _apply(number: int, item: Found, catalog: Catalog, at: Position) -> None:
+    record = item.record
+    old = catalog.get(record.block)
+    new = transition(old, record, number, item.offset + RECORD_HEADER_BYTES, item.good)
+    catalog.set(record.block, new)
+    at.blocks += counts(new) - counts(old)
+    at.sequence = max(at.sequence, record.sequence)
+    at.epoch_max = max(at.epoch_max, record.epoch)
+
+
+def _damaged(number: int, item: Found | Damage, catalog: Catalog, at: Position, found: Recovery) -> None:
+    name = segment_name(number)
+    if isinstance(item, Damage):
+        what = "segment %s: damaged record at offset %d: %d bytes skipped, block unknown"
+        _log.error(what, name, item.offset, item.length)
+        found.damaged.append((number, item.offset, item.length))
+        return
+    _log.error("segment %s: damaged record at offset %d: block %s", name, item.offset, item.record.block.hex())
+    found.damaged.append((number, item.offset, RECORD_HEADER_BYTES + item.record.stored))
+    _apply(number, item, catalog, at)

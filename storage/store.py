@@ -1,0 +1,333 @@
+"""The block store of one chunk server: segments are the truth, the catalog finds blocks in them.
+
+All of it is synchronous, for the caller to run where it likes. One thread at a time may ``commit``; ``fetch`` and
+``checkpoint`` may run beside it in any threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from node.host.disk import Disk
+from node.wire.errors import Code, FsError
+from node.wire.limits import (
+    CATALOG_LAG_BYTES_MAX, CATALOG_PENDING_MAX, PIECE_BYTES, SEGMENT_BYTES_MAX, STORE_RESERVE_BYTES,
+)
+from node.wire.types import BLOCK_ID_BYTES, Buffer
+from storage import block as blocks
+from storage.catalog import Catalog, Entry, State
+from storage.records import RECORD_HEADER_BYTES, Kind, Record, payload_checksum
+from storage.recover import counts, recover, transition
+from storage.segments import Segments, segment_name
+
+EPOCH_MAX = (1 << 32) - 1
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Operation:
+    """One change to one block, to be committed together with others. ``code`` is the outcome: 0 or an errors.Code.
+
+    DATA is put_or_touch: ``payload`` must have been verified (``storage.block.verify``) by the caller. TOUCH answers
+    MISSING_BLOCK where the block is not here whole. DELETE answers 0 when the block is deleted now, MISSING_BLOCK when
+    it was not here, STALE_EPOCH when it was touched after ``epoch``.
+    """
+
+    kind: Kind
+    block: bytes
+    epoch: int
+    plain: int = 0
+    payload: Buffer = b""
+    code: int = 0
+
+
+@dataclass(slots=True)
+class StoreOptions:
+    """``capacity_bytes`` 0: whatever the disk has."""
+
+    capacity_bytes: int = 0
+    segment_bytes: int = SEGMENT_BYTES_MAX
+    reserve_bytes: int = STORE_RESERVE_BYTES
+    commit_entries: int = CATALOG_PENDING_MAX
+    deletion: bool = False  # off until a garbage collector decides what may be deleted
+
+
+class BlockStore:
+    """Blocks on one disk.
+
+    ``clock`` gives seconds since the Unix epoch, ``random`` that many random bytes. Opening recovers: when it returns,
+    everything that was ever acknowledged is readable, or named as damaged in the log. Raises FOREIGN_CLUSTER and
+    UNSUPPORTED_VERSION for data that is not ours to read.
+    """
+
+    def __init__(
+        self, disk: Disk, catalog: Catalog, cluster: bytes, *, clock: Callable[[], float],
+        random: Callable[[int], bytes], options: Optional[StoreOptions] = None,
+    ) -> None:
+        self.options = options or StoreOptions()
+        self._clock = clock
+        self._catalog = catalog
+        self._segments = Segments(disk, cluster, max_bytes=self.options.segment_bytes, random=random)
+        self._at, self.recovery = recover(self._segments, catalog, commit_entries=self.options.commit_entries)
+        self._writing = threading.Lock()  # one commit at a time
+        self._index = threading.Lock()  # a catalog update and the position that belongs to it; held for microseconds
+        self._checkpointing = threading.Lock()
+        self._checkpointed_bytes = self._segments.used_bytes
+        self._bad: dict[bytes, None] = {}  # found damaged and not yet reported, in the order found
+        self._totals = dict.fromkeys(("stored", "touched", "deleted", "commits", "fetched", "corrupt", "refused"), 0)
+
+    @property
+    def identity(self) -> bytes:
+        """What this store on this disk is called, 16 bytes. A wiped disk has another one."""
+        return self._segments.store
+
+    @property
+    def block_count(self) -> int:
+        """How many blocks are here, without those in quarantine."""
+        return self._at.blocks
+
+    @property
+    def used_bytes(self) -> int:
+        """How much the segments take on the disk."""
+        return self._segments.used_bytes
+
+    @property
+    def capacity_bytes(self) -> int:
+        """How much the segments may take, if nobody else fills the disk."""
+        if self.options.capacity_bytes:
+            return self.options.capacity_bytes
+        return self.used_bytes + max(0, self._segments.free_bytes() - self.options.reserve_bytes)
+
+    # -- writing
+
+    def commit(self, operations: Sequence[Operation]) -> None:
+        """Do all operations and set their codes. Those with code 0 are durable when this returns.
+
+        A full disk (or the configured capacity) gives NO_SPACE to data and leaves everything else as it was. Raises
+        FatalDiskError, OSError when the disk fails otherwise: then no operation may be acknowledged and the process
+        must end.
+        """
+        with self._writing:
+            rest = list(operations)
+            while rest:
+                group = self._plan(rest)
+                try:
+                    self._write(group)
+                    return
+                except OSError as error:
+                    if error.errno not in _FULL:
+                        raise
+                rest = self._refuse(rest, group)
+
+    def _plan(self, operations: Iterable[Operation]) -> list[tuple[Operation, Record]]:
+        """Decide what each operation writes, and the codes of those that write nothing."""
+        group: list[tuple[Operation, Record]] = []
+        planned: dict[bytes, Optional[Entry]] = {}  # as it will be when the group is written
+        room: Optional[int] = None
+        sequence, time_s = self._at.sequence, int(self._clock())
+        for operation in operations:
+            name = operation.block
+            entry = planned[name] if name in planned else self._catalog.get(name)
+            kind, operation.code = self._decide(operation, entry)
+            if kind is None:
+                continue
+            payload: Buffer = b""
+            if kind == Kind.DATA:
+                payload = operation.payload
+                cost = memoryview(payload).nbytes + RECORD_HEADER_BYTES
+                room = self._room() if room is None else room
+                if room < cost:
+                    self._totals["refused"] += 1
+                    operation.code = Code.NO_SPACE
+                    continue
+                room -= cost
+            sequence += 1
+            stored, plain = memoryview(payload).nbytes, operation.plain if kind == Kind.DATA else 0
+            checksum = payload_checksum(payload)
+            record = Record(kind, name, stored, plain, operation.epoch, time_s, sequence, checksum)
+            planned[name] = transition(entry, record, 0, 0)
+            group.append((operation, record))
+        return group
+
+    def _decide(self, operation: Operation, entry: Optional[Entry]) -> tuple[Optional[Kind], int]:
+        """Return which record an operation needs (None: none) and its code should that be written."""
+        whole = entry is not None and entry.state != State.DAMAGED
+        if operation.kind == Kind.DELETE:
+            return self._decide_delete(operation, entry)
+        if operation.kind == Kind.DATA and not whole:
+            return Kind.DATA, 0
+        if entry is None or not whole:
+            return None, Code.MISSING_BLOCK
+        assert operation.kind in (Kind.DATA, Kind.TOUCH), operation.kind
+        durable = entry.epoch >= operation.epoch and entry.state == State.LIVE
+        return (None if durable else Kind.TOUCH), 0
+
+    def _decide_delete(self, operation: Operation, entry: Optional[Entry]) -> tuple[Optional[Kind], int]:
+        if not self.options.deletion:
+            return None, Code.NOT_SUPPORTED
+        if entry is None or entry.state == State.QUARANTINED:
+            return None, Code.MISSING_BLOCK
+        if max(entry.epoch, self._at.epoch_floor) > operation.epoch:
+            return None, Code.STALE_EPOCH
+        return Kind.DELETE, 0
+
+    def _room(self) -> int:
+        """Return how many bytes of data the store still takes."""
+        free = self._segments.free_bytes() - self.options.reserve_bytes
+        capacity = self.options.capacity_bytes
+        return min(free, capacity - self.used_bytes) if capacity else free
+
+    def _write(self, group: list[tuple[Operation, Record]]) -> None:
+        """Write and sync; only then does the catalog, and so anybody, see it."""
+        if not group:
+            return
+        offsets = self._segments.append([(record, operation.payload) for operation, record in group])
+        self._segments.sync()
+        number = self._segments.active
+        with self._index:
+            for (_, record), offset in zip(group, offsets):
+                old = self._catalog.get(record.block)
+                new = transition(old, record, number, offset)
+                self._catalog.set(record.block, new)
+                self._at.blocks += counts(new) - counts(old)
+                self._at.epoch_max = max(self._at.epoch_max, record.epoch)
+            self._at.sequence = group[-1][1].sequence
+            self._at.segment, self._at.offset = number, self._segments.length(number)
+        self._totals["commits"] += 1
+        for _, record in group:
+            self._totals[{Kind.DATA: "stored", Kind.TOUCH: "touched"}.get(Kind(record.kind), "deleted")] += 1
+
+    def _refuse(self, operations: list[Operation], group: list[tuple[Operation, Record]]) -> list[Operation]:
+        """A full disk refused the group: give up its data, or all of it when there was none; return what may go on."""
+        data = {id(operation) for operation, record in group if record.kind == Kind.DATA}
+        refused = data or {id(operation) for operation, _ in group}
+        for operation in operations:
+            if id(operation) in refused:
+                operation.code = Code.NO_SPACE
+        self._totals["refused"] += len(refused)
+        done = refused | {id(operation) for operation in operations if operation.code == Code.NO_SPACE}
+        return [operation for operation in operations if id(operation) not in done]
+
+    # -- reading
+
+    def locate(self, block: bytes) -> Entry:
+        """Return where a block is. Raises MISSING_BLOCK, or CORRUPT_BLOCK when it is known to be damaged."""
+        entry = self._catalog.get(block) if len(block) == BLOCK_ID_BYTES else None
+        if entry is None:
+            raise FsError(Code.MISSING_BLOCK, f"block {block.hex()} is not here")
+        if entry.state == State.DAMAGED:
+            raise FsError(Code.CORRUPT_BLOCK, f"block {block.hex()} is damaged here")
+        return entry
+
+    def fetch(self, block: bytes, offset: int = 0, length: int = 0) -> bytes:
+        """Return an encoded block, or the encoded partial block that covers a range; length 0 means to its end.
+
+        Every piece in it was verified. Raises MISSING_BLOCK, CORRUPT_BLOCK (then the log names the block and it counts
+        as damaged from now on), INVALID for a range outside.
+        """
+        while True:
+            entry = self.locate(block)
+            try:
+                frame = self._read(block, entry, offset, length)
+                self._totals["fetched"] += 1
+                return frame
+            except FsError as error:
+                if error.code == Code.CORRUPT_BLOCK:
+                    self._mark_damaged(block, entry, error.detail)
+                raise
+            except FileNotFoundError:
+                if self._catalog.get(block) == entry:
+                    self._mark_damaged(block, entry, "segment file is missing")
+                    raise FsError(Code.CORRUPT_BLOCK, f"block {block.hex()} was in a segment that is missing") from None
+            except OSError as error:
+                self._mark_damaged(block, entry, f"read failed: {error}")
+                raise FsError(Code.CORRUPT_BLOCK, f"block {block.hex()} cannot be read: {error}") from error
+
+    def _read(self, block: bytes, entry: Entry, offset: int, length: int) -> bytes:
+        end = offset + length if length else entry.plain
+        if entry.stored <= 2 * PIECE_BYTES or (offset == 0 and end == entry.plain):
+            encoded = self._segments.read(entry.segment, entry.stored, entry.offset)
+            return _choose(encoded, blocks.PieceTable(encoded, block), offset, length)
+        prefix = self._segments.read(entry.segment, min(blocks.TABLE_BYTES_MAX, entry.stored), entry.offset)
+        table = blocks.PieceTable(prefix, block, prefix=True)
+        first, count = table.cover(offset, length)
+        start, behind = table.place(first, count)
+        body = self._segments.read(entry.segment, behind - start, entry.offset + start)
+        partial = table.head(first, count) + body
+        return _choose(partial, blocks.PieceTable(partial, block), offset, length)
+
+    def _mark_damaged(self, block: bytes, entry: Entry, detail: str) -> None:
+        """Remember that a block's bytes are bad, so that the next put stores it anew, and say so in the log."""
+        with self._index:
+            if entry.state == State.LIVE and self._catalog.get(block) == entry:
+                self._catalog.set(block, entry._replace(state=int(State.DAMAGED)))
+        self._totals["corrupt"] += 1
+        self._bad[block] = None
+        where = f"{segment_name(entry.segment)} at offset {entry.offset}"
+        _log.error("corrupt block %s in segment %s: %s", block.hex(), where, detail)
+
+    def bad_blocks(self, limit: int) -> tuple[bytes, ...]:
+        """Return blocks found damaged and not yet ``reported``."""
+        return tuple(list(self._bad)[:limit])
+
+    def reported(self, bad: Iterable[bytes]) -> None:
+        """Forget bad blocks that the metadata service knows about now."""
+        for block in bad:
+            self._bad.pop(block, None)
+
+    # -- the catalog's commits
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether so much has collected that a start would take long or memory be full."""
+        lag_bytes = self._segments.used_bytes - self._checkpointed_bytes
+        return lag_bytes >= CATALOG_LAG_BYTES_MAX or self._catalog.pending() >= self.options.commit_entries
+
+    @property
+    def checkpoint_wanted(self) -> bool:
+        """Whether anything has collected."""
+        return self._catalog.pending() > 0
+
+    def checkpoint(self) -> None:
+        """Commit the catalog. Nothing depends on it but the length of the next start; a full disk is only logged."""
+        with self._checkpointing:
+            with self._index:
+                used_bytes = self._segments.used_bytes
+                self._catalog.freeze(self._at.summary(self._segments))
+            try:
+                self._catalog.flush()
+            except OSError as error:
+                _log.warning("catalog not committed, it stays in memory: %s", error)
+                return
+            self._checkpointed_bytes = used_bytes
+
+    def close(self) -> None:
+        """Commit the catalog and release everything. No commit or fetch may be running."""
+        self.checkpoint()
+        self._catalog.close()
+        self._segments.close()
+
+    def statistics(self) -> dict[str, int]:
+        """Return counters since the start and the present sizes."""
+        return {
+            **self._totals, "blocks": self._at.blocks, "used_bytes": self.used_bytes,
+            "segments": len(self._segments.numbers), "catalog_pending": self._catalog.pending(),
+        }
+
+
+def _choose(encoded: bytes, table: blocks.PieceTable, offset: int, length: int) -> bytes:
+    """Return what of an encoded (or already partial) block covers the range, every piece verified."""
+    first, count = table.cover(offset, length)
+    start, end = table.place(first, count)
+    view = memoryview(encoded)
+    for index in range(first, first + count):
+        table.stored(view, index)
+    if (first, count) == (table.first, table.count):
+        return encoded
+    return b"".join((table.head(first, count), view[start:end]))
