@@ -118,7 +118,7 @@ class Connection:
 
     # --- life -------------------------------------------------------------------------------------------------
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC128
         """Own the connection until cancelled or closed. ``started()`` does not wait for the peer."""
         assert not self._running, "already running"
         self._running = True

@@ -12,6 +12,7 @@ Only the owner receives. Sending is allowed from any task, because nothing here 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -25,8 +26,8 @@ _DRAIN_MAX = 128  # messages before other tasks get a turn
 _COPY_BELOW_BYTES = 64 * 1024  # below, a copy is cheaper than the bookkeeping of sharing
 
 # Plain ints: the enumerations of pyzmq cost more than the calls that they go to.
-_NOBLOCK = int(_NOBLOCK)
-_MORE = int(_NOBLOCK) | int(zmq.SNDMORE)
+_NOBLOCK = int(zmq.NOBLOCK)
+_MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 _POLLIN = int(zmq.POLLIN)
 
 Receive = Callable[[Sequence[bytes], list[memoryview]], None]
@@ -44,7 +45,7 @@ class OwnedSocket:
         self._heads = heads
         self._receive = receive
         self._turn = turn
-        self._read_events: Callable[[], int] = lambda: int(sock.get(zmq.EVENTS))
+        self._events: Callable[[], int] = functools.partial(_get_int, sock, int(zmq.EVENTS))
         self._awake = True  # the owner will look at EVENTS before it waits
         self._park: trio.CancelScope | None = None
         self.received = 0
@@ -65,7 +66,7 @@ class OwnedSocket:
         else:
             send(last, _NOBLOCK)
         self.sent += 1
-        if not self._awake and self.sock.get(zmq.EVENTS) & _POLLIN:
+        if not self._awake and self._events() & _POLLIN:
             self.wake()
 
     def wake(self) -> None:
@@ -82,12 +83,12 @@ class OwnedSocket:
     async def run(self) -> None:
         """Own the socket until cancelled; does not close it."""
         sock = self.sock
-        descriptor = int(sock.get(zmq.FD))
+        descriptor = _get_int(sock, int(zmq.FD))
         while True:
             self._awake = True
             self._drain()
-            deadline = self._turn(sock.get(zmq.EVENTS))
-            if sock.get(zmq.EVENTS) & _POLLIN:
+            deadline = self._turn(self._events())
+            if self._events() & _POLLIN:
                 await trio.lowlevel.checkpoint()
                 continue
             if deadline <= trio.current_time():
@@ -128,3 +129,9 @@ class OwnedSocket:
 def never(_events: int = 0) -> float:
     """A turn that has nothing to do."""
     return math.inf
+
+
+def _get_int(sock: zmq.Socket[bytes], option: int) -> int:
+    value = sock.get(option)
+    assert isinstance(value, int)
+    return value

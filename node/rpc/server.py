@@ -55,7 +55,9 @@ class Call:
     ``deadline`` is on trio's clock; past it the client has given up and the answer is not sent.
     """
 
-    __slots__ = ("request", "data", "group", "deadline", "answered", "_server", "_peer", "_number", "_method", "_weight")
+    __slots__ = (
+        "request", "data", "group", "deadline", "answered", "_server", "_peer", "_number", "_method", "_weight",
+    )
 
     def __init__(
         self, server: Server, peer: _Peer, header: Header, method: Method, request: Any, data: list[memoryview],

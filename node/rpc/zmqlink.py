@@ -86,7 +86,7 @@ class ZmqClientLink:
         self._failures = 0
         self._backoff_s = 0.0
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC128
         with trio.CancelScope() as self._life:
             while True:
                 await self._connection(task_status)
