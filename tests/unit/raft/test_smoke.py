@@ -62,5 +62,7 @@ def test_member_is_added_and_leader_removed(options: dict[str, Any]) -> None:
     group[1].propose_conf(ConfChange(items))
     group.stabilize()
     assert group[1].role == Role.FOLLOWER
-    group.elect(3)
+    group[4].election_timeout += 3  # so that they do not campaign at once
+    group.tick(25)
+    assert group.leader() == 3
     assert group[3].conf.state() == ConfState((3, 4), (2,))
