@@ -94,6 +94,10 @@ LOG_SEGMENT_BYTES = 64 * MIB
 LOG_RESERVE_BYTES = 16 * MIB  # kept free so that unlink works on a full disk
 LOG_TRAILING_ENTRIES = 50_000
 LOG_CACHE_BYTES = 16 * MIB
+LOG_RECORD_BYTES = 1 * MIB  # soft: one entry is never split
+LOG_BUFFER_BYTES = 1 * MIB  # written to the file, unsynced, when as many wait
+LOG_ZERO_BYTES = 1 * MIB  # zeros written ahead in a segment
+LOG_OPEN_FILES_MAX = 16
 SNAPSHOT_CHUNK_BYTES = 1 * MIB
 SNAPSHOT_BYTES_PER_S = 64 * MIB  # leaves the others their share of the network and the disk
 SNAPSHOT_STALL_S = 30.0  # a stream in which nothing moves for this long is given up
@@ -106,6 +110,14 @@ STATE_MAP_BYTES = 64 * GIB
 PLACEMENT_GROUPS_MIN = 64  # powers of two: a group splits in two when the table doubles
 PLACEMENT_GROUPS_MAX = 1 << 16
 PLACEMENT_GROUPS_PER_SERVER = 8
+TABLE_ITEMS_MAX = 4096  # of one entry
+TABLE_SETTLE_S = 3.0  # a new volume's first table waits this long for the servers that the configuration names
+SERVER_SILENT_S = 10.0  # without a heartbeat a chunk server counts as not alive
+
+# The metadata leader
+METADATA_WAITING_MAX = 16_384  # requests that wait in one member
+LEADER_DUTY_S = 0.5  # how often the leader looks at what is due
+RECLAIM_ROWS = 512  # one entry frees so many rows
 
 # The mount
 DIRTY_BYTES_MAX = 64 * MIB
