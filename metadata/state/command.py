@@ -1,0 +1,259 @@
+"""What the data of a log entry is: a fixed header and a msgpack body.
+
+Header, 16 bytes, big-endian: format version (1), machine (1), kind (1), zero (1), shard (4), time in ns (8). The
+body is the request as it came, so a Submit goes into the log without being encoded again. The time is what the
+leader's clock said; apply makes it rise strictly, so it is the only clock of the state.
+
+Two machines live in one group: the root, which registers sessions, chunk servers, placement and epochs, and a shard,
+which holds inodes. The tag says whose command it is; the shard's number is 0 until slots move to other groups.
+"""
+
+from __future__ import annotations
+
+import enum
+from struct import Struct as Layout
+from typing import Optional
+
+import msgspec
+
+from metadata.api import CloseSession, OpenSession, ServerRecord, Submit
+from node.wire.errors import Code, FsError
+
+COMMAND_VERSION = 1
+HEADER_BYTES = 16
+
+ROOT = 0
+SHARD = 1
+
+_HEADER = Layout(">BBBBIQ")
+
+
+class CommandKind(enum.IntEnum):
+    """Kinds of commands. Numbers are in the log: append, never renumber."""
+
+    FORMAT = 0
+    SUBMIT = 1
+    OPEN_SESSION = 2
+    CLOSE_SESSION = 3
+    EXPIRE_SESSION = 4
+    REGISTER_SERVER = 5
+    SET_SERVER_STATE = 6
+    SET_TABLE = 7
+    ADVANCE_EPOCH = 8
+    RECLAIM = 9
+    FENCE_SESSION = 10
+    FORGET_BLOCKS = 11
+    ADOPT_BLOCKS = 12
+
+
+class Format(msgspec.Struct, frozen=True, array_like=True):
+    """The first entry of a volume. EXISTS where it is formatted already. Reply: FormatReply."""
+
+    cluster: bytes
+    replicas: int
+    uid: int = 0  # of the root directory
+    gid: int = 0
+    mode: int = 0o755
+
+
+class ExpireSession(msgspec.Struct, frozen=True, array_like=True):
+    """End a session that does not answer: from here on it is unknown and its write-backs are refused, and its
+    orphans are freed. Idempotent. Reply: CloseSessionReply."""
+
+    session: int
+
+
+class FenceSession(msgspec.Struct, frozen=True, array_like=True):
+    """Break a session's leases without its acknowledgement: raise its fence, so that whatever it still sends under
+    the old one is FENCED (rule 1). Reply: FenceReply."""
+
+    session: int
+
+
+class RegisterServer(msgspec.Struct, frozen=True, array_like=True):
+    """Bring a chunk server into the cluster map, or change what it says of itself; the store's ``uuid`` is its
+    identity, so a wiped one gets a new id. ``state`` counts for a new server only. Reply: ServerRecord."""
+
+    uuid: bytes
+    name: str
+    address: str
+    host: str
+    rack: str
+    weight: float
+    capacity_bytes: int
+    state: str = "serving"
+
+
+class SetServerState(msgspec.Struct, frozen=True, array_like=True):
+    """Change a chunk server's state or weight; NOT_FOUND where there is none. Reply: ServerRecord."""
+
+    server: int
+    state: str
+    weight: Optional[float] = None
+
+
+class TableItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The ordered servers of one placement group from now on."""
+
+    group: int
+    servers: tuple[int, ...]
+
+
+class SetTable(msgspec.Struct, frozen=True, array_like=True):
+    """Change the placement table: STALE_EPOCH unless ``base_epoch`` is the table's. ``groups`` sets its length once,
+    while it is empty; 0 keeps it. A large table takes several of these. Reply: EpochReply."""
+
+    base_epoch: int
+    items: tuple[TableItem, ...]
+    groups: int = 0
+
+
+class AdvanceEpoch(msgspec.Struct, frozen=True, array_like=True):
+    """Raise the garbage-collection epoch to ``current`` + 1 where it is ``current``, else leave it.
+    Reply: EpochReply."""
+
+    current: int
+
+
+class Reclaim(msgspec.Struct, frozen=True, array_like=True):
+    """Work off at most ``rows`` rows of what nothing reaches any more. Reply: ReclaimReply."""
+
+    rows: int
+
+
+class ForgetBlocks(msgspec.Struct, frozen=True, array_like=True):
+    """These candidates of ``epoch`` or before are deleted on their chunk servers; those referenced again or made
+    candidates since are left alone. Reply: BlocksReply."""
+
+    blocks: tuple[bytes, ...]
+    epoch: int
+
+
+class AdoptBlocks(msgspec.Struct, frozen=True, array_like=True):
+    """Chunk servers report blocks that were put long ago and never confirmed: those that nothing references become
+    candidates now (rule 17). Reply: BlocksReply."""
+
+    blocks: tuple[bytes, ...]
+
+
+class FormatReply(msgspec.Struct, frozen=True, array_like=True):
+    cluster: bytes
+    replicas: int
+
+
+class FenceReply(msgspec.Struct, frozen=True, array_like=True):
+    fence: int
+
+
+class EpochReply(msgspec.Struct, frozen=True, array_like=True):
+    gc_epoch: int
+    pg_epoch: int
+
+
+class ReclaimReply(msgspec.Struct, frozen=True, array_like=True):
+    """``rows`` that were worked off, and whether some are left."""
+
+    rows: int
+    more: bool
+
+
+class BlocksReply(msgspec.Struct, frozen=True, array_like=True):
+    """How many of the blocks the command changed."""
+
+    changed: int
+
+
+class Nothing(msgspec.Struct, frozen=True, array_like=True):
+    """A leader's empty entry was applied."""
+
+
+BODIES: dict[int, tuple[int, type[msgspec.Struct]]] = {
+    CommandKind.FORMAT: (ROOT, Format),
+    CommandKind.SUBMIT: (SHARD, Submit),
+    CommandKind.OPEN_SESSION: (ROOT, OpenSession),
+    CommandKind.CLOSE_SESSION: (ROOT, CloseSession),
+    CommandKind.EXPIRE_SESSION: (ROOT, ExpireSession),
+    CommandKind.REGISTER_SERVER: (ROOT, RegisterServer),
+    CommandKind.SET_SERVER_STATE: (ROOT, SetServerState),
+    CommandKind.SET_TABLE: (ROOT, SetTable),
+    CommandKind.ADVANCE_EPOCH: (ROOT, AdvanceEpoch),
+    CommandKind.RECLAIM: (SHARD, Reclaim),
+    CommandKind.FENCE_SESSION: (ROOT, FenceSession),
+    CommandKind.FORGET_BLOCKS: (SHARD, ForgetBlocks),
+    CommandKind.ADOPT_BLOCKS: (SHARD, AdoptBlocks),
+}
+"""Whose command a kind is, and its body."""
+
+_DECODE = {kind: msgspec.msgpack.Decoder(body).decode for kind, (_, body) in BODIES.items()}
+_ENCODE = msgspec.msgpack.Encoder().encode
+
+
+class Command(msgspec.Struct, frozen=True):
+    """A decoded command; ``body`` is None where the bytes are not what the kind asks for."""
+
+    kind: CommandKind
+    machine: int
+    shard: int
+    time_ns: int
+    body: Optional[msgspec.Struct]
+
+
+def encode_command(kind: int, time_ns: int, body: bytes | msgspec.Struct, machine: int | None = None) -> bytes:
+    """Return an entry's data. ``body`` as bytes must be the encoded struct of this kind (see BODIES)."""
+    owner, kind_of_body = BODIES[kind]
+    assert machine is None or machine == owner, (kind, machine)
+    if isinstance(body, msgspec.Struct):
+        assert type(body) is kind_of_body, (kind, type(body))
+        body = _ENCODE(body)
+    return _HEADER.pack(COMMAND_VERSION, owner, kind, 0, 0, max(time_ns, 0)) + body
+
+
+def decode_command(data: bytes) -> Command:
+    """Decode an entry's data.
+
+    Raises FsError(UNSUPPORTED_VERSION) for a version, kind or machine that this build does not know: members that
+    skipped such an entry would differ from those that applied it, so the member has to stop.
+    """
+    if len(data) < HEADER_BYTES:
+        raise FsError(Code.UNSUPPORTED_VERSION, f"an entry of {len(data)} bytes is no command")
+    version, machine, kind, _, shard, time_ns = _HEADER.unpack_from(data)
+    if version != COMMAND_VERSION or kind not in BODIES or BODIES[kind][0] != machine or shard != 0:
+        raise FsError(
+            Code.UNSUPPORTED_VERSION,
+            f"the log has a command of version {version}, machine {machine}.{shard}, kind {kind};"
+            f" this build knows version {COMMAND_VERSION}",
+        )
+    try:
+        body: Optional[msgspec.Struct] = _DECODE[kind](memoryview(data)[HEADER_BYTES:])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        body = None
+    return Command(CommandKind(kind), machine, shard, time_ns, body)
+
+
+__all__ = [
+    "AdoptBlocks",
+    "AdvanceEpoch",
+    "BODIES",
+    "BlocksReply",
+    "Command",
+    "CommandKind",
+    "EpochReply",
+    "ExpireSession",
+    "FenceReply",
+    "FenceSession",
+    "ForgetBlocks",
+    "Format",
+    "FormatReply",
+    "Nothing",
+    "ROOT",
+    "Reclaim",
+    "ReclaimReply",
+    "RegisterServer",
+    "SHARD",
+    "ServerRecord",
+    "SetServerState",
+    "SetTable",
+    "TableItem",
+    "decode_command",
+    "encode_command",
+]

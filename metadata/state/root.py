@@ -1,0 +1,222 @@
+"""The root machine: identity of the volume, sessions, chunk servers, placement, epochs.
+
+Small state, all of it in memory too. When slots move to other groups this is what stays in group 0; a shard elsewhere
+is then told of sessions and epochs by entries of its own log.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from metadata.api import CloseSession, CloseSessionReply, OpenSession, OpenSessionReply, ServerRecord
+from metadata.state import keys
+from metadata.state.command import (
+    AdvanceEpoch,
+    EpochReply,
+    ExpireSession,
+    FenceReply,
+    FenceSession,
+    Format,
+    FormatReply,
+    RegisterServer,
+    SetServerState,
+    SetTable,
+)
+from metadata.state.records import (
+    Group,
+    RootRecord,
+    Server,
+    decode_group,
+    decode_root,
+    decode_server,
+    encode,
+)
+from metadata.state.sessions import Sessions
+from metadata.state.tables import Tables
+from metadata.state.turn import Turn
+from node.wire.errors import Code, FsError
+from node.wire.limits import PLACEMENT_GROUPS_MAX, SESSION_LEASE_S, SESSION_TEXT_BYTES_MAX
+
+FORMAT = 1
+STATES = frozenset({"joining", "serving", "suspect", "out", "draining"})
+REPLICAS_MAX = 16
+UUID_BYTES = 16
+CLUSTER_BYTES_MAX = 64
+
+
+class Root:
+    """Applies root commands: each handler returns its reply or raises FsError before it wrote anything."""
+
+    def __init__(self, tables: Tables, sessions: Sessions) -> None:
+        self._tables = tables
+        self._sessions = sessions
+        self.record = RootRecord()
+        self.servers: dict[int, Server] = {}
+        self.groups: list[Group] = []
+        self._table: tuple[tuple[int, ...], ...] | None = None
+        self.reload()
+        self.handlers: dict[type[msgspec.Struct], Callable[[Any, Turn], msgspec.Struct]] = {
+            OpenSession: self.open_session,
+            CloseSession: self.close_session,
+            ExpireSession: self.expire_session,
+            FenceSession: self.fence_session,
+            RegisterServer: self.register_server,
+            SetServerState: self.set_server_state,
+            SetTable: self.set_table,
+            AdvanceEpoch: self.advance_epoch,
+        }
+
+    def reload(self) -> None:
+        """Read the root's state from the tables."""
+        value = self._tables.get(keys.ROOT_KEY)
+        self.record = RootRecord() if value is None else decode_root(value)
+        rows = self._tables.range(keys.SERVER, keys.prefix_end(keys.SERVER))
+        self.servers = {keys.first(key): decode_server(value) for key, value in rows}
+        rows = self._tables.range(keys.GROUP, keys.prefix_end(keys.GROUP))
+        self.groups = [decode_group(value) for _, value in rows]
+        self._table = None
+
+    @property
+    def table(self) -> tuple[tuple[int, ...], ...]:
+        """The placement table: the ordered servers of each group."""
+        if self._table is None:
+            self._table = tuple([group.servers for group in self.groups])
+        return self._table
+
+    def _save(self, **changes: Any) -> None:
+        self.record = replace(self.record, **changes)
+        self._tables.put(keys.ROOT_KEY, encode(self.record))
+
+    def check_format(self, body: Format) -> None:
+        """Raise where the volume cannot be formatted."""
+        if self.record.format:
+            raise FsError(Code.EXISTS, "the volume is formatted")
+        if not 0 < len(body.cluster) <= CLUSTER_BYTES_MAX or not 1 <= body.replicas <= REPLICAS_MAX:
+            raise FsError(Code.INVALID, f"cluster id {body.cluster!r}, {body.replicas} replicas")
+
+    def format(self, body: Format) -> FormatReply:
+        """Give the volume its identity; every slot belongs to group 0."""
+        self._save(format=FORMAT, cluster=body.cluster, replicas=body.replicas)
+        self._tables.put(keys.slot(0), keys.NUMBER.pack(0))
+        return FormatReply(body.cluster, body.replicas)
+
+    # --- sessions ---------------------------------------------------------------------------------------------
+
+    def open_session(self, body: OpenSession, turn: Turn) -> OpenSessionReply:
+        session = self._sessions.by_nonce(body.nonce) if body.nonce else None
+        if session is None:
+            self._sessions.check_open(body)
+            ident = self.record.next_session
+            session = self._sessions.open(body, ident, turn.time_ns)
+            self._save(next_session=ident + 1)
+        return OpenSessionReply(
+            session.id, SESSION_LEASE_S, self.record.gc_epoch, self.record.pg_epoch, session.fence
+        )
+
+    def close_session(self, body: CloseSession, turn: Turn) -> CloseSessionReply:
+        self._sessions.end(body.session, turn)
+        return CloseSessionReply()
+
+    def expire_session(self, body: ExpireSession, turn: Turn) -> CloseSessionReply:
+        self._sessions.end(body.session, turn)
+        return CloseSessionReply()
+
+    def fence_session(self, body: FenceSession, turn: Turn) -> FenceReply:
+        return FenceReply(self._sessions.raise_fence(body.session).fence)
+
+    # --- chunk servers ----------------------------------------------------------------------------------------
+
+    def register_server(self, body: RegisterServer, turn: Turn) -> ServerRecord:
+        if len(body.uuid) != UUID_BYTES:
+            raise FsError(Code.INVALID, f"a store identity of {len(body.uuid)} bytes")
+        _check_server(body.state, body.weight)
+        texts = (body.name, body.address, body.host, body.rack)
+        if max(map(len, texts)) > SESSION_TEXT_BYTES_MAX or body.capacity_bytes < 0:
+            raise FsError(Code.INVALID, "name, address, host or rack is too long, or capacity negative")
+        value = self._tables.get(keys.server_uuid(body.uuid))
+        known = None if value is None else self.servers[keys.NUMBER.unpack(value)[0]]
+        ident = self.record.next_server if known is None else known.server
+        state = body.state if known is None else known.state
+        server = Server(ident, body.uuid, *texts, body.weight, body.capacity_bytes, state)
+        if known is None:
+            self._save(next_server=ident + 1)
+            self._tables.put(keys.server_uuid(body.uuid), keys.NUMBER.pack(ident))
+        if server != known:
+            self._put_server(server)
+        return server_record(server)
+
+    def set_server_state(self, body: SetServerState, turn: Turn) -> ServerRecord:
+        server = self.servers.get(body.server)
+        if server is None:
+            raise FsError(Code.NOT_FOUND, f"chunk server {body.server}")
+        weight = server.weight if body.weight is None else body.weight
+        _check_server(body.state, weight)
+        server = replace(server, state=body.state, weight=weight)
+        self._put_server(server)
+        return server_record(server)
+
+    def _put_server(self, server: Server) -> None:
+        self.servers[server.server] = server
+        self._tables.put(keys.server(server.server), encode(server))
+
+    # --- placement and epochs ---------------------------------------------------------------------------------
+
+    def set_table(self, body: SetTable, turn: Turn) -> EpochReply:
+        record = self.record
+        if body.base_epoch != record.pg_epoch:
+            raise FsError(Code.STALE_EPOCH, f"the placement table is of epoch {record.pg_epoch}")
+        length = record.groups
+        if body.groups and body.groups != length:
+            if length or not 1 <= body.groups <= PLACEMENT_GROUPS_MAX:
+                raise FsError(Code.INVALID, f"{body.groups} placement groups, there are {length}")
+            length = body.groups
+        for item in body.items:
+            if not 0 <= item.group < length:
+                raise FsError(Code.INVALID, f"placement group {item.group} of {length}")
+            if len(set(item.servers)) != len(item.servers) or not self.servers.keys() >= set(item.servers):
+                raise FsError(Code.INVALID, f"placement group {item.group} on {item.servers}")
+        epoch = record.pg_epoch + 1
+        self._save(pg_epoch=epoch, groups=length)
+        for number in range(len(self.groups), length):
+            self._put_group(number, Group((), epoch))
+        for item in body.items:
+            self._put_group(item.group, Group(item.servers, epoch))
+        self._table = None
+        return EpochReply(record.gc_epoch, epoch)
+
+    def _put_group(self, number: int, group: Group) -> None:
+        if number == len(self.groups):
+            self.groups.append(group)
+        else:
+            self.groups[number] = group
+        self._tables.put(keys.group(number), encode(group))
+
+    def advance_epoch(self, body: AdvanceEpoch, turn: Turn) -> EpochReply:
+        if body.current == self.record.gc_epoch:
+            self._save(gc_epoch=body.current + 1)
+        return EpochReply(self.record.gc_epoch, self.record.pg_epoch)
+
+
+def server_record(server: Server) -> ServerRecord:
+    """What the cluster map says of a server, without what only the leader knows."""
+    return ServerRecord(
+        server.server,
+        server.uuid,
+        server.name,
+        server.address,
+        server.host,
+        server.rack,
+        server.weight,
+        server.capacity_bytes,
+        server.state,
+    )
+
+
+def _check_server(state: str, weight: float) -> None:
+    if state not in STATES or not math.isfinite(weight) or weight < 0:
+        raise FsError(Code.INVALID, f"state {state!r}, weight {weight}")

@@ -1,0 +1,42 @@
+"""What one entry brings to the operations in it: its time, its session, who else lives, and what it caused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metadata.api import Extent
+from metadata.placement import group_of
+from metadata.state.records import Group
+from node.wire.errors import Code, FsError
+
+
+class Turn:
+    """One entry being applied. The epochs are those before the entry; ``live`` are all registered sessions."""
+
+    __slots__ = ("time_ns", "session", "live", "gc_epoch", "groups", "orphaned", "freed", "ended")
+
+    def __init__(
+        self, time_ns: int, session: int, live: Sequence[int], gc_epoch: int, groups: Sequence[Group]
+    ) -> None:
+        self.time_ns = time_ns
+        self.session = session
+        self.live = live
+        self.gc_epoch = gc_epoch
+        self.groups = groups
+        self.orphaned: dict[int, list[int]] = {}  # session -> removed inodes it may hold, for the leader to ask
+        self.freed: list[int] = []  # inodes that ceased to exist
+        self.ended: list[int] = []  # sessions that ceased to exist
+
+    def check_blocks(self, extents: Sequence[Extent], touch_epoch: int, pg_epoch: int) -> None:
+        """Refuse references to blocks whose touch is too old, or whose placement changed since (rule 16)."""
+        if not extents:
+            return
+        if touch_epoch < self.gc_epoch - 1:
+            raise FsError(Code.STALE_EPOCH, f"touched in epoch {touch_epoch}, now it is {self.gc_epoch}")
+        if touch_epoch > self.gc_epoch:
+            raise FsError(Code.INVALID, f"touch epoch {touch_epoch} has not begun, it is {self.gc_epoch}")
+        if pg_epoch and self.groups:
+            for extent in extents:
+                group = group_of(extent.block, len(self.groups))
+                if self.groups[group].changed > pg_epoch:
+                    raise FsError(Code.STALE_EPOCH, f"placement group {group} changed since epoch {pg_epoch}")
