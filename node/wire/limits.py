@@ -105,6 +105,8 @@ READ_ROUND_PATIENCE_S = 0.2  # a read-index round without an answer is followed 
 STATE_COMMIT_ENTRIES = 4096
 STATE_COMMIT_S = 1.0
 STATE_MAP_BYTES = 64 * GIB
+STATE_LOAD_ITEMS = 10_000  # a transaction, while a snapshot is loaded
+STATE_MARGIN_BYTES = 4 * MIB  # left free on disk beyond what a commit may need
 
 # Placement
 PLACEMENT_GROUPS_MIN = 64  # powers of two: a group splits in two when the table doubles
