@@ -20,7 +20,8 @@ from storage.block import verify as verify_block
 __all__ = [
     "decode_block", "encode_block", "name_block", "partial_block", "verify_block",
     "BlockInfo", "BlockRange", "CATALOGUE", "Delete", "DeleteReply", "FORMAT_VERSION", "Get", "GetReply",
-    "GetServerStatus", "Heartbeat", "HeartbeatReply", "METADATA_FOR_SERVERS", "Put", "PutReply", "ServerStatus",
+    "GetServerStatus", "Heartbeat", "HeartbeatReply", "METADATA_FOR_SERVERS", "Put", "PutReply",
+    "ServerAddress", "ServerStatus",
     "Touch", "TouchReply",
 ]
 
@@ -119,6 +120,8 @@ class ServerStatus(msgspec.Struct, frozen=True, array_like=True):
     host: str = ""
     rack: str = ""
     corrupt_blocks: int = 0
+    name: str = ""  # as in the cluster's configuration
+    weight: float = 1.0
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
@@ -126,6 +129,14 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
 
     status: ServerStatus
     bad_blocks: tuple[bytes, ...] = ()  # found damaged since the last acknowledged heartbeat
+    pg_epoch: int = 0  # of the server list that this server knows
+
+
+class ServerAddress(msgspec.Struct, frozen=True, array_like=True):
+    """Where a chunk server is, for the others that forward to it."""
+
+    server: int
+    address: str
 
 
 class HeartbeatReply(msgspec.Struct, frozen=True, array_like=True):
@@ -136,6 +147,7 @@ class HeartbeatReply(msgspec.Struct, frozen=True, array_like=True):
     pg_epoch: int
     interval_s: float
     clients: Optional[tuple[str, ...]] = None  # reserved: allow-list difference
+    servers: Optional[tuple[ServerAddress, ...]] = None  # all of them; None: unchanged since Heartbeat.pg_epoch
 
 
 CATALOGUE = Catalogue(

@@ -16,7 +16,8 @@ from typing import Optional
 from node.host.disk import Disk
 from node.wire.errors import Code, FsError
 from node.wire.limits import (
-    CATALOG_LAG_BYTES_MAX, CATALOG_PENDING_MAX, PIECE_BYTES, SEGMENT_BYTES_MAX, STORE_RESERVE_BYTES,
+    BLOCK_STORED_BYTES_MAX, CATALOG_LAG_BYTES_MAX, CATALOG_PENDING_MAX, PIECE_BYTES, SEGMENT_BYTES_MAX,
+    STORE_RESERVE_BYTES,
 )
 from node.wire.types import BLOCK_ID_BYTES, Buffer
 from storage import block as blocks
@@ -99,22 +100,31 @@ class BlockStore:
 
     @property
     def capacity_bytes(self) -> int:
-        """How much the segments may take, if nobody else fills the disk."""
-        if self.options.capacity_bytes:
-            return self.options.capacity_bytes
-        return self.used_bytes + max(0, self._segments.free_bytes() - self.options.reserve_bytes)
+        """How much the segments may take: what is configured, but never more than the disk has for them."""
+        disk = self.used_bytes + max(0, self._segments.free_bytes() - self.options.reserve_bytes)
+        return min(self.options.capacity_bytes, disk) if self.options.capacity_bytes else disk
+
+    @property
+    def full(self) -> bool:
+        """Whether a block of full size would be refused."""
+        return self._room() < BLOCK_STORED_BYTES_MAX + RECORD_HEADER_BYTES
+
+    @property
+    def corrupt_count(self) -> int:
+        """How many times a block was found damaged since the start."""
+        return self._totals["corrupt"]
 
     # -- writing
 
     def commit(self, operations: Sequence[Operation]) -> None:
-        """Do all operations and set their codes. Those with code 0 are durable when this returns.
+        """Do all operations whose code is 0 and set their codes. Those still 0 are durable when this returns.
 
         A full disk (or the configured capacity) gives NO_SPACE to data and leaves everything else as it was. Raises
         FatalDiskError, OSError when the disk fails otherwise: then no operation may be acknowledged and the process
         must end.
         """
         with self._writing:
-            rest = list(operations)
+            rest = [operation for operation in operations if not operation.code]
             while rest:
                 group = self._plan(rest)
                 try:

@@ -1,0 +1,196 @@
+"""The chunk server process: ``fusefs-chunk --cluster FILE --name NAME [--data DIR]``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from node.host import notify
+from node.host.cluster import ChunkServer, ClusterConfig, load_cluster
+from node.host.daemon import Lifecycle, run_daemon
+from node.host.disk import SystemDisk
+from node.host.http import serve_http
+from node.host.keys import client_security, process_keys, server_security
+from node.host.lock import LivenessLock
+from node.host.logging import setup_logging
+from node.host.metrics import Metrics
+from node.host.paths import private_directory
+from node.host.units import format_size
+from node.rpc.client import Connection
+from node.rpc.context import Transport
+from node.rpc.server import Server
+from node.wire.catalogue import Catalogue
+from storage import api
+from storage.catalog import LmdbCatalog
+from storage.server.committer import Committer
+from storage.server.forward import Peers
+from storage.server.heartbeat import BAD_BLOCKS_MAX, Heartbeats
+from storage.server.service import Service
+from storage.store import BlockStore, StoreOptions
+
+PROGRAM = "fusefs-chunk"
+SWITCH_INTERVAL_S = 1e-4  # the disk thread must get the interpreter back at once when a sync returns
+_RECOVERY_PING_S = 10.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which server this process is, and where its files are."""
+
+    config: ClusterConfig
+    path: Path  # of cluster.toml
+    entry: ChunkServer
+    data: Path
+
+
+class Registration:
+    """What the metadata service has told this server, and what this server tells about itself."""
+
+    def __init__(self, place: Place, store: BlockStore, peers: Peers) -> None:
+        self._entry = place.entry
+        self._store = store
+        self._peers = peers
+        self.server = 0  # our id, 0 until registered
+        self.gc_epoch = 0
+        self.pg_epoch = 0
+
+    def status(self) -> api.ServerStatus:
+        """Return the server's own view."""
+        store, entry = self._store, self._entry
+        return api.ServerStatus(
+            server=self.server, uuid=store.identity, address=entry.address, used_bytes=store.used_bytes,
+            capacity_bytes=store.capacity_bytes, blocks=store.block_count, state="full" if store.full else "serving",
+            host=entry.host, rack=entry.rack, corrupt_blocks=store.corrupt_count, name=entry.name, weight=entry.weight,
+        )
+
+    def heartbeat(self) -> api.Heartbeat:
+        """Return the next heartbeat."""
+        return api.Heartbeat(self.status(), self._store.bad_blocks(BAD_BLOCKS_MAX), self.pg_epoch)
+
+    def take(self, sent: api.Heartbeat, reply: api.HeartbeatReply) -> None:
+        """Take the answer to a heartbeat."""
+        self._store.reported(sent.bad_blocks)
+        self.server, self.gc_epoch = reply.server, reply.gc_epoch
+        if reply.servers is not None:
+            self._peers.update(reply.servers)
+            self.pg_epoch = reply.pg_epoch
+
+
+def open_store(place: Place) -> BlockStore:
+    """Open (and recover) the store of a chunk server; the caller holds its lock."""
+    options = StoreOptions(
+        capacity_bytes=place.entry.capacity_bytes, segment_bytes=place.config.storage.segment_bytes
+    )
+    return BlockStore(
+        SystemDisk(place.data / "segments"), LmdbCatalog(place.data / "catalog"), place.config.cluster_id_bytes,
+        clock=time.time, random=os.urandom, options=options,
+    )
+
+
+async def serve(place: Place, life: Lifecycle) -> None:
+    """Recover, serve until asked to stop, then finish what was begun."""
+    private_directory(place.data)
+    with LivenessLock(place.data / "lock", f"chunk server {place.entry.name}"):
+        store = await _recover(place)
+        async with Transport() as transport:
+            await _serve_store(place, life, store, transport)
+        await trio.to_thread.run_sync(store.close)
+
+
+async def _recover(place: Place) -> BlockStore:
+    """Open the store in a thread, and have the service manager wait as long as it takes."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_ask_for_patience)
+        store = await trio.to_thread.run_sync(open_store, place, abandon_on_cancel=True)
+        nursery.cancel_scope.cancel()
+    found, used = store.recovery, format_size(store.used_bytes)
+    _log.info("%d blocks, %s; %d records were scanned", store.block_count, used, found.records)
+    return store
+
+
+async def _ask_for_patience() -> None:
+    while True:
+        notify.extend_timeout(3 * _RECOVERY_PING_S)
+        await trio.sleep(_RECOVERY_PING_S)
+
+
+async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transport: Transport) -> None:
+    config, entry = place.config, place.entry
+    cluster = config.cluster_id_bytes
+    keys = process_keys(config, place.path, entry.name)
+    public_keys = {process.address: process.public_key for process in config.processes}
+
+    def connect(address: str, catalogue: Catalogue) -> Connection:
+        security = client_security(config, keys, public_keys.get(address, ""))
+        return Connection(transport, address, catalogue, cluster_id=cluster, security=security)
+
+    peers = Peers(lambda address: connect(address, api.CATALOGUE))
+    registration = Registration(place, store, peers)
+    committer = Committer(store)
+    service = Service(store, committer, registration.status, peers.forward)
+    members = [(member.id, connect(member.address, api.METADATA_FOR_SERVERS)) for member in config.members]
+    interval_s = config.storage.heartbeat_interval
+    heartbeats = Heartbeats(members, registration.heartbeat, registration.take, interval_s=interval_s)
+    security = server_security(config, place.path, entry.name)
+    server = Server(transport, entry.address, cluster_id=cluster, security=security)
+    for number, handler in service.handlers().items():
+        server.register(api.CATALOGUE.by_number[number], handler)
+    async with trio.open_nursery() as nursery:
+        for part in (committer.run, service.run, peers.run, server.run, heartbeats.run):
+            await nursery.start(part)
+        if config.storage.http:
+            await nursery.start(serve_http, config.storage.http, _metrics(store, committer, service), _fine, _fine)
+        nursery.start_soon(_watchdog)
+        life.ready(f"serving {entry.address}")
+        _log.info("serving %s", entry.address)
+        await life.wait_stop()
+        server.drain()
+        await service.finish()
+        nursery.cancel_scope.cancel()
+
+
+def _metrics(store: BlockStore, committer: Committer, service: Service) -> Metrics:
+    metrics = Metrics("chunk")
+    metrics.collect_from("store", store.statistics)
+    metrics.collect_from("commit", committer.statistics)
+    metrics.collect_from("request", service.statistics)
+    return metrics
+
+
+def _fine() -> None:
+    """Whoever answers at all is healthy: a failed disk ends the process."""
+
+
+async def _watchdog() -> None:
+    """Tell the service manager that the loop turns."""
+    interval_s = notify.watchdog_interval_s()
+    while interval_s is not None:
+        notify.watchdog()
+        await trio.sleep(interval_s / 2)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a chunk server; return the exit code."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Serve the blocks of a fusefs cluster.")
+    parser.add_argument("--cluster", type=Path, required=True, metavar="FILE", help="the cluster.toml")
+    parser.add_argument("--name", required=True, help="which of the cluster's chunk servers to be")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="where the blocks are (default: NAME beside FILE)")
+    options = parser.parse_args(arguments)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+
+    async def start(life: Lifecycle) -> None:
+        config = load_cluster(options.cluster)
+        setup_logging(options.name, config.log.level, json=config.log.json)
+        data = options.data or options.cluster.resolve().parent / options.name
+        await serve(Place(config, options.cluster, config.server(options.name), data), life)
+
+    setup_logging(options.name)
+    return run_daemon(PROGRAM, start)

@@ -1,0 +1,262 @@
+"""What a chunk server answers: storage.api requests on one side, a block store and its committer on the other.
+
+Small requests are handled on the loop; from ``_THREAD_BYTES`` of hashing or reading up the work goes to threads.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Optional, Protocol
+
+import trio
+
+from node.wire.errors import Code, FsError, ProtocolError
+from node.wire.limits import (
+    GET_BYTES_MAX, GET_RANGES_MAX, KIB, PIECE_BYTES, PUT_BLOCKS_MAX, PUT_BYTES_MAX, STORE_PENDING_BYTES_MAX,
+)
+from node.wire.types import BLOCK_ID_BYTES
+from storage import api
+from storage.block import verify
+from storage.records import Kind
+from storage.server.committer import Committer
+from storage.store import EPOCH_MAX, BlockStore, Operation
+
+_THREAD_BYTES = 64 * KIB  # below, the hop to a thread costs more than the work
+_VERIFY_THREADS = 2
+_FETCH_THREADS = 4
+_log = logging.getLogger(__name__)
+
+
+class Call(Protocol):
+    """What this module needs of a request (node.rpc.server.Call)."""
+
+    request: Any
+    data: list[memoryview]
+    deadline: float
+
+    def reply(self, body: Any, data: Sequence[Any] = ()) -> None: ...
+
+    def fail(self, error: FsError) -> None: ...
+
+
+Forward = Callable[[api.Put, list[memoryview], float], "ForwardResult"]  # the last: deadline on trio's clock
+
+
+class ForwardResult(Protocol):
+    """A put on its way down the pipeline, while it is being stored here."""
+
+    async def wait(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return (copies by block beyond this server, servers that failed)."""
+
+
+class Service:
+    """The handlers. ``run`` must be running; ``status`` makes the reply to GetServerStatus."""
+
+    def __init__(
+        self, store: BlockStore, committer: Committer, status: Callable[[], api.ServerStatus],
+        forward: Optional[Forward] = None,
+    ) -> None:
+        self._store = store
+        self._committer = committer
+        self._status = status
+        self._forward = forward
+        self._nursery: Optional[trio.Nursery] = None
+        self._verifying = trio.CapacityLimiter(_VERIFY_THREADS)
+        self._fetching = trio.CapacityLimiter(_FETCH_THREADS)
+        self._pending_bytes = 0  # payload of puts that are not answered yet
+        self._tasks = 0
+        self._idle = trio.Event()
+        self._counts = {"puts": 0, "gets": 0, "touches": 0, "overloaded": 0, "rejected_blocks": 0}
+
+    def handlers(self) -> dict[int, Callable[[Any], None]]:
+        """Return the handlers by method number."""
+        return {0x100: self.put, 0x101: self.touch, 0x102: self.get, 0x103: self.delete, 0x104: self.get_status}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Host the tasks of larger requests until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def finish(self) -> None:
+        """Return when every request taken so far is answered. For after the last one was taken."""
+        while self._tasks:
+            self._idle = trio.Event()
+            await self._idle.wait()
+        await self._committer.flush()
+
+    async def _task(self, work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        self._tasks += 1
+        try:
+            await work(*arguments)
+        finally:
+            self._tasks -= 1
+            if not self._tasks:
+                self._idle.set()
+
+    # -- put, touch, delete
+
+    def put(self, call: Call) -> None:
+        """Verify, store, and answer when durable (here, and as far down the pipeline as it got)."""
+        request: api.Put = call.request
+        size_bytes = _check_put(request, call.data)
+        if self._pending_bytes + size_bytes > STORE_PENDING_BYTES_MAX:
+            self._counts["overloaded"] += 1
+            raise FsError(Code.OVERLOADED, f"{self._pending_bytes} bytes of puts are waiting for the disk")
+        self._counts["puts"] += 1
+        self._pending_bytes += size_bytes
+        if size_bytes < _THREAD_BYTES and not request.forward:
+            operations = _verified(request, call.data)
+            self._committer.submit(operations, partial(self._put_done, call, operations, size_bytes))
+        else:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._task, self._put_large, call, size_bytes)
+
+    async def _put_large(self, call: Call, size_bytes: int) -> None:
+        request: api.Put = call.request
+        onward = None
+        if request.forward and self._forward is not None:
+            onward = self._forward(request, call.data, call.deadline)
+        work = partial(_verified, request, call.data)
+        operations = await trio.to_thread.run_sync(work, limiter=self._verifying)
+        stored = trio.Event()
+        self._committer.submit(operations, stored.set)
+        await stored.wait()
+        copies: tuple[int, ...] = (0,) * len(operations)
+        failed: tuple[int, ...] = request.forward if request.forward and onward is None else ()
+        if onward is not None:
+            copies, failed = await onward.wait()
+        self._put_done(call, operations, size_bytes, copies, failed)
+
+    def _put_done(
+        self, call: Call, operations: list[Operation], size_bytes: int,
+        copies: Optional[tuple[int, ...]] = None, failed: tuple[int, ...] = (),
+    ) -> None:
+        self._pending_bytes -= size_bytes
+        codes = tuple(int(operation.code) for operation in operations)
+        self._counts["rejected_blocks"] += sum(code in (Code.CORRUPT_BLOCK, Code.PROTOCOL) for code in codes)
+        beyond = copies or (0,) * len(codes)
+        here = tuple(more + (code == 0) for code, more in zip(codes, beyond))
+        call.reply(api.PutReply(codes=codes, copies=here, failed=failed))
+
+    def touch(self, call: Call) -> None:
+        """Raise touch epochs, durably."""
+        request: api.Touch = call.request
+        _check_names(request.blocks, request.touch_epoch)
+        self._counts["touches"] += 1
+        operations = [Operation(Kind.TOUCH, block, request.touch_epoch) for block in request.blocks]
+        self._committer.submit(operations, partial(self._touch_done, call, operations))
+
+    def _touch_done(self, call: Call, operations: list[Operation]) -> None:
+        if any(operation.code == Code.NO_SPACE for operation in operations):
+            call.fail(FsError(Code.NO_SPACE, "the disk is full"))
+            return
+        missing = tuple(at for at, operation in enumerate(operations) if operation.code)
+        call.reply(api.TouchReply(missing=missing))
+
+    def delete(self, call: Call) -> None:
+        """Quarantine what was not touched since the epoch, durably."""
+        request: api.Delete = call.request
+        _check_names(request.blocks, request.epoch)
+        if not self._store.options.deletion:
+            raise FsError(Code.NOT_SUPPORTED, "deletion of blocks is switched off")
+        operations = [Operation(Kind.DELETE, block, request.epoch) for block in request.blocks]
+        self._committer.submit(operations, partial(self._delete_done, call, operations))
+
+    def _delete_done(self, call: Call, operations: list[Operation]) -> None:
+        if any(operation.code == Code.NO_SPACE for operation in operations):
+            call.fail(FsError(Code.NO_SPACE, "the disk is full"))
+            return
+        call.reply(api.DeleteReply(deleted=sum(operation.code == 0 for operation in operations)))
+
+    # -- get
+
+    def get(self, call: Call) -> None:
+        """Read blocks, or the pieces that cover parts of them."""
+        request: api.Get = call.request
+        if not 0 < len(request.ranges) <= GET_RANGES_MAX:
+            raise ProtocolError(f"{len(request.ranges)} ranges in one get")
+        self._counts["gets"] += 1
+        size_bytes = sum(map(self._estimate, request.ranges))
+        if size_bytes > GET_BYTES_MAX and len(request.ranges) > 1:
+            raise FsError(Code.TOO_BIG, f"a get of up to {size_bytes} bytes; ask for at most {GET_BYTES_MAX} at once")
+        if size_bytes < _THREAD_BYTES:
+            self._get_done(call, self._fetch_all(request.ranges))
+        else:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._task, self._get_large, call)
+
+    async def _get_large(self, call: Call) -> None:
+        work = partial(self._fetch_all, call.request.ranges)
+        self._get_done(call, await trio.to_thread.run_sync(work, limiter=self._fetching))
+
+    def _fetch_all(self, ranges: Sequence[api.BlockRange]) -> list[tuple[int, bytes]]:
+        """Return (code, frame) for each range. Any thread."""
+        found: list[tuple[int, bytes]] = []
+        for wanted in ranges:
+            try:
+                found.append((0, self._store.fetch(wanted.block, wanted.offset, wanted.length)))
+            except FsError as error:
+                found.append((error.code, b""))
+        return found
+
+    def _get_done(self, call: Call, found: list[tuple[int, bytes]]) -> None:
+        call.reply(api.GetReply(codes=tuple(code for code, _ in found)), [frame for _, frame in found])
+
+    def _estimate(self, wanted: api.BlockRange) -> int:
+        """Return at most how many bytes the frame for a range will have."""
+        try:
+            stored = self._store.locate(wanted.block).stored
+        except FsError:
+            return 0
+        if not wanted.length:
+            return stored
+        return min(stored, (wanted.length // PIECE_BYTES + 2) * PIECE_BYTES)
+
+    # -- about itself
+
+    def get_status(self, call: Call) -> None:
+        """Answer with the server's own view."""
+        call.reply(self._status())
+
+    def statistics(self) -> dict[str, int]:
+        """Return counters since the start."""
+        return {**self._counts, "pending_bytes": self._pending_bytes}
+
+
+def _check_put(request: api.Put, data: Sequence[memoryview]) -> int:
+    """Check the shape of a put; return its payload in bytes. Contents are checked block by block later."""
+    if len(request.blocks) != len(data):
+        raise ProtocolError(f"a put of {len(request.blocks)} blocks with {len(data)} frames")
+    if not 0 < len(data) <= PUT_BLOCKS_MAX:
+        raise ProtocolError(f"a put of {len(data)} blocks")
+    size_bytes = sum(map(len, data))
+    if size_bytes > PUT_BYTES_MAX:
+        raise ProtocolError(f"a put of {size_bytes} bytes")
+    if not 0 <= request.touch_epoch <= EPOCH_MAX:
+        raise ProtocolError(f"touch epoch {request.touch_epoch}")
+    return size_bytes
+
+
+def _check_names(names: Sequence[bytes], epoch: int) -> None:
+    if len(names) > PUT_BLOCKS_MAX or any(len(name) != BLOCK_ID_BYTES for name in names):
+        raise ProtocolError(f"{len(names)} block names, or one of a wrong length")
+    if not 0 <= epoch <= EPOCH_MAX:
+        raise ProtocolError(f"epoch {epoch}")
+
+
+def _verified(request: api.Put, data: Sequence[memoryview]) -> list[Operation]:
+    """Return an operation for each block; those that are not what they claim have their code set. Any thread."""
+    operations = []
+    for info, frame in zip(request.blocks, data):
+        operation = Operation(Kind.DATA, info.block, request.touch_epoch, info.length, frame)
+        try:
+            verify(frame, info.block, info.length)
+        except FsError as error:
+            _log.warning("refused a put: %s", error)
+            operation.code = error.code
+        operations.append(operation)
+    return operations
