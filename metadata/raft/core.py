@@ -20,7 +20,7 @@ from metadata.raft.state import (
     SoftState,
     Status,
 )
-from metadata.raft.storage import Storage
+from metadata.raft.storage import ENTRY_OVERHEAD_BYTES, Storage
 
 __all__ = [
     "Config", "ConfChangeRefused", "ProposalDropped", "RawNode", "ReadMode", "ReadState", "Ready", "Role", "SoftState",
@@ -266,7 +266,7 @@ class RawNode(Core):
 
     def _on_apply_done(self, message: Message) -> None:
         self.uncommitted_bytes = max(self.uncommitted_bytes - message.hint_index, 0)
-        self._applied(message.index, message.hint_index)
+        self._applied(message.index, message.hint_index + message.hint_term * ENTRY_OVERHEAD_BYTES)
 
     def _snapshot_durable(self, snapshot: SnapshotMeta) -> None:
         self.log.stable_snapshot(snapshot.index)
@@ -367,9 +367,9 @@ class RawNode(Core):
         size = 0
         for entry in committed:
             size += len(entry.data)
-        last = committed[-1].index
-        self.log.accept_applying(last, size)
-        return Message(Kind.APPLY_DONE, self.id, self.id, index=last, hint_index=size)
+        last, count = committed[-1].index, len(committed)
+        self.log.accept_applying(last, size + count * ENTRY_OVERHEAD_BYTES)
+        return Message(Kind.APPLY_DONE, self.id, self.id, index=last, hint_index=size, hint_term=count)
 
     def _ready_async(self, ready: Ready, responses: list[Message]) -> None:
         if responses or ready.entries or ready.hard_state is not None or ready.snapshot is not None:

@@ -94,7 +94,7 @@ class Kind(enum.IntEnum):
     TRANSFER_LEADER = 14  # follower -> leader: ``context`` is the member to become leader
     # From this member's own workers, never from the wire:
     APPEND_DONE = 40  # the entry (index, log_term), all before it and ``snapshot`` are durable
-    APPLY_DONE = 41  # applied up to ``index``; ``hint_index`` counts the bytes of data
+    APPLY_DONE = 41  # applied up to ``index``: ``hint_term`` entries with ``hint_index`` bytes of data
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, omit_defaults=False):
