@@ -1,0 +1,47 @@
+"""Tell the kernel to drop pages, from a thread: the call waits for page locks that a READ in flight may hold."""
+
+from __future__ import annotations
+
+import errno
+
+import pyfuse3
+import trio
+
+from node.host.logging import get_logger
+
+log = get_logger(__name__)
+
+
+class PageDropper:
+    """Inodes whose cached pages must go. ``drop`` never waits; ``run`` is the task that tells the kernel."""
+
+    def __init__(self) -> None:
+        self._pending: set[int] = set()
+        self._wake = trio.Event()
+        self._dropped = 0
+
+    def drop(self, ino: int) -> None:
+        """Ask for the pages of one inode to be dropped soon. Bounded by the inodes that the kernel knows."""
+        self._pending.add(ino)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            inos, self._pending = self._pending, set()
+            await trio.to_thread.run_sync(_drop_all, sorted(inos), abandon_on_cancel=True)
+            self._dropped += len(inos)
+
+    def statistics(self) -> dict[str, int]:
+        return {"pending": len(self._pending), "dropped": self._dropped}
+
+
+def _drop_all(inos: list[int]) -> None:
+    for ino in inos:
+        try:
+            pyfuse3.invalidate_inode(ino)
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # the kernel has forgotten it, so there is nothing to drop
+                log.warning("dropping pages failed", ino=ino, error=str(error))

@@ -1,0 +1,96 @@
+"""What the kernel knows of us: how often it looked each inode up, and which data its page cache was filled from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from metadata.api import Attr
+
+
+class _Known:
+    """One inode in the kernel. ``pages`` is the data version that its page cache holds at oldest, 0: not known."""
+
+    __slots__ = ("count", "version", "pages", "mtime_ns", "size")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.version = 0  # data version that the kernel was told last
+        self.pages = 0
+        self.mtime_ns = 0  # told last; with size all that the kernel compares to drop pages by itself
+        self.size = 0
+
+
+class KernelView:
+    """Lookup counts and page-cache versions of one mount.
+
+    Invariants: an inode is here, with a count above 0, from the reply that names it until the FORGET that takes the
+    last reference (the root: from its first use). ``pages`` is not 0 only while no reply told the kernel of another
+    data version: then pages that were read under it are still right.
+    """
+
+    def __init__(self) -> None:
+        self._inodes: dict[int, _Known] = {}
+
+    def looked_up(self, attr: Attr) -> bool:
+        """A reply hands this inode to the kernel, which now holds one reference more. Returns what ``told`` does."""
+        known = self._inodes.get(attr.ino)
+        if known is None:
+            known = self._inodes[attr.ino] = _Known()
+        known.count += 1
+        return self._told(known, attr)
+
+    def told(self, attr: Attr) -> bool:
+        """A reply carries these attributes. Return whether pages must be dropped that the kernel would not drop itself:
+
+        the data changed, but mtime and size, which are all it compares, are as before (somebody set mtime back).
+        """
+        known = self._inodes.get(attr.ino)
+        return known is not None and self._told(known, attr)
+
+    def _told(self, known: _Known, attr: Attr) -> bool:
+        unseen = False
+        if known.pages and known.pages != attr.data_version:
+            known.pages = 0
+            unseen = known.mtime_ns == attr.mtime_ns and known.size == attr.size
+        known.version = attr.data_version
+        known.mtime_ns = attr.mtime_ns
+        known.size = attr.size
+        return unseen
+
+    def opened(self, ino: int) -> bool:
+        """The kernel opens a file; return whether its pages may be kept (FOPEN_KEEP_CACHE).
+
+        Where not, it drops them, and what it reads from now on belongs to the version it was told last or to one
+        that it will be told.
+        """
+        known = self._inodes.get(ino)
+        if known is None:
+            return False
+        keep = known.pages != 0 and known.pages == known.version
+        known.pages = known.version
+        return keep
+
+    def forget(self, counts: Iterable[tuple[int, int]]) -> list[int]:
+        """Take references away; return the inodes that the kernel no longer knows."""
+        gone = []
+        for ino, count in counts:
+            known = self._inodes.get(ino)
+            if known is not None and known.count > count:
+                known.count -= count
+                continue
+            self._inodes.pop(ino, None)
+            gone.append(ino)
+        return gone
+
+    def clear(self) -> list[int]:
+        """The mount is gone and every reference with it. Return the inodes that were still known."""
+        known = list(self._inodes)
+        self._inodes.clear()
+        return known
+
+    def statistics(self) -> dict[str, int]:
+        return {
+            "inodes": len(self._inodes),
+            "references": sum(known.count for known in self._inodes.values()),
+            "cached": sum(1 for known in self._inodes.values() if known.pages),
+        }

@@ -1,0 +1,290 @@
+"""pyfuse3's request handlers over a Volume: translation only.
+
+What a method here may do is turn numbers into handles, Attr into EntryAttributes and count what the kernel looked up.
+Semantics live in ``fusefs.client``. Every handler is wrapped by ``handler``: no exception reaches pyfuse3's loop,
+which would end the mount.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyfuse3
+
+from fusefs.mount.attributes import bare_entry, entry_of, permitted, statfs_of
+from fusefs.mount.errors import Complaints, handler
+from fusefs.mount.handles import HandleTable
+from fusefs.mount.kernel import KernelView
+from metadata.api import RENAME_EXCHANGE, RENAME_NOREPLACE, Attr
+from node.host.logging import get_logger
+from node.wire.errors import Code, FsError
+
+if TYPE_CHECKING:
+    from fusefs.client.handles import DirHandle, Handle
+    from fusefs.client.volume import Volume
+
+log = get_logger(__name__)
+
+# Directory offsets that the kernel sees: 0 the start, 1 after ".", 2 after "..", then the volume's own plus 2.
+DOT, DOTDOT = 1, 2
+
+_SYSTEM_XATTR = b"system."
+
+
+class Operations(pyfuse3.Operations):
+    """The mount of one volume. ``drop_pages`` is told inodes whose pages the kernel would keep wrongly."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False  # the kernel would own size and mtime, which other mounts must see
+    enable_acl = False
+
+    def __init__(self, volume: Volume, drop_pages: Callable[[int], None] = lambda ino: None) -> None:
+        super().__init__()
+        self.volume = volume
+        self.complaints = Complaints()
+        self.kernel = KernelView()
+        self._files: HandleTable[Handle] = HandleTable()
+        self._directories: HandleTable[DirHandle] = HandleTable()
+        self._drop_pages = drop_pages
+
+    # --- replies --------------------------------------------------------------------------------------------------
+
+    def _entry(self, attr: Attr) -> pyfuse3.EntryAttributes:
+        """Reply with a name's inode: the kernel holds one reference more."""
+        if self.kernel.looked_up(attr):
+            self._drop_pages(attr.ino)
+        return entry_of(attr)
+
+    def _attributes(self, attr: Attr) -> pyfuse3.EntryAttributes:
+        """Reply with attributes of an inode that the kernel knows already."""
+        if self.kernel.told(attr):
+            self._drop_pages(attr.ino)
+        return entry_of(attr)
+
+    def _opened(self, handle: Handle) -> pyfuse3.FileInfo:
+        keep = self.kernel.opened(handle.ino)
+        return pyfuse3.FileInfo(fh=self._files.add(handle), direct_io=False, keep_cache=keep, nonseekable=False)
+
+    # --- names and attributes -------------------------------------------------------------------------------------
+
+    @handler
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self.volume.lookup(parent_inode, name))
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        # Not wrapped, because nobody waits for an answer; it neither waits nor raises.
+        for ino in self.kernel.forget(inode_list):
+            self.volume.forgotten(ino)
+
+    @handler
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._attributes(await self.volume.getattr(inode))
+
+    @handler
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        changed = await self.volume.setattr(
+            inode,
+            mode=attr.st_mode & 0o7777 if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+            handle=None if fh is None else self._files[fh],
+        )
+        return self._attributes(changed)
+
+    @handler
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self.volume.readlink(inode)
+
+    @handler
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self.volume.mknod(parent_inode, name, mode, rdev, ctx.uid, ctx.gid))
+
+    @handler
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self.volume.mkdir(parent_inode, name, mode, ctx.uid, ctx.gid))
+
+    @handler
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self.volume.unlink(parent_inode, name)
+
+    @handler
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self.volume.rmdir(parent_inode, name)
+
+    @handler
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self.volume.symlink(parent_inode, name, target, ctx.uid, ctx.gid))
+
+    @handler
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        wanted = 0
+        if flags & pyfuse3.RENAME_NOREPLACE:
+            wanted |= RENAME_NOREPLACE
+        if flags & pyfuse3.RENAME_EXCHANGE:
+            wanted |= RENAME_EXCHANGE
+        if flags & ~(pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE):
+            raise FsError(Code.INVALID, f"rename flags {flags:#x}")
+        await self.volume.rename(parent_inode_old, name_old, parent_inode_new, name_new, wanted)
+
+    @handler
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self.volume.link(inode, new_parent_inode, new_name))
+
+    @handler
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        # Only asked when the kernel does not check permissions itself.
+        attr = await self.volume.getattr(inode)
+        groups = {ctx.gid} | pyfuse3.get_sup_groups(ctx.pid)
+        return permitted(attr, mode, ctx.uid, groups)
+
+    # --- files ----------------------------------------------------------------------------------------------------
+
+    @handler
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        self._files.check_room()
+        handle, attr = await self.volume.create(parent_inode, name, mode, flags, ctx.uid, ctx.gid)
+        entry = self._entry(attr)
+        return self._opened(handle), entry
+
+    @handler
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        self._files.check_room()
+        return self._opened(await self.volume.open(inode, flags))
+
+    @handler
+    async def read(self, fh: int, off: int, size: int) -> Any:
+        return await self.volume.read(self._files[fh], off, size)
+
+    @handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self.volume.write(self._files[fh], off, buf)
+
+    @handler
+    async def flush(self, fh: int) -> None:
+        await self.volume.flush(self._files[fh])
+
+    @handler
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self.volume.fsync(self._files[fh], datasync)
+
+    @handler
+    async def release(self, fh: int) -> None:
+        await self.volume.release(self._files.remove(fh))
+
+    # --- directories ----------------------------------------------------------------------------------------------
+
+    @handler
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        self._directories.check_room()
+        return self._directories.add(await self.volume.opendir(inode))
+
+    @handler
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        directory = self._directories[fh]
+        for position, name in ((DOT, b"."), (DOTDOT, b"..")):
+            if start_id < position and not pyfuse3.readdir_reply(token, name, bare_entry(directory.ino), position):
+                return
+        start = offset = max(start_id - DOTDOT, 0)
+        while page := await self._page(directory, offset, delivered=offset > start):
+            for name, attr, following in page:
+                if not pyfuse3.readdir_reply(token, name, entry_of(attr), following + DOTDOT):
+                    return
+                if self.kernel.looked_up(attr):
+                    self._drop_pages(attr.ino)
+                offset = following
+
+    async def _page(self, directory: DirHandle, offset: int, *, delivered: bool) -> list[tuple[bytes, Attr, int]]:
+        """Read on in a directory. An error after entries were counted ends the reply: the next one will meet it."""
+        try:
+            return await self.volume.readdir(directory, offset)
+        except FsError:
+            if delivered:
+                return []
+            raise
+
+    @handler
+    async def releasedir(self, fh: int) -> None:
+        await self.volume.releasedir(self._directories.remove(fh))
+
+    @handler
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self.volume.fsyncdir(self._directories[fh])
+
+    # --- extended attributes, the volume --------------------------------------------------------------------------
+
+    @handler
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        _check_xattr(name)
+        await self.volume.setxattr(inode, name, value)
+
+    @handler
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        _check_xattr(name)
+        return await self.volume.getxattr(inode, name)
+
+    @handler
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        return await self.volume.listxattr(inode)
+
+    @handler
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        _check_xattr(name)
+        await self.volume.removexattr(inode, name)
+
+    @handler
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        return statfs_of(await self.volume.statfs())
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def unmounted(self) -> None:
+        """The kernel has let go: it holds no inode any more."""
+        for ino in self.kernel.clear():
+            self.volume.forgotten(ino)
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            "kernel": self.kernel.statistics(),
+            "files": len(self._files),
+            "directories": len(self._directories),
+            "pid": os.getpid(),
+        }
+
+
+def _check_xattr(name: bytes) -> None:
+    """Refuse what would be stored but not obeyed: POSIX ACLs, which the kernel is not told to enforce."""
+    if name.startswith(_SYSTEM_XATTR):
+        raise FsError(Code.NOT_SUPPORTED, name.decode(errors="replace"))

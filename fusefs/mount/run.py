@@ -1,0 +1,195 @@
+"""The life of a mount process: open the volume, mount, serve, and leave nothing behind that was promised.
+
+How it ends: umount(8) ends the kernel's connection and with it the serving loop; SIGTERM unmounts first, lazily when
+somebody still uses the mount. Either way all that was written is flushed before the session is closed and the
+process ends; where that fails, the last word lies beside the lock and the exit code is not 0.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Callable
+from importlib.metadata import version
+
+import pyfuse3
+import trio
+
+from fusefs.client.connect import open_volume
+from fusefs.client.options import ClientOptions, Cluster, Peer
+from fusefs.client.volume import Volume
+from fusefs.mount import table
+from fusefs.mount.invalidate import PageDropper
+from fusefs.mount.launch import Announcer
+from fusefs.mount.operations import Operations
+from fusefs.mount.options import MountOptions, kernel_options
+from fusefs.mount.plan import Plan
+from fusefs.mount.state import claim
+from node.host.cluster import ClusterConfig
+from node.host.daemon import Lifecycle
+from node.host.exitcodes import describe
+from node.host.logging import get_logger
+from node.wire.errors import Code, FsError
+
+log = get_logger(__name__)
+
+WORKERS_MIN, WORKERS_MAX = 8, 32  # each holds a buffer of 1 MiB
+READ_AHEAD_KIB = 1024  # of the kernel: reads then come in requests of 1 MiB
+
+
+def cluster_for_client(config: ClusterConfig) -> Cluster:
+    """Return what the client library needs to know of a cluster."""
+    return Cluster(
+        cluster_id=config.cluster_id_bytes,
+        members={member.id: Peer(member.address, member.public_key.encode()) for member in config.members},
+        server_keys={server.name: server.public_key.encode() for server in config.servers},
+    )
+
+
+def client_options(config: ClusterConfig, options: MountOptions) -> ClientOptions:
+    """Combine the configuration with ``-o``."""
+    return ClientOptions(
+        request_timeout_s=options.timeout_s or config.client.request_timeout,
+        dirty_bytes_max=config.client.dirty_bytes,
+        cache_bytes_max=config.client.block_cache_bytes,
+        read_ahead_blocks=config.client.read_ahead_blocks,
+        host=socket.gethostname(),
+        version=version("fusefs"),
+    )
+
+
+async def serve(life: Lifecycle, plan: Plan, announcer: Announcer) -> None:
+    """Mount and serve until told to stop or unmounted. Tells ``announcer`` once, whatever happens."""
+    state, lock = claim(plan.cluster_path, plan.mount, plan.log_path)
+    try:
+        table.check_mount_point(plan.mount)
+        with trio.CancelScope() as starting:
+            await _serve_volume(life, plan, announcer, starting)
+    except Exception as error:
+        state.failure_path.write_text(describe(error) or f"unexpected {type(error).__name__}")
+        raise
+    finally:
+        state.clear()
+        lock.release()
+    if starting.cancelled_caught:
+        raise FsError(Code.INTERRUPTED, "told to stop before the mount served")
+
+
+async def _serve_volume(life: Lifecycle, plan: Plan, announcer: Announcer, starting: trio.CancelScope) -> None:
+    def serving() -> None:
+        watch.cancel()
+        log.info("mount serves", mount=plan.mount, cluster=str(plan.cluster_path))
+        life.ready(f"serving {plan.mount}")
+        announcer.serving()
+
+    async def stop_starting() -> None:
+        with watch:
+            await life.wait_stop()
+            starting.cancel()
+
+    watch = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stop_starting)
+        options = client_options(plan.config, plan.options)
+        cluster = cluster_for_client(plan.config)
+        async with open_volume(cluster, keys=plan.keys, mount=plan.mount, options=options) as volume:
+            await _Kernel(life, plan, volume).serve(serving)
+            log.info("unmounted, flushing", mount=plan.mount)
+    log.info("everything is durable, the session is closed", mount=plan.mount)
+
+
+class _Kernel:
+    """The kernel's side of one mount: from pyfuse3.init to pyfuse3.close."""
+
+    def __init__(self, life: Lifecycle, plan: Plan, volume: Volume) -> None:
+        self._life = life
+        self._plan = plan
+        self._dropper = PageDropper()
+        self._operations = Operations(volume, self._dropper.drop)
+        self._device = ""
+
+    async def serve(self, serving: Callable[[], None]) -> None:
+        """Mount, call ``serving`` when the first request was answered, return when the mount is gone."""
+        self._mount()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._dropper.run)
+                nursery.start_soon(self._loop, nursery.cancel_scope)
+                await self._probe()
+                serving()
+                nursery.start_soon(self._unmount_on_stop)
+        finally:
+            # After the loop nobody answers the kernel, so what is still mounted must go, then its descriptor.
+            if self._is_ours():
+                table.unmount(self._plan.mount, lazy=True)
+            pyfuse3.close(unmount=False)
+            self._operations.unmounted()
+
+    def _mount(self) -> None:
+        words = kernel_options(
+            self._plan.options, source=table.source_of(self._plan.cluster_path), privileged=os.geteuid() == 0
+        )
+        if not os.path.exists("/dev/fuse"):
+            raise FsError(Code.NOT_SUPPORTED, "/dev/fuse is missing; load the kernel module: modprobe fuse")
+        try:
+            pyfuse3.init(self._operations, self._plan.mount, words)
+        except RuntimeError as error:
+            where = f"; see {self._plan.log_path}" if self._plan.log_path else ""
+            raise FsError(Code.PERMISSION, f"cannot mount on {self._plan.mount} ({error}){where}") from None
+        mount = table.mounted_at(self._plan.mount)
+        self._device = mount.device if mount is not None else ""
+
+    async def _loop(self, done: trio.CancelScope) -> None:
+        await pyfuse3.main(min_tasks=WORKERS_MIN, max_tasks=WORKERS_MAX)
+        done.cancel()
+
+    async def _probe(self) -> None:
+        """Ask our own mount as any program would: then it serves."""
+        _raise_read_ahead(self._device)
+        try:
+            await trio.to_thread.run_sync(os.stat, self._plan.mount, abandon_on_cancel=True)
+        except OSError as error:
+            raise FsError(Code.IO, f"{self._plan.mount} does not answer: {error.strerror}") from None
+
+    async def _unmount_on_stop(self) -> None:
+        await self._life.wait_stop()
+        if await trio.to_thread.run_sync(self._leave, abandon_on_cancel=True):
+            # Taken out of the tree but still in use, so the kernel does not end the loop: we do.
+            pyfuse3.terminate()
+
+    def _leave(self) -> bool:
+        """Unmount, in a thread while the loop serves. True when users remain that will get errors."""
+        path = self._plan.mount
+        if not self._is_ours():
+            return True
+        try:
+            table.unmount(path)
+            return False
+        except OSError as error:
+            log.warning("unmounting lazily", mount=path, reason=error.strerror, users=table.users_of(path))
+        try:
+            table.sync(path)
+        except OSError as error:
+            log.warning("flushing before the lazy unmount failed", mount=path, error=str(error))
+        table.unmount(path, lazy=True)
+        return True
+
+    def _is_ours(self) -> bool:
+        mount = table.mounted_at(self._plan.mount)
+        return mount is not None and mount.device == self._device
+
+
+def _raise_read_ahead(device: str) -> None:
+    path = f"/sys/class/bdi/{device}/read_ahead_kb"
+    try:
+        with open(path, "w") as file:
+            file.write(str(READ_AHEAD_KIB))
+    except OSError as error:
+        log.info("reads stay small: cannot raise read_ahead_kb", path=path, error=str(error))
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process open as many files and sockets as it may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
