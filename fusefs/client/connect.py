@@ -2,20 +2,88 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Optional
 
-from fusefs.client.options import ClientOptions, Cluster
+import trio
+
+from fusefs.client.options import ClientOptions, Cluster, Peer
 from fusefs.client.volume import Volume
-from node.rpc.security import CurveKeys
+from metadata import api as metadata_api
+from metadata.api import ServerRecord
+from node.rpc.client import Connection
+from node.rpc.context import Transport
+from node.rpc.link import AnyTransport
+from node.rpc.security import CurveKeys, Security
+from node.wire.catalogue import Catalogue
+from storage import api as storage_api
 
 
-def open_volume(
-    cluster: Cluster, *, keys: Optional[CurveKeys], mount: str, options: ClientOptions
-) -> AbstractAsyncContextManager[Volume]:
+class Dialer:
+    """Makes connections of one client to one cluster, and runs them in ``nursery``."""
+
+    def __init__(
+        self, transport: AnyTransport, nursery: trio.Nursery, cluster: Cluster, keys: Optional[CurveKeys]
+    ) -> None:
+        self._transport = transport
+        self._nursery = nursery
+        self._cluster = cluster
+        self._keys = keys
+
+    def member(self, peer: Peer) -> Connection:
+        """Connect to a metadata member."""
+        return self._dial(peer, metadata_api.CATALOGUE)
+
+    def server(self, record: ServerRecord) -> Connection:
+        """Connect to a chunk server of the cluster map."""
+        public_key = self._cluster.server_keys.get(record.name, b"")
+        return self._dial(Peer(record.address, public_key), storage_api.CATALOGUE)
+
+    def _dial(self, peer: Peer, catalogue: Catalogue) -> Connection:
+        security = Security.plain()
+        if self._keys is not None and peer.public_key:
+            security = Security.curve_client(self._keys, peer.public_key)
+        connection = Connection(
+            self._transport, peer.address, catalogue, cluster_id=self._cluster.cluster_id, security=security
+        )
+        self._nursery.start_soon(connection.run)
+        return connection
+
+
+@asynccontextmanager
+async def open_volume(
+    cluster: Cluster,
+    *,
+    keys: Optional[CurveKeys],
+    mount: str,
+    options: ClientOptions,
+    transport: Optional[AnyTransport] = None,
+) -> AsyncIterator[Volume]:
     """Connect, register a session and yield a Volume; on leaving, flush (bounded), end the session, disconnect.
 
     ``keys`` are this client's own (None: a transport without keys). ``mount`` is shown by `fusefs status`. Raises
-    FsError UNREACHABLE, TIMEOUT, UNAUTHORIZED, FOREIGN_CLUSTER or UNSUPPORTED_VERSION before it yields.
+    FsError UNREACHABLE, TIMEOUT, UNAUTHORIZED, FOREIGN_CLUSTER or UNSUPPORTED_VERSION before it yields. When the
+    caller is cancelled, flushing still gets its bounded time.
     """
-    raise NotImplementedError
+    async with transport or Transport() as opened:
+        async with trio.open_nursery() as nursery:
+            dialer = Dialer(opened, nursery, cluster, keys)
+            volume = Volume(
+                nursery,
+                {ident: dialer.member(peer) for ident, peer in cluster.members.items()},
+                dialer.server,
+                mount=mount,
+                options=options,
+                now_ns=time.time_ns,
+                random_bytes=os.urandom,
+            )
+            await volume.start()
+            try:
+                yield volume
+            finally:
+                with trio.CancelScope(shield=True):
+                    await volume.stop()
+                nursery.cancel_scope.cancel()

@@ -15,6 +15,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import Optional
 
+from node.wire.limits import BLOCK_BYTES_MAX
 from node.wire.types import Buffer
 
 SLAB_BYTES = 64 * 1024
@@ -108,6 +109,19 @@ class Dirty:
                 continue
             found.append(_clip(piece, start, piece.end if end is None else end))
         return found
+
+    def run(self, start: int) -> tuple[int, int]:
+        """Return where the first dirty bytes at or after ``start`` begin, and where they end: at a gap or a chunk's
+        end. (start, start) when there are none."""
+        index = self._first(start)
+        if index == len(self._pieces):
+            return start, start
+        begin = end = max(start, self._starts[index])
+        stop = (begin // BLOCK_BYTES_MAX + 1) * BLOCK_BYTES_MAX
+        while index < len(self._pieces) and self._starts[index] <= end < stop:
+            end = self._pieces[index].end
+            index += 1
+        return begin, min(end, stop)
 
     def clean(self, start: int, end: Optional[int], generation: int) -> None:
         """Forget bytes in [start, end) of this generation and older; ``end`` None: to the last."""

@@ -19,6 +19,11 @@ class Ledger:
         self._error: Optional[FsError] = None
         self._lost: Optional[FsError] = None
 
+    @property
+    def last(self) -> Optional[FsError]:
+        """The newest error that was not made good."""
+        return self._error
+
     def mark(self) -> int:
         """Return what a handle that is opened now has seen: everything."""
         return self._count

@@ -7,11 +7,33 @@ after it was called. Cancelling a caller never loses dirty data: write-back runs
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
-from fusefs.client.handles import DirHandle, Handle
-from metadata.api import Attr, VolumeStat
+import trio
+
+from fusefs.client.blocks import Blocks
+from fusefs.client.caller import Caller
+from fusefs.client.codec import Codec
+from fusefs.client.commit import Committer
+from fusefs.client.directories import Directories, DirHandle
+from fusefs.client.fileio import FileIO
+from fusefs.client.files import Files
+from fusefs.client.handles import Handle
+from fusefs.client.holds import Holds
+from fusefs.client.namespace import Namespace
+from fusefs.client.options import ClientOptions
+from fusefs.client.placement import Placement
+from fusefs.client.reader import Reader
+from fusefs.client.session import Session
+from fusefs.client.writeback import WriteBack
+from fusefs.client.writer import Writer
+from metadata.api import Attr, ServerRecord, SetAttr, StatVolume, VolumeStat
+from node.wire.errors import Code, FsError
 from node.wire.types import Buffer
+
+log = logging.getLogger(__name__)
 
 
 class Volume:
@@ -22,15 +44,71 @@ class Volume:
     directory's lock); calls on different inodes may overlap freely.
     """
 
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        members: Mapping[int, Caller],
+        dial: Callable[[ServerRecord], Caller],
+        *,
+        mount: str,
+        options: ClientOptions,
+        now_ns: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        """Build one over given connections; ``dial`` makes one to a chunk server. ``start`` before use."""
+        self._nursery = nursery
+        self._options = options
+        self._files = Files()
+        self._session = Session(members, mount=mount, options=options, random_bytes=random_bytes)
+        self._placement = Placement(self._session, dial)
+        codec = Codec()
+        self._writer = Writer(self._session, self._placement, nursery)
+        self._blocks = Blocks(
+            self._placement,
+            codec,
+            nursery,
+            cache_bytes_max=options.cache_bytes_max,
+            timeout_s=options.request_timeout_s,
+        )
+        reader = Reader(self._session, self._blocks, ahead_max=options.read_ahead_blocks)
+        committer = Committer(self._session, self._writer, reader, codec)
+        self._writeback = WriteBack(self._files, committer, nursery, options, now_ns)
+        self._holds = Holds(self._session, self._files, self._writeback, nursery)
+        self._namespace = Namespace(self._session, self._files, self._writeback, self._holds)
+        self._fileio = FileIO(self._session, self._files, self._writeback, self._holds, self._namespace, reader)
+        self._directories = Directories(self._session, self._files)
+        self._session.on_lost = self._lost
+        self._session.on_orphans = self._holds.orphans
+
+    async def start(self) -> None:
+        """Register the session; from then on the volume serves. Raises what the service refuses it with."""
+        await self._nursery.start(self._session.run)
+        self._nursery.start_soon(self._writeback.run)
+
+    async def stop(self) -> None:
+        """Flush, for at most ``options.stop_flush_s``, and end the session. What cannot be flushed is logged."""
+        with trio.move_on_after(self._options.stop_flush_s):
+            try:
+                await self._writeback.flush_all()
+            except FsError as error:
+                log.error("not all data could be written back: %s", error)
+        for file in self._files.clear():
+            self._writeback.end(file, FsError(Code.SHUTTING_DOWN, "the volume is closed"))
+        await self._session.close()
+
+    def _lost(self) -> None:
+        for file in self._files.clear():
+            self._writeback.end(file, FsError(Code.IO, "the session that had this file open has expired"))
+
     # --- names and attributes -----------------------------------------------------------------------------------
 
     async def lookup(self, parent: int, name: bytes) -> Attr:
         """Find a name (also ``.`` and ``..``). NOT_FOUND, NOT_DIRECTORY, STALE where the parent is gone."""
-        raise NotImplementedError
+        return await self._namespace.lookup(parent, name)
 
     async def getattr(self, ino: int) -> Attr:
         """Attributes, with the size and mtime of data written here and not yet committed. STALE: the inode is gone."""
-        raise NotImplementedError
+        return await self._namespace.getattr(ino)
 
     async def setattr(
         self,
@@ -49,42 +127,43 @@ class Volume:
 
         Data written before becomes visible in the same step, so that a time set after a write stays set.
         """
-        raise NotImplementedError
+        op = SetAttr(ino, mode, uid, gid, size, atime_ns, mtime_ns, ctime_ns)
+        return await self._namespace.setattr(op)
 
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Attr:
         """Create a regular or special file, by the type in ``mode`` (umask already applied). EXISTS."""
-        raise NotImplementedError
+        return (await self._namespace.make(parent, name, mode, uid, gid, rdev=rdev)).attr
 
     async def mkdir(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Attr:
         """Create a directory; the type bits of ``mode`` are filled in. EXISTS."""
-        raise NotImplementedError
+        return await self._namespace.mkdir(parent, name, mode, uid, gid)
 
     async def symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Attr:
         """Create a symbolic link. EXISTS."""
-        raise NotImplementedError
+        return await self._namespace.symlink(parent, name, target, uid, gid)
 
     async def link(self, ino: int, parent: int, name: bytes) -> Attr:
         """Give a file another name; its data written here before is committed first (rule 11). EXISTS, STALE."""
-        raise NotImplementedError
+        return await self._namespace.link(ino, parent, name)
 
     async def readlink(self, ino: int) -> bytes:
         """The target of a symbolic link."""
-        raise NotImplementedError
+        return await self._namespace.readlink(ino)
 
     async def unlink(self, parent: int, name: bytes) -> None:
         """Remove a name. An inode that is open on any mount stays readable and writable until the last close."""
-        raise NotImplementedError
+        await self._namespace.remove(parent, name, directory=False)
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory. NOT_EMPTY, NOT_DIRECTORY."""
-        raise NotImplementedError
+        await self._namespace.remove(parent, name, directory=True)
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
         """rename(2) with metadata.api.RENAME_NOREPLACE or RENAME_EXCHANGE.
 
         Data of the source that was written here is committed first (rule 11).
         """
-        raise NotImplementedError
+        await self._namespace.rename(parent, name, new_parent, new_name, flags)
 
     # --- files --------------------------------------------------------------------------------------------------
 
@@ -95,92 +174,103 @@ class Volume:
 
         The name is durable when this returns.
         """
-        raise NotImplementedError
+        return await self._fileio.create(parent, name, mode, flags, uid, gid)
 
     async def open(self, ino: int, flags: int) -> Handle:
         """Open a regular file by open(2) flags: access mode, O_TRUNC, O_APPEND. STALE: the inode is gone."""
-        raise NotImplementedError
+        return await self._fileio.open(ino, flags)
 
     async def read(self, handle: Handle, offset: int, length: int) -> Buffer:
         """Read; shorter than asked only at the end of the file. Holes are zeros. IO: a block cannot be had whole."""
-        raise NotImplementedError
+        return await self._fileio.read(handle, offset, length)
 
     async def write(self, handle: Handle, offset: int, data: bytes) -> int:
         """Buffer a write and return len(data). ``data`` is kept, not copied. With O_APPEND ``offset`` is only a hint.
 
         Waits above the dirty bound. Raises the error of earlier write-back of this file once for each handle.
         """
-        raise NotImplementedError
+        return await self._fileio.write(handle, offset, data)
 
     async def flush(self, handle: Handle) -> None:
         """close(2) of a descriptor: all data written here before is durable, and visible everywhere, from now on."""
-        raise NotImplementedError
+        await self._fileio.flush(handle)
 
     async def fsync(self, handle: Handle, datasync: bool = False) -> None:
         """As flush. An error leaves the data dirty, to be tried again by the next fsync or close."""
-        raise NotImplementedError
+        await self._fileio.flush(handle)
 
     async def release(self, handle: Handle) -> None:
         """The last descriptor of this handle is closed. Never fails for what flush has reported already."""
-        raise NotImplementedError
+        await self._fileio.release(handle)
 
     # --- directories --------------------------------------------------------------------------------------------
 
     async def opendir(self, ino: int) -> DirHandle:
         """Open a directory for reading."""
-        raise NotImplementedError
+        await trio.lowlevel.checkpoint()
+        return DirHandle(ino)
 
     async def readdir(self, handle: DirHandle, offset: int, plus: bool = True) -> list[tuple[bytes, Attr, int]]:
         """A page of (name, attributes, offset of what follows), without "." and "..". Empty at the end.
 
         ``offset`` is 0 (start anew) or one that an earlier page returned.
         """
-        raise NotImplementedError
+        return await self._directories.read(handle, offset)
 
     async def releasedir(self, handle: DirHandle) -> None:
         """Close a directory."""
-        raise NotImplementedError
+        await trio.lowlevel.checkpoint()
+        handle.restart()
 
     async def fsyncdir(self, handle: DirHandle) -> None:
         """All operations on names in this directory that have returned are durable."""
-        raise NotImplementedError
+        await trio.lowlevel.checkpoint()  # names are durable when the call that made them returns
 
     # --- extended attributes, the volume ------------------------------------------------------------------------
 
     async def getxattr(self, ino: int, name: bytes) -> bytes:
         """NO_ATTRIBUTE where there is none."""
-        raise NotImplementedError
+        return await self._namespace.getxattr(ino, name)
 
     async def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """With metadata.api.XATTR_CREATE EXISTS, with XATTR_REPLACE NO_ATTRIBUTE."""
-        raise NotImplementedError
+        await self._namespace.setxattr(ino, name, value, flags)
 
     async def listxattr(self, ino: int) -> list[bytes]:
         """Names of all extended attributes."""
-        raise NotImplementedError
+        return await self._namespace.listxattr(ino)
 
     async def removexattr(self, ino: int, name: bytes) -> None:
         """NO_ATTRIBUTE where there is none."""
-        raise NotImplementedError
+        await self._namespace.removexattr(ino, name)
 
     async def statfs(self) -> VolumeStat:
         """Capacity and use of the whole volume."""
-        raise NotImplementedError
+        return await self._session.query(StatVolume(), VolumeStat)
 
     async def syncfs(self) -> None:
         """All data written through this volume before is durable and visible. Raises the first error, tries all."""
-        raise NotImplementedError
+        await self._writeback.flush_all()
 
     # --- what the mount asks and tells --------------------------------------------------------------------------
 
     def held(self, ino: int) -> bool:
         """Whether a handle keeps this inode, removed or not."""
-        raise NotImplementedError
+        return self._holds.held(ino)
 
     def forgotten(self, ino: int) -> None:
         """The kernel dropped its last reference to this inode: what is remembered of it may go."""
-        raise NotImplementedError
+        self._holds.forgotten(ino)
 
     def statistics(self) -> dict[str, Any]:
         """Counters and gauges: session, requests, dirty bytes, caches, open handles."""
-        raise NotImplementedError
+        return {
+            "session": self._session.statistics(),
+            "placement": self._placement.statistics(),
+            "write_back": self._writeback.statistics(),
+            "writer": self._writer.statistics(),
+            "blocks": self._blocks.statistics(),
+            "holds": self._holds.statistics(),
+            "directories": self._directories.statistics(),
+            "files": len(self._files),
+        }

@@ -1,0 +1,207 @@
+"""Blocks from chunk servers, verified, and a cache of their plaintext.
+
+A block never changes, so what is cached is true for ever. Fetches of whole blocks are shared by all who want the
+block and run in tasks of their own; a part of a block is fetched by whoever wants it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from typing import Any, Optional
+
+import trio
+
+from fusefs.client.codec import Codec
+from fusefs.client.placement import Placement
+from node.wire.errors import Code, FsError
+from node.wire.types import Buffer
+from storage.api import BlockRange, Get
+
+log = logging.getLogger(__name__)
+
+TRY_TIMEOUT_S = 5.0
+PAUSE_S_MIN = 0.05
+PAUSE_S_MAX = 0.5
+FETCHES_AHEAD_MAX = 16  # whole blocks under way; beyond, nothing is fetched on suspicion
+
+_PASSING = frozenset({Code.UNREACHABLE, Code.TIMEOUT, Code.OVERLOADED, Code.SHUTTING_DOWN, Code.RETRY})
+
+
+class BlockCache:
+    """Plaintext of whole blocks, least recently used first out, within a budget of bytes."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._blocks: OrderedDict[bytes, Buffer] = OrderedDict()
+        self._bytes_max = bytes_max
+        self.bytes = 0
+        self.hits = 0
+        self.misses = 0
+
+    def get(self, block: bytes) -> Optional[Buffer]:
+        plain = self._blocks.get(block)
+        if plain is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._blocks.move_to_end(block)
+        return plain
+
+    def __contains__(self, block: bytes) -> bool:
+        return block in self._blocks
+
+    def put(self, block: bytes, plain: Buffer) -> None:
+        if block in self._blocks or len(plain) > self._bytes_max:
+            return
+        self._blocks[block] = plain
+        self.bytes += len(plain)
+        while self.bytes > self._bytes_max:
+            _, dropped = self._blocks.popitem(last=False)
+            self.bytes -= len(dropped)
+
+
+class _Fetch:
+    """A whole block under way."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.plain: Optional[Buffer] = None
+        self.error: Optional[FsError] = None
+
+
+class Blocks:
+    """Where plaintext comes from."""
+
+    def __init__(
+        self, placement: Placement, codec: Codec, nursery: trio.Nursery, *, cache_bytes_max: int, timeout_s: float
+    ) -> None:
+        self._placement = placement
+        self._codec = codec
+        self._nursery = nursery
+        self._timeout_s = timeout_s
+        self._fetches: dict[bytes, _Fetch] = {}
+        self._turn = 0
+        self.cache = BlockCache(cache_bytes_max)
+        self._fetched = 0
+        self._bad = 0
+
+    def prefetch(self, block: bytes, length: int) -> None:
+        """Fetch a whole block on suspicion."""
+        if block not in self.cache and block not in self._fetches and len(self._fetches) < FETCHES_AHEAD_MAX:
+            self._start(block, length)
+
+    def want(self, block: bytes, length: int) -> None:
+        """Fetch a whole block that ``whole`` will be asked for in a moment."""
+        if block not in self.cache and block not in self._fetches:
+            self._start(block, length)
+
+    async def whole(self, block: bytes, length: int, deadline: float) -> Buffer:
+        """Return the plaintext of a block. IO, with a log line that names it, when no server has it intact."""
+        while True:
+            plain = self.cache.get(block)
+            if plain is not None:
+                return plain
+            fetch = self._fetches.get(block)
+            mine = fetch is None
+            if fetch is None:
+                fetch = self._start(block, length)
+            with trio.move_on_at(deadline):
+                await fetch.done.wait()
+            if fetch.plain is not None:
+                return fetch.plain
+            if fetch.error is None:
+                raise FsError(Code.TIMEOUT, f"block {block.hex()} did not come in time")
+            if mine or fetch.error.code is not Code.TIMEOUT or trio.current_time() >= deadline:
+                raise FsError(fetch.error.code, fetch.error.detail)
+
+    async def part(self, block: bytes, offset: int, length: int, block_length: int, deadline: float) -> Buffer:
+        """Return part of the plaintext of a block; only the pieces that it touches travel."""
+        plain = self.cache.get(block)
+        if plain is not None:
+            return memoryview(plain)[offset : offset + length]
+        if length == block_length or block in self._fetches:
+            plain = await self.whole(block, block_length, deadline)
+            return memoryview(plain)[offset : offset + length]
+        return await self._fetch(block, offset, length, block_length, deadline)
+
+    def _start(self, block: bytes, length: int) -> _Fetch:
+        fetch = self._fetches[block] = _Fetch()
+        self._nursery.start_soon(self._fetch_whole, fetch, block, length)
+        return fetch
+
+    async def _fetch_whole(self, fetch: _Fetch, block: bytes, length: int) -> None:
+        try:
+            deadline = trio.current_time() + self._timeout_s
+            fetch.plain = await self._fetch(block, 0, length, length, deadline)
+            self.cache.put(block, fetch.plain)
+        except FsError as error:
+            fetch.error = error
+        finally:
+            del self._fetches[block]
+            fetch.done.set()
+
+    async def _fetch(self, block: bytes, offset: int, length: int, block_length: int, deadline: float) -> Buffer:
+        pause_s = PAUSE_S_MIN
+        refreshed = False
+        while True:
+            await self._placement.ready(deadline)
+            failures: list[tuple[int, FsError]] = []
+            for server in self._order(block):
+                try:
+                    return await self._ask(server, block, offset, length, block_length, deadline)
+                except FsError as error:
+                    failures.append((server, error))
+                    self._report(server, block, error)
+            passing = not failures or any(error.code in _PASSING for _, error in failures)
+            late = trio.current_time() + pause_s >= deadline
+            if late or (refreshed and not passing):
+                story = "; ".join(f"{self._placement.name_of(server)}: {error}" for server, error in failures)
+                log.error("block %s cannot be read: %s", block.hex(), story or "no chunk server is known")
+                code = Code.TIMEOUT if passing else Code.IO
+                raise FsError(code, f"block {block.hex()} cannot be read: {story}")
+            if passing:
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, PAUSE_S_MAX)
+            await self._placement.refresh(deadline)
+            refreshed = True
+
+    async def _ask(
+        self, server: int, block: bytes, offset: int, length: int, block_length: int, deadline: float
+    ) -> Buffer:
+        timeout_s = max(0.001, min(TRY_TIMEOUT_S, deadline - trio.current_time()))
+        whole = length == block_length
+        wanted = BlockRange(block) if whole else BlockRange(block, offset, length)
+        answer = await self._placement.call(server, Get((wanted,)), (), timeout_s)
+        self._fetched += 1
+        if len(answer.body.codes) != 1 or len(answer.data) != 1:
+            raise FsError(Code.PROTOCOL, "not one frame for one block")
+        code = answer.body.codes[0]
+        if code:
+            raise FsError(Code.CORRUPT_BLOCK if code == Code.CORRUPT_BLOCK else Code.MISSING_BLOCK, "")
+        return await self._codec.decode(answer.data[0], block, offset, length, block_length)
+
+    def _order(self, block: bytes) -> list[int]:
+        """The servers of a block, each read beginning with the next one."""
+        servers = list(self._placement.servers_of(block))
+        if len(servers) > 1:
+            self._turn += 1
+            first = self._turn % len(servers)
+            servers = servers[first:] + servers[:first]
+        return servers
+
+    def _report(self, server: int, block: bytes, error: FsError) -> None:
+        if error.code in _PASSING:
+            log.info("block %s from %s: %s", block.hex(), self._placement.name_of(server), error)
+        else:
+            self._bad += 1
+            log.warning("block %s from %s: %s", block.hex(), self._placement.name_of(server), error)
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            "cache_bytes": self.cache.bytes,
+            "cache_hits": self.cache.hits,
+            "cache_misses": self.cache.misses,
+            "fetched": self._fetched,
+            "fetching": len(self._fetches),
+            "bad": self._bad,
+        }

@@ -1,0 +1,355 @@
+"""From dirty bytes to durable blocks to one commit: what a group of runs goes through.
+
+Rule 10: a commit is sent only after its blocks are durable on enough servers. Rule 19: extents and size travel in
+the same commit, and groups are committed in file order, so that no reader sees a size before the bytes below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Optional
+
+import trio
+
+from fusefs.client import chunking
+from fusefs.client.codec import Codec, Encoded
+from fusefs.client.dirty import Piece
+from fusefs.client.files import File
+from fusefs.client.reader import Reader
+from fusefs.client.session import Mutation, Session, expect, raise_failed
+from fusefs.client.tasks import together
+from fusefs.client.writer import Touched, Writer
+from metadata.api import AttrResult, Commit, Committed, Extent, Failed, GetAttr, Op, Result
+from node.wire.errors import Code, FsError
+from node.wire.limits import BLOCK_BYTES_MAX, EXTENTS_PER_CHUNK_MAX, PUT_BLOCKS_MAX
+from node.wire.types import Buffer
+
+
+class Run:
+    """Dirty bytes without a gap inside one chunk: they become one block."""
+
+    __slots__ = ("start", "end", "parts")
+
+    def __init__(self, start: int, end: int, parts: list[Buffer]) -> None:
+        self.start = start
+        self.end = end
+        self.parts = parts
+
+    @property
+    def fills_chunk(self) -> bool:
+        return self.end - self.start == BLOCK_BYTES_MAX
+
+
+class Group:
+    """Runs in file order that are put together and committed together; at most a block's worth of bytes."""
+
+    def __init__(self, runs: list[Run], generation: int) -> None:
+        self.runs = runs
+        self.generation = generation
+        self.encoded: list[Encoded] = []
+        self.touched = Touched(0, 0)
+        self.crowded: set[int] = set()  # chunks that would have too many extents
+        self.done = trio.Event()
+        self.error: Optional[FsError] = None
+
+    @property
+    def start(self) -> int:
+        return self.runs[0].start
+
+    @property
+    def end(self) -> int:
+        return self.runs[-1].end
+
+    def shift(self, delta: int) -> None:
+        for run in self.runs:
+            run.start += delta
+            run.end += delta
+
+    def extents(self) -> Iterator[Extent]:
+        for run, encoded in zip(self.runs, self.encoded):
+            yield from chunking.extents_of(run.start, encoded.block, encoded.length)
+
+
+def runs_of(pieces: Iterable[Piece]) -> Iterator[Run]:
+    """Join neighbouring pieces and cut them at the chunks."""
+    run: Optional[Run] = None
+    for piece in pieces:
+        view = memoryview(piece.data)
+        for start, end in chunking.spans(piece.offset, len(piece.data)):
+            whole = end - start == len(piece.data)
+            part: Buffer = piece.data if whole else view[start - piece.offset : end - piece.offset]
+            if run is not None and run.end == start and start % BLOCK_BYTES_MAX:
+                run.parts.append(part)
+                run.end = end
+                continue
+            if run is not None:
+                yield run
+            run = Run(start, end, [part])
+    if run is not None:
+        yield run
+
+
+def groups_of(pieces: Iterable[Piece], generation: int) -> Iterator[Group]:
+    """Pack runs in order into groups of at most a block's worth of bytes."""
+    runs: list[Run] = []
+    size = 0
+    for run in runs_of(pieces):
+        length = run.end - run.start
+        if runs and (size + length > BLOCK_BYTES_MAX or len(runs) >= PUT_BLOCKS_MAX):
+            yield Group(runs, generation)
+            runs, size = [], 0
+        runs.append(run)
+        size += length
+    if runs:
+        yield Group(runs, generation)
+
+
+class Committer:
+    """Puts and commits groups of one file at a time; any number of files at once."""
+
+    def __init__(self, session: Session, writer: Writer, reader: Reader, codec: Codec) -> None:
+        self._session = session
+        self._writer = writer
+        self._reader = reader
+        self._codec = codec
+        self._doubtful: dict[File, tuple[Mutation, Sequence[Group]]] = {}
+        self.commits = 0
+        self.rewrites = 0
+
+    async def put(self, file: File, group: Group, deadline: float) -> None:
+        """Make the blocks of a group durable; find out meanwhile whether its chunks get crowded."""
+        group.encoded = await self._codec.encode([run.parts for run in group.runs])
+        unsure = self._estimate(file, group)
+        if not unsure:
+            await self._store(group, deadline)
+            return
+        await together(
+            lambda: self._count(file, group, unsure, deadline), lambda: self._store(group, deadline)
+        )
+
+    async def _store(self, group: Group, deadline: float) -> None:
+        group.touched = await self._writer.put(group.encoded, deadline)
+
+    def _estimate(self, file: File, group: Group) -> list[int]:
+        """Raise the bounds of extents in each chunk; return the chunks where the bound does not settle it."""
+        unsure = []
+        for chunk, runs in _by_chunk(group.runs):
+            if runs[0].fills_chunk:
+                file.extents[chunk] = 1
+                continue
+            bound = file.extents.get(chunk, 0 if file.fresh else EXTENTS_PER_CHUNK_MAX)
+            file.extents[chunk] = bound + 2 * len(runs)
+            if file.extents[chunk] > EXTENTS_PER_CHUNK_MAX:
+                unsure.append(chunk)
+        return unsure
+
+    async def _count(self, file: File, group: Group, chunks: Sequence[int], deadline: float) -> None:
+        """Count exactly, on what is committed now."""
+        wanted = set(chunks)
+        for chunk, runs in _by_chunk(group.runs):
+            if chunk not in wanted:
+                continue
+            start = chunk * BLOCK_BYTES_MAX
+            attr, extents = await self._reader.extents(file.ino, start, start + BLOCK_BYTES_MAX, deadline)
+            if file.append_base is not None and attr.size > start:
+                # An append lands in the chunk of the true end, which need not be the one we believe in
+                start = attr.size - attr.size % BLOCK_BYTES_MAX
+                runs = [Run(attr.size, attr.size + 1, [])]
+                if start != chunk * BLOCK_BYTES_MAX:
+                    _, extents = await self._reader.extents(file.ino, start, start + BLOCK_BYTES_MAX, deadline)
+            count = chunking.extents_after(extents, [(run.start, run.end) for run in runs])
+            file.extents[chunk] = count
+            if count > EXTENTS_PER_CHUNK_MAX:
+                group.crowded.add(chunk)
+
+    async def commit(
+        self, file: File, groups: Sequence[Group], ops: tuple[Op, ...], deadline: float
+    ) -> tuple[Result, ...]:
+        """Commit groups that were put, next in file order, and execute ``ops`` in the same step; return their results.
+
+        The caller has settled the file before it took the groups.
+
+        On return the file's buffer has forgotten what was committed. An error leaves it dirty.
+        """
+        crowded = [group for group in groups if group.crowded]
+        if not crowded:
+            return await self._commit(file, groups, ops, deadline)
+        if file.append_base is not None:
+            await self._rewrite_end(file, deadline)
+            return await self._commit(file, groups, ops, deadline)
+        for index, group in enumerate(groups):
+            last = index == len(groups) - 1
+            if group.crowded:
+                await self._rewrite(file, group, deadline)
+            else:
+                await self._commit(file, [group], (), deadline)
+            if last and ops:
+                return await self.execute(file, ops, deadline)
+        return ()
+
+    async def execute(self, file: File, ops: tuple[Op, ...], deadline: float) -> tuple[Result, ...]:
+        """Execute ops on a file that has nothing to commit."""
+        return await self._session.submit(*ops, stop_on_error=True, incarnation=file.incarnation, deadline=deadline)
+
+    async def settle(self, file: File, deadline: float) -> None:
+        """Learn what became of an append whose outcome is unknown: it must not be made twice."""
+        if file not in self._doubtful:
+            return
+        mutation, groups = self._doubtful[file]
+        try:
+            results = await self._session.finish(mutation, deadline)
+        except FsError as error:
+            if error.code is not Code.TIMEOUT:
+                del self._doubtful[file]
+            raise
+        del self._doubtful[file]
+        if isinstance(results[0], Committed):
+            self._landed(file, groups, results[0])
+
+    async def _commit(
+        self, file: File, groups: Sequence[Group], ops: tuple[Op, ...], deadline: float, base_version: int = 0
+    ) -> tuple[Result, ...]:
+        while True:
+            commit = self._message(file, groups, base_version)
+            results = await self._submit(file, groups, (commit, *ops), deadline)
+            first = results[0]
+            if not isinstance(first, Failed):
+                break
+            if first.code != Code.STALE_EPOCH or trio.current_time() >= deadline:
+                raise_failed(first)
+            await self._session.renew()
+            for group in groups:  # a put of what is there is a touch
+                await self._store(group, deadline)
+        self.commits += 1
+        self._landed(file, groups, expect(first, Committed))
+        return results[1:]
+
+    def _message(self, file: File, groups: Sequence[Group], base_version: int) -> Commit:
+        return Commit(
+            file.ino,
+            tuple(extent for group in groups for extent in group.extents()),
+            groups[-1].end,
+            file.mtime_ns,
+            min(group.touched.epoch for group in groups),
+            append=file.append_base is not None,
+            expected_size=file.append_base or 0,
+            base_version=base_version,
+            pg_epoch=min(group.touched.pg_epoch for group in groups),
+        )
+
+    async def _submit(
+        self, file: File, groups: Sequence[Group], ops: tuple[Op, ...], deadline: float
+    ) -> tuple[Result, ...]:
+        if file.append_base is None:  # may be made again: it writes the same bytes to the same place
+            return await self.execute(file, ops, deadline)
+        mutation = await self._session.begin(
+            *ops, stop_on_error=True, incarnation=file.incarnation, deadline=deadline
+        )
+        try:
+            return await self._session.finish(mutation, deadline)
+        except FsError as error:
+            if error.code is Code.TIMEOUT:
+                self._doubtful[file] = mutation, groups
+            raise
+
+    def _landed(self, file: File, groups: Sequence[Group], committed: Committed) -> None:
+        """Sync: the buffer forgets what is committed now."""
+        file.note(committed.attr)
+        if file.append_base is not None:
+            start, end = file.append_base, groups[-1].end
+            for group in groups:
+                file.dirty.clean(group.start, group.end, group.generation)
+            file.append_base = committed.offset + end - start
+            if committed.offset != start:
+                file.dirty.shift(committed.offset - start)
+                file.moved += committed.offset - start
+                file.extents.clear()
+                file.fresh = False
+            return
+        for group in groups:
+            for run in group.runs:
+                file.dirty.clean(run.start, run.end, group.generation)
+
+    # --- chunks with too many extents ---------------------------------------------------------------------------
+
+    async def _rewrite(self, file: File, group: Group, deadline: float) -> None:
+        """Commit a group chunk by chunk; each crowded chunk becomes one block of its old and new bytes."""
+        at = 0
+        for chunk, runs in _by_chunk(group.runs):
+            part = Group(runs, group.generation)
+            part.encoded, at = group.encoded[at : at + len(runs)], at + len(runs)
+            part.touched = group.touched
+            if chunk not in group.crowded:
+                await self._commit(file, [part], (), deadline)
+                continue
+            while not await self._rewrite_chunk(file, chunk, part, deadline):
+                pass
+            file.extents[chunk] = 1
+
+    async def _rewrite_chunk(self, file: File, chunk: int, part: Group, deadline: float) -> bool:
+        """Read, overlay, put, and commit unless another mount changed the file meanwhile (False)."""
+        start = chunk * BLOCK_BYTES_MAX
+        attr, extents = await self._reader.extents(file.ino, start, start + BLOCK_BYTES_MAX, deadline)
+        end = max(part.end, min(attr.size, start + BLOCK_BYTES_MAX))
+        pieces = [Piece(run.start, b"".join(run.parts), 0) for run in part.runs]
+        whole = Run(start, end, await self._reader.assemble(pieces, extents, start, end, deadline))
+        merged = Group([whole], part.generation)
+        merged.encoded = await self._codec.encode([whole.parts])
+        await self._store(merged, deadline)
+        self.rewrites += 1
+        # Clean only what this group took: the rest of the chunk may have been written meanwhile, or lie under a cut
+        commit = self._message(file, [merged], attr.data_version)
+        results = await self._session.submit(commit, incarnation=file.incarnation, deadline=deadline)
+        first = results[0]
+        if isinstance(first, Failed):
+            if first.code == Code.STALE_EPOCH:
+                await self._session.renew()
+                return False
+            if first.code == Code.VERSION_MISMATCH and trio.current_time() < deadline:
+                return False
+            raise_failed(first)
+        self.commits += 1
+        self._landed(file, [part], expect(first, Committed))
+        return True
+
+    async def _rewrite_end(self, file: File, deadline: float) -> None:
+        """Make one block of the chunk that the true end of the file is in, before bytes are appended to it."""
+        attr = (await self._session.query(GetAttr(file.ino), AttrResult, deadline)).attr
+        if not attr.size % BLOCK_BYTES_MAX:
+            return
+        start, end = attr.size - attr.size % BLOCK_BYTES_MAX, attr.size
+        attr, extents = await self._reader.extents(file.ino, start, end, deadline)
+        whole = Run(start, end, await self._reader.assemble([], extents, start, end, deadline))
+        encoded = await self._codec.encode([whole.parts])
+        touched = await self._writer.put(encoded, deadline)
+        self.rewrites += 1
+        commit = Commit(
+            file.ino,
+            tuple(chunking.extents_of(start, encoded[0].block, encoded[0].length)),
+            end,
+            file.mtime_ns,
+            touched.epoch,
+            base_version=attr.data_version,
+            pg_epoch=touched.pg_epoch,
+        )
+        results = await self._session.submit(commit, incarnation=file.incarnation, deadline=deadline)
+        first = results[0]
+        if isinstance(first, Failed) and first.code not in (Code.VERSION_MISMATCH, Code.STALE_EPOCH):
+            raise_failed(first)  # those two: someone else writes here, the append need not wait for our tidiness
+        file.extents.clear()
+
+    def forget(self, file: File) -> None:
+        """The file's session has ended: nothing is in doubt any more."""
+        self._doubtful.pop(file, None)
+
+
+def _by_chunk(runs: Sequence[Run]) -> Iterator[tuple[int, list[Run]]]:
+    """Group runs by the chunk that they lie in, in order."""
+    same: list[Run] = []
+    for run in runs:
+        if same and chunking.chunk_of(same[0].start) != chunking.chunk_of(run.start):
+            yield chunking.chunk_of(same[0].start), same
+            same = []
+        same.append(run)
+    if same:
+        yield chunking.chunk_of(same[0].start), same

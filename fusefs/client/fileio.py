@@ -1,0 +1,114 @@
+"""Open files: create, open, read, write, flush, release. See Volume for the contracts."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from fusefs.client.files import File, Files
+from fusefs.client.handles import Handle
+from fusefs.client.holds import Holds
+from fusefs.client.namespace import Namespace
+from fusefs.client.reader import Reader
+from fusefs.client.session import Session
+from fusefs.client.writeback import WriteBack
+from metadata.api import Attr, SetAttr
+from node.wire.errors import Code, FsError
+from node.wire.types import Buffer
+
+
+class FileIO:
+    """Handles and what can be done with them."""
+
+    def __init__(
+        self,
+        session: Session,
+        files: Files,
+        writeback: WriteBack,
+        holds: Holds,
+        namespace: Namespace,
+        reader: Reader,
+    ) -> None:
+        self._session = session
+        self._files = files
+        self._writeback = writeback
+        self._holds = holds
+        self._namespace = namespace
+        self._reader = reader
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int
+    ) -> tuple[Handle, Attr]:
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        deadline = self._session.deadline()
+        while True:
+            made = await self._namespace.make(parent, name, mode, uid, gid, exclusive=bool(flags & os.O_EXCL))
+            try:
+                file = await self._holds.enter(made.attr.ino)
+            except FsError as error:
+                if error.code is Code.STALE and made.existed and self._session.before(deadline):
+                    continue  # found by name, and removed by this mount before it could be opened
+                raise
+            break
+        if not made.existed:
+            file.fresh = True
+            file.note(made.attr)
+            return Handle(file, flags), made.attr
+        attr = await self._opened(file, flags)
+        return Handle(file, flags), attr or self._files.overlay(made.attr)
+
+    async def open(self, ino: int, flags: int) -> Handle:
+        file = await self._holds.enter(ino)
+        await self._opened(file, flags)
+        return Handle(file, flags)
+
+    async def _opened(self, file: File, flags: int) -> Attr | None:
+        """Obey O_TRUNC; on failure the handle that was counted is given back."""
+        if not flags & os.O_TRUNC or flags & os.O_ACCMODE == os.O_RDONLY:
+            return None
+        try:
+            return await self._namespace.setattr(SetAttr(file.ino, size=0))
+        except BaseException:
+            self._holds.leave(file)
+            raise
+
+    async def read(self, handle: Handle, offset: int, length: int) -> Buffer:
+        file = handle.file
+        if file.dead is not None:
+            raise FsError(file.dead.code, file.dead.detail)
+        if length <= 0:
+            return b""
+        if file.append_base is not None and file.dirty:
+            await self._writeback.flush(file)  # where appends land is known only then
+        return await self._reader.read(file, handle, offset, length)
+
+    async def write(self, handle: Handle, offset: int, data: bytes) -> int:
+        await self._writeback.write(handle, offset, data)
+        return len(data)
+
+    async def flush(self, handle: Handle) -> None:
+        file = handle.file
+        if file.idle_data:
+            self._writeback.check(handle)
+            return
+        try:
+            await self._writeback.flush(file)
+        except FsError:
+            handle.seen = file.ledger.mark()  # this one is told now
+            raise
+        self._writeback.check(handle)
+
+    async def release(self, handle: Handle) -> None:
+        if handle.closed:
+            return
+        handle.closed = True
+        file = handle.file
+        try:
+            if file.handles == 1 and not file.removed and not file.idle_data:
+                await self._writeback.flush(file)
+        except FsError:
+            pass  # logged where it happened; what may still succeed is tried again by the timer
+        finally:
+            self._holds.leave(file)
+            if not file.handles and file.dirty:
+                self._writeback.orphaned(file)

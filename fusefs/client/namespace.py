@@ -1,0 +1,137 @@
+"""Names and attributes: each call is one question or one mutation, answered by the service."""
+
+from __future__ import annotations
+
+import stat
+
+from fusefs.client.files import Files
+from fusefs.client.holds import Holds
+from fusefs.client.session import Session, expect
+from fusefs.client.writeback import WriteBack
+from metadata import api
+from metadata.api import Attr
+from node.wire.errors import Code, FsError
+
+
+class Namespace:
+    """See Volume for the contracts."""
+
+    def __init__(self, session: Session, files: Files, writeback: WriteBack, holds: Holds) -> None:
+        self._session = session
+        self._files = files
+        self._writeback = writeback
+        self._holds = holds
+
+    async def lookup(self, parent: int, name: bytes) -> Attr:
+        try:
+            result = await self._session.query(api.Lookup(parent, name), api.AttrResult)
+        except FsError as error:
+            if error.code is Code.NOT_FOUND:
+                self._holds.drop_hint(parent, name)
+            raise
+        self._holds.hint(parent, name, result.attr.ino)
+        return self._files.overlay(result.attr)
+
+    async def getattr(self, ino: int) -> Attr:
+        file = self._files.get(ino)
+        if file is not None and file.append_base is not None and file.dirty and file.dead is None:
+            try:
+                await self._writeback.flush(file)  # where appends land is known only then
+            except FsError:
+                pass  # told to the writers; the size below counts what is dirty
+        result = await self._session.query(api.GetAttr(ino), api.AttrResult)
+        return self._files.overlay(result.attr)
+
+    async def setattr(self, op: api.SetAttr) -> Attr:
+        file = self._files.get(op.ino)
+        if file is None or file.idle_data or file.dead is not None:
+            result = await self._session.change(op, api.AttrResult)
+        else:
+            results = await self._writeback.flush(file, op, cut=op.size)
+            result = expect(results[0], api.AttrResult)
+        if file is not None and op.size is not None and file.dead is None:
+            file.truncated(op.size)
+        if file is not None:
+            file.note(result.attr)
+        return self._files.overlay(result.attr)
+
+    async def make(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, rdev: int = 0, target: bytes = b"",
+        exclusive: bool = True,
+    ) -> api.Made:
+        """Create a name. Without ``exclusive`` an existing inode may be returned."""
+        made = await self._session.change(
+            api.Make(parent, name, mode, uid, gid, rdev=rdev, target=target, exclusive=exclusive), api.Made
+        )
+        self._holds.hint(parent, name, made.attr.ino)
+        return made
+
+    async def mkdir(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Attr:
+        return (await self.make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid)).attr
+
+    async def symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Attr:
+        return (await self.make(parent, name, stat.S_IFLNK | 0o777, uid, gid, target=target)).attr
+
+    async def link(self, ino: int, parent: int, name: bytes) -> Attr:
+        op = api.Link(ino, parent, name)
+        file = self._files.get(ino)
+        if file is None or file.idle_data or file.dead is not None:
+            result = await self._session.change(op, api.AttrResult)
+        else:
+            result = expect((await self._writeback.flush(file, op))[0], api.AttrResult)
+        self._holds.hint(parent, name, ino)
+        return self._files.overlay(result.attr)
+
+    async def remove(self, parent: int, name: bytes, *, directory: bool) -> None:
+        ino = self._holds.hinted(parent, name)
+        self._holds.drop_hint(parent, name)
+        with self._holds.removing(ino) as not_held:
+            removed = await self._session.change(api.Remove(parent, name, directory, not_held), api.Removed)
+            self._holds.removed(removed.ino, removed.nlink, removed.held)
+
+    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        await self._flush_source(parent, name)
+        if flags & api.RENAME_EXCHANGE:
+            await self._flush_source(new_parent, new_name)
+        victim = self._holds.hinted(new_parent, new_name)
+        moved = self._holds.hinted(parent, name)
+        self._holds.drop_hint(parent, name)
+        self._holds.drop_hint(new_parent, new_name)
+        with self._holds.removing(victim if victim != moved else 0) as not_held:
+            op = api.Rename(parent, name, new_parent, new_name, flags, not_held)
+            renamed = await self._session.change(op, api.Renamed)
+            if renamed.replaced:
+                self._holds.removed(renamed.replaced, renamed.replaced_nlink, renamed.held)
+
+    async def _flush_source(self, parent: int, name: bytes) -> None:
+        """Rule 11: a name moves only after its data is committed."""
+        if not self._writeback.dirty:
+            return
+        ino = self._holds.hinted(parent, name)
+        if not ino:
+            try:
+                ino = (await self.lookup(parent, name)).ino
+            except FsError as error:
+                if error.code is Code.NOT_FOUND:
+                    return  # the rename says so itself, or another mount has been here
+                raise
+        file = self._files.get(ino)
+        if file is not None and not file.idle_data and file.dead is None and not file.removed:
+            await self._writeback.flush(file)
+
+    async def readlink(self, ino: int) -> bytes:
+        return (await self._session.query(api.ReadLink(ino), api.Target)).target
+
+    # --- extended attributes ------------------------------------------------------------------------------------
+
+    async def getxattr(self, ino: int, name: bytes) -> bytes:
+        return (await self._session.query(api.GetXattr(ino, name), api.Value)).value
+
+    async def setxattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
+        await self._session.change(api.SetXattr(ino, name, value, flags), api.AttrResult)
+
+    async def listxattr(self, ino: int) -> list[bytes]:
+        return list((await self._session.query(api.ListXattr(ino), api.Names)).names)
+
+    async def removexattr(self, ino: int, name: bytes) -> None:
+        await self._session.change(api.RemoveXattr(ino, name), api.AttrResult)

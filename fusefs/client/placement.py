@@ -1,0 +1,107 @@
+"""Which chunk servers hold a block, by the cluster map, and the connections to them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
+
+import trio
+
+from fusefs.client.caller import Answer, Caller
+from fusefs.client.session import Session
+from metadata.api import ClusterMap, GetClusterMap, ServerRecord
+from node.wire.errors import Code, FsError
+
+log = logging.getLogger(__name__)
+
+GROUP_BYTES = 8  # of a block's name
+PAUSE_S_MAX = 0.5
+
+
+def group_of(block: bytes, groups: int) -> int:
+    """Return the placement group of a block in a table of so many groups."""
+    return int.from_bytes(block[:GROUP_BYTES], "big") % groups
+
+
+class Placement:
+    """The newest cluster map that is known. ``dial`` makes a connection to a server and starts it."""
+
+    def __init__(self, session: Session, dial: Callable[[ServerRecord], Caller]) -> None:
+        self._session = session
+        self._dial = dial
+        self._map: Optional[ClusterMap] = None
+        self._records: dict[int, ServerRecord] = {}
+        self._callers: dict[int, tuple[str, Caller]] = {}
+        self._refresh_lock = trio.Lock()
+        self._refreshes = 0
+
+    @property
+    def pg_epoch(self) -> int:
+        return self._map.pg_epoch if self._map is not None else 0
+
+    @property
+    def durable_min(self) -> int:
+        """How many servers must hold a block durably before it may be committed."""
+        return (self._map.replicas if self._map is not None else 1) // 2 + 1
+
+    def servers_of(self, block: bytes) -> Sequence[int]:
+        """The servers of a block, first the head of its pipeline; empty while no server is known."""
+        if self._map is None or not self._map.table:
+            return ()
+        return self._map.table[group_of(block, len(self._map.table))]
+
+    async def ready(self, deadline: float) -> None:
+        """Return once the map is as new as the session knows of and names servers; UNREACHABLE at the deadline."""
+        pause_s = 0.02
+        while self._map is None or not self._map.table or self._map.pg_epoch < self._session.pg_epoch:
+            before = self.pg_epoch
+            await self.refresh(deadline)
+            if self._map is not None and self._map.table:
+                return
+            if trio.current_time() + pause_s >= deadline:
+                raise FsError(Code.UNREACHABLE, f"no chunk server is registered (map epoch {before})")
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+    async def refresh(self, deadline: float) -> None:
+        """Fetch the map anew; tasks that ask at the same time share the answer."""
+        seen = self._refreshes
+        async with self._refresh_lock:
+            if self._refreshes != seen:
+                return
+            answer = await self._session.call(GetClusterMap(self.pg_epoch), deadline)
+            self._refreshes += 1
+            self._take(answer.body)
+
+    def _take(self, new: ClusterMap) -> None:
+        if new.table or new.servers:  # otherwise nothing is newer than what is known
+            self._map = new
+            self._records = {record.server: record for record in new.servers}
+        self._session.take_epochs(new.gc_epoch, new.pg_epoch)
+
+    async def call(self, server: int, request: Any, data: Sequence[Any], timeout_s: float) -> Answer:
+        """Ask one chunk server. UNREACHABLE too when the map does not know it."""
+        record = self._records.get(server)
+        if record is None:
+            raise FsError(Code.UNREACHABLE, f"chunk server {server} is not in the cluster map")
+        known = self._callers.get(server)
+        if known is None or known[0] != record.address:
+            if known is not None:
+                known[1].close()
+            known = record.address, self._dial(record)
+            self._callers[server] = known
+        return await known[1].call(request, data, timeout_s=timeout_s)
+
+    def name_of(self, server: int) -> str:
+        """What a person calls a server."""
+        record = self._records.get(server)
+        return record.name if record is not None else f"server {server}"
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            "pg_epoch": self.pg_epoch,
+            "servers": len(self._records),
+            "refreshes": self._refreshes,
+            "durable_min": self.durable_min,
+        }

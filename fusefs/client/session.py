@@ -1,0 +1,366 @@
+"""This mount's registration with the metadata service, and the way to its leader.
+
+Every mutation has a sequence number of its own and is sent with the same one until it is answered or its deadline has
+passed, to whichever member leads; the service executes it once (rule 12 and the module docstring of metadata.api).
+A session that the service no longer knows is dead: what was bound to it fails, and a new one is opened at once, so
+that the mount serves again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Optional, TypeVar
+
+import msgspec
+import trio
+
+from fusefs.client.caller import Answer, Caller
+from fusefs.client.options import ClientOptions
+from metadata import api
+from node.wire.errors import Code, FsError
+from node.wire.limits import RESULT_WINDOW, SESSION_RENEW_S
+
+log = logging.getLogger(__name__)
+
+TRY_TIMEOUT_S = 5.0  # of one attempt; the next one, with the same sequence, may go to another member
+PAUSE_S_MIN = 0.01
+PAUSE_S_MAX = 0.5
+CLOSE_TIMEOUT_S = 2.0
+
+_AGAIN = frozenset(
+    {Code.NOT_LEADER, Code.UNREACHABLE, Code.TIMEOUT, Code.OVERLOADED, Code.RETRY, Code.SHUTTING_DOWN}
+)
+_NEXT_MEMBER = frozenset({Code.NOT_LEADER, Code.UNREACHABLE, Code.TIMEOUT, Code.SHUTTING_DOWN})
+
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class Mutation:
+    """Numbered operations of one session. ``doubtful``: a try failed in a way that leaves open if it was executed."""
+
+    session: int
+    sequence: int
+    ops: tuple[api.Op, ...]
+    stop_on_error: bool
+    doubtful: bool = False
+
+
+class Leader:
+    """Finds the leader among the members, by their hints, and keeps to it."""
+
+    def __init__(self, members: Mapping[int, Caller]) -> None:
+        assert members, "a cluster without members"
+        self._members = members
+        self._ids = sorted(members)
+        self._current = self._ids[0]
+        self.calls = 0
+        self.retries = 0
+
+    async def call(
+        self, request: msgspec.Struct, deadline: float, misses_seen: Optional[list[FsError]] = None
+    ) -> Answer:
+        """Ask until someone answers with anything but "not me", "not now"; at the deadline TIMEOUT.
+
+        ``misses_seen`` is told each answer that was not final.
+        """
+        pause_s = PAUSE_S_MIN
+        misses = 0
+        self.calls += 1
+        while True:
+            asked = self._current
+            timeout_s = min(TRY_TIMEOUT_S, deadline - trio.current_time())
+            if timeout_s <= 0:
+                raise FsError(Code.TIMEOUT, "no metadata member answered in time")
+            try:
+                return await self._members[asked].call(request, timeout_s=timeout_s)
+            except FsError as error:
+                if error.code not in _AGAIN:
+                    raise
+                self.retries += 1
+                if misses_seen is not None:
+                    misses_seen.append(error)
+                hinted = self._next(asked, error)
+                misses += not hinted
+                if hinted and pause_s == PAUSE_S_MIN:
+                    continue
+                if trio.current_time() + pause_s >= deadline:
+                    raise FsError(Code.TIMEOUT, f"no metadata member answered in time; last: {error}") from error
+            if misses % len(self._ids) == 0:  # everyone was asked
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+    def _next(self, asked: int, error: FsError) -> bool:
+        """Choose whom to ask next; return whether that is a good guess."""
+        if error.code not in _NEXT_MEMBER or asked != self._current:
+            return False
+        if error.hint in self._members and error.hint != asked:
+            self._current = error.hint
+            return True
+        self._current = self._ids[(self._ids.index(asked) + 1) % len(self._ids)]
+        return False
+
+    def statistics(self) -> dict[str, Any]:
+        return {"member": self._current, "calls": self.calls, "retries": self.retries}
+
+
+class Session:
+    """One mount's session. ``run`` keeps it; the other methods may be called from any task.
+
+    ``incarnation`` counts sessions; what belongs to one (open files, dirty data) names it in ``submit`` and is told
+    by ``on_lost`` (sync, called once for each session that died).
+    """
+
+    def __init__(
+        self,
+        members: Mapping[int, Caller],
+        *,
+        mount: str,
+        options: ClientOptions,
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        self._leader = Leader(members)
+        self._mount = mount
+        self._options = options
+        self._random_bytes = random_bytes
+        self._unacked: OrderedDict[int, None] = OrderedDict()  # sequences sent and not answered, in order
+        self._sequence = 0
+        self._room = trio.lowlevel.ParkingLot()
+        self._opened = trio.Event()
+        self._wake = trio.Event()
+        self._orphans_after = 0
+        self._fence = 0
+        self.id = 0
+        self.incarnation = 0
+        self.gc_epoch = 0
+        self.pg_epoch = 0
+        self.on_lost: Callable[[], None] = lambda: None
+        self.on_orphans: Callable[[Sequence[int]], None] = lambda inos: None
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open the session (raises what the service refuses it with), then keep it until cancelled."""
+        await self._open()
+        task_status.started()
+        while True:
+            with trio.move_on_after(SESSION_RENEW_S):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            try:
+                if self._opened.is_set():
+                    await self.renew()
+                else:
+                    await self._open()
+            except FsError as error:
+                log.warning("session of %s: %s", self._mount, error)
+                await trio.sleep(PAUSE_S_MAX)
+
+    async def renew(self) -> None:
+        """Tell the service that this mount lives, and hear of its epochs and of removed inodes."""
+        asked = self.id
+        try:
+            answer = await self.call(api.RenewSession(asked, self._orphans_after))
+        except FsError as error:
+            if error.code is Code.UNKNOWN_SESSION:
+                self._lost(asked)
+                return
+            raise
+        reply = answer.body
+        if asked != self.id:
+            return
+        self.take_epochs(reply.gc_epoch, reply.pg_epoch)
+        self._orphans_after = max(reply.orphans, default=0)
+        if reply.orphans:
+            self.on_orphans(reply.orphans)
+
+    async def close(self) -> None:
+        """End the session, so that nothing waits for its expiry. Never raises for a service that is away."""
+        if not self._opened.is_set():
+            return
+        self._opened = trio.Event()
+        try:
+            await self._leader.call(api.CloseSession(self.id), trio.current_time() + CLOSE_TIMEOUT_S)
+        except FsError as error:
+            log.warning("session of %s is left to expire: %s", self._mount, error)
+
+    async def _open(self) -> None:
+        request = api.OpenSession(self._random_bytes(16), self._options.host, self._mount, self._options.version)
+        reply = (await self.call(request)).body
+        self.id = reply.session
+        self._fence = reply.fence
+        self.incarnation += 1
+        self._sequence = 0
+        self._unacked = OrderedDict()
+        self._orphans_after = 0
+        self.take_epochs(reply.gc_epoch, reply.pg_epoch)
+        self._room.unpark_all()
+        self._opened.set()
+
+    def _lost(self, session: int) -> None:
+        """The service does not know this session any more; once for each."""
+        if session != self.id or not self._opened.is_set():
+            return
+        log.error("session %d of %s has expired; its open files and unwritten data are lost", session, self._mount)
+        self._opened = trio.Event()
+        self._wake.set()
+        self.on_lost()
+
+    def take_epochs(self, gc_epoch: int, pg_epoch: int) -> None:
+        """Note the newest epochs that the service has told of."""
+        self.gc_epoch = max(self.gc_epoch, gc_epoch)
+        self.pg_epoch = max(self.pg_epoch, pg_epoch)
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    def deadline(self) -> float:
+        """When a request that begins now must have ended."""
+        return trio.current_time() + self._options.request_timeout_s
+
+    def before(self, deadline: float) -> bool:
+        """Whether there is time left."""
+        return trio.current_time() < deadline
+
+    async def call(self, request: msgspec.Struct, deadline: Optional[float] = None) -> Answer:
+        """Ask the leader something that needs no session and may be asked twice."""
+        return await self._leader.call(request, deadline or self.deadline())
+
+    async def read(self, *queries: api.Query, deadline: Optional[float] = None) -> tuple[api.Result, ...]:
+        """Answer queries from one state, as new as any mutation acknowledged before. Results may be Failed."""
+        deadline = deadline or self.deadline()
+        while True:
+            await self._ready(deadline)
+            asked = self.id
+            try:
+                answer = await self._leader.call(api.Read(asked, queries), deadline)
+            except FsError as error:
+                if error.code is not Code.UNKNOWN_SESSION:
+                    raise
+                self._lost(asked)
+                continue
+            return _whole(answer.body.results, len(queries))
+
+    async def query(self, query: api.Query, kind: type[R], deadline: Optional[float] = None) -> R:
+        """Answer one query; raises what it failed with."""
+        return expect((await self.read(query, deadline=deadline))[0], kind)
+
+    async def submit(
+        self,
+        *ops: api.Op,
+        stop_on_error: bool = False,
+        incarnation: Optional[int] = None,
+        deadline: Optional[float] = None,
+    ) -> tuple[api.Result, ...]:
+        """Execute mutations, exactly once, as one step. Results may be Failed; durable when this returns.
+
+        With ``incarnation`` they are for that session only: UNKNOWN_SESSION where it has ended. After TIMEOUT, IO or
+        a cancellation they may or may not have been executed, and will not be executed later.
+        """
+        deadline = deadline or self.deadline()
+        while True:
+            mutation = await self.begin(*ops, stop_on_error=stop_on_error, incarnation=incarnation, deadline=deadline)
+            try:
+                return await self.finish(mutation, deadline)
+            except FsError as error:
+                if error.code is not Code.UNKNOWN_SESSION or incarnation is not None or mutation.doubtful:
+                    raise
+            finally:
+                self.abandon(mutation)
+
+    async def change(self, op: api.Op, kind: type[R], incarnation: Optional[int] = None) -> R:
+        """Execute one mutation; raises what it failed with."""
+        return expect((await self.submit(op, incarnation=incarnation))[0], kind)
+
+    async def begin(
+        self, *ops: api.Op, stop_on_error: bool = False, incarnation: Optional[int] = None, deadline: float
+    ) -> Mutation:
+        """Number a mutation. Until answered or abandoned it may be finished again and again; it executes once."""
+        await self._ready(deadline)
+        if incarnation is not None and incarnation != self.incarnation:
+            raise FsError(Code.UNKNOWN_SESSION, "the session that this belongs to has ended")
+        self._sequence += 1
+        self._unacked[self._sequence] = None
+        return Mutation(self.id, self._sequence, ops, stop_on_error)
+
+    async def finish(self, mutation: Mutation, deadline: float) -> tuple[api.Result, ...]:
+        """Have a mutation executed and return its results. After TIMEOUT it may be tried again."""
+        if mutation.session != self.id:
+            raise FsError(Code.UNKNOWN_SESSION, "the session that this belongs to has ended")
+        lowest = next(iter(self._unacked))
+        request = api.Submit(
+            mutation.session,
+            mutation.sequence,
+            lowest,
+            mutation.ops,
+            stop_on_error=mutation.stop_on_error,
+            fence=self._fence,
+        )
+        misses: list[FsError] = []
+        try:
+            answer = await self._leader.call(request, deadline, misses)
+        except FsError as error:
+            mutation.doubtful = mutation.doubtful or bool(misses)
+            if error.code is Code.UNKNOWN_SESSION:
+                self._lost(mutation.session)
+            raise
+        self.abandon(mutation)
+        return _whole(answer.body.results, len(mutation.ops))
+
+    def abandon(self, mutation: Mutation) -> None:
+        """Nobody asks for this one again. Where it was not executed yet it never will be."""
+        if mutation.session == self.id:
+            self._unacked.pop(mutation.sequence, None)
+            if self._room:
+                self._room.unpark_all()
+
+    async def _ready(self, deadline: float) -> None:
+        """Wait for a session, and for room in its window of results."""
+        while not self._opened.is_set() or self._full():
+            with trio.move_on_at(deadline) as scope:
+                if not self._opened.is_set():
+                    await self._opened.wait()
+                else:
+                    await self._room.park()
+            if scope.cancelled_caught:
+                raise FsError(Code.TIMEOUT, "no session" if not self._opened.is_set() else "too much under way")
+
+    def _full(self) -> bool:
+        return bool(self._unacked) and self._sequence - next(iter(self._unacked)) >= RESULT_WINDOW - 1
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "incarnation": self.incarnation,
+            "in_flight": len(self._unacked),
+            "sequence": self._sequence,
+            "gc_epoch": self.gc_epoch,
+            "pg_epoch": self.pg_epoch,
+            "leader": self._leader.statistics(),
+        }
+
+
+def expect(result: Any, kind: type[R]) -> R:
+    """Return a result as what it must be; raise what it failed with, PROTOCOL where it is something else."""
+    if type(result) is kind:
+        return result
+    if isinstance(result, api.Failed):
+        raise_failed(result)
+    raise FsError(Code.PROTOCOL, f"{type(result).__name__} instead of {kind.__name__}")
+
+
+def raise_failed(result: api.Failed) -> NoReturn:
+    """Raise what an operation failed with."""
+    try:
+        code = Code(result.code)
+    except ValueError:
+        raise FsError(Code.IO, f"error {result.code}: {result.detail}") from None
+    raise FsError(code, result.detail)
+
+
+def _whole(results: tuple[api.Result, ...], count: int) -> tuple[api.Result, ...]:
+    if len(results) != count:
+        raise FsError(Code.PROTOCOL, f"{len(results)} results for {count} questions")
+    return results

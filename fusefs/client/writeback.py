@@ -1,0 +1,372 @@
+"""When dirty bytes go out, and who waits for them.
+
+Each file has at most one task that writes it back, in the volume's nursery: nobody's cancellation disturbs it, and
+commits of one file are in order by construction. It serves wishes (``Flush``: close, fsync, setattr, a timer) in
+order, and between them streams chunks that are complete, in file order, so that a long write overlaps hashing,
+transfer and commit. Dirty bytes of all files are bounded; above the bound writers wait.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from typing import Any, Optional
+
+import trio
+
+from fusefs.client import chunking
+from fusefs.client.commit import Committer, Group, groups_of
+from fusefs.client.files import File, Files, Flush
+from fusefs.client.handles import Handle
+from fusefs.client.options import ClientOptions
+from fusefs.client.pipeline import Pipeline
+from metadata.api import Failed, Op, Result
+from node.wire.errors import Code, FsError
+from node.wire.limits import BLOCK_BYTES_MAX, FILE_BYTES_MAX, MIB
+
+log = logging.getLogger(__name__)
+
+EAGER_BYTES = 8 * MIB  # dirty in one file: from here on incomplete chunks go out too
+RETRY_S = 5.0  # after a failure, until anything but a close or fsync tries again
+TICK_S = 0.25
+
+_LASTING = frozenset(
+    {Code.NO_SPACE, Code.OVER_QUOTA, Code.STALE, Code.FILE_TOO_BIG, Code.READ_ONLY, Code.UNKNOWN_SESSION, Code.FENCED}
+)
+
+
+class WriteBack:
+    """Dirty bytes of all files."""
+
+    def __init__(
+        self,
+        files: Files,
+        committer: Committer,
+        nursery: trio.Nursery,
+        options: ClientOptions,
+        now_ns: Callable[[], int],
+    ) -> None:
+        self._files = files
+        self._committer = committer
+        self._nursery = nursery
+        self._options = options
+        self._now_ns = now_ns
+        self._dirty: OrderedDict[File, None] = OrderedDict()  # files with dirty bytes, the longest dirty first
+        self._room = trio.lowlevel.ParkingLot()
+        self._bytes = 0
+        self._flushes = 0
+        self._waits = 0
+        self._lost_bytes = 0
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    async def write(self, handle: Handle, offset: int, data: bytes) -> None:
+        """Buffer bytes; wait while there are too many. Raises what this handle must still be told."""
+        file = handle.file
+        self.check(handle)
+        if self._bytes >= self._options.dirty_bytes_max:
+            await self._wait_for_room(handle)
+        while (file.append_base is not None) != handle.append:
+            if file.dirty or file.running or file.requests:
+                await self.flush(file)  # appends and other writes are not mixed in one buffer
+                self.check(handle)
+                continue
+            file.append_base = None
+            if handle.append:
+                file.append_base = offset if file.known is None else max(offset, file.known.size)
+        if file.append_base is not None:
+            offset = file.dirty.end or file.append_base
+        if offset + len(data) > FILE_BYTES_MAX:
+            raise FsError(Code.FILE_TOO_BIG, f"a write up to byte {offset + len(data)}")
+        if not file.dirty:
+            file.dirtied_at = trio.current_time()
+            self._dirty[file] = None
+        file.dirty.write(offset, data)
+        file.mtime_ns = self._now_ns()
+        file.behind = file.behind or offset < file.position
+        self._account(file)
+        end = offset + len(data)
+        if file.dirty.bytes >= BLOCK_BYTES_MAX and not file.running and (
+            chunking.chunk_of(offset) != chunking.chunk_of(end) or file.dirty.bytes > EAGER_BYTES
+        ):
+            if file.retry_at <= trio.current_time():
+                self._start(file)
+
+    def check(self, handle: Handle) -> None:
+        """Raise an error of write-back that this handle has not been told of."""
+        if handle.file.dead is not None:
+            raise FsError(handle.file.dead.code, handle.file.dead.detail)
+        error = handle.file.ledger.pending(handle.seen)
+        handle.seen = handle.file.ledger.mark()
+        if error is not None:
+            raise FsError(error.code, error.detail)
+
+    async def _wait_for_room(self, handle: Handle) -> None:
+        """Wait below the bound, having others flushed; a full disk is told at once, silence at the deadline."""
+        self._waits += 1
+        deadline = trio.current_time() + self._options.request_timeout_s
+        while self._bytes >= self._options.dirty_bytes_max:
+            failed = self._press()
+            if failed is not None:
+                raise FsError(failed.code, failed.detail)
+            with trio.move_on_at(deadline) as scope:
+                await self._room.park()
+            self.check(handle)
+            if scope.cancelled_caught:
+                raise FsError(Code.TIMEOUT, "too much unwritten data, and no room in time")
+
+    def _press(self) -> Optional[FsError]:
+        """Have the longest dirty files written back; when none can be, return why."""
+        coming = 0
+        failed: Optional[FsError] = None
+        now = trio.current_time()
+        for file in list(self._dirty):
+            if coming >= self._options.dirty_bytes_max // 2:
+                break
+            if not file.running:
+                if file.retry_at > now:
+                    failed = failed or file.ledger.last
+                    continue
+                self._request(file)
+            coming += file.cost
+        return failed if not coming else None
+
+    def _account(self, file: File) -> None:
+        cost = file.dirty.cost
+        self._bytes += cost - file.cost
+        shrunk = cost < file.cost
+        file.cost = cost
+        if not file.dirty:
+            self._dirty.pop(file, None)
+        if shrunk and self._room and self._bytes < self._options.dirty_bytes_max:
+            self._room.unpark_all()
+
+    @property
+    def dirty(self) -> bool:
+        """Whether any file has bytes to write back."""
+        return bool(self._dirty)
+
+    # --- wishes -------------------------------------------------------------------------------------------------
+
+    async def flush(self, file: File, *ops: Op, cut: Optional[int] = None) -> tuple[Result, ...]:
+        """Commit everything written before, then execute ``ops`` in the same step; return their results.
+
+        ``cut``: ops truncate to there; bytes beyond need not be written, and are forgotten when the ops succeed.
+        Raises the error of the commit; results of ops may be Failed. The bytes of a failed commit stay dirty.
+        When cancelled or timed out the commit goes on, and ops may or may not be executed.
+        """
+        request = self._request(file, ops, cut)
+        try:
+            with trio.move_on_at(request.deadline + 1.0):  # the task below keeps the deadline itself
+                await request.done.wait()
+        finally:
+            request.abandoned = not request.done.is_set()
+        if request.abandoned:
+            raise FsError(Code.TIMEOUT, "data could not be written back in time")
+        if request.error is not None:
+            raise FsError(request.error.code, request.error.detail)
+        return request.results
+
+    def _request(self, file: File, ops: tuple[Op, ...] = (), cut: Optional[int] = None) -> Flush:
+        deadline = trio.current_time() + self._options.request_timeout_s
+        request = Flush(file.dirty.seal(), ops, cut, deadline)
+        file.requests.append(request)
+        if not file.running:
+            self._start(file)
+        return request
+
+    async def flush_all(self) -> None:
+        """Commit everything written before, of all files; tries all and raises the first error."""
+        requests = [self._request(file) for file in list(self._dirty)]
+        for request in requests:
+            await request.done.wait()
+        for request in requests:
+            if request.error is not None:
+                raise FsError(request.error.code, request.error.detail)
+
+    async def run(self) -> None:
+        """Write back what has been dirty for long; until cancelled."""
+        while True:
+            await trio.sleep(TICK_S)
+            now = trio.current_time()
+            for file in list(self._dirty):
+                if now >= max(file.dirtied_at + self._options.flush_after_s, file.retry_at) and not file.requests:
+                    file.dirtied_at = now
+                    self._request(file)
+
+    # --- the task of one file -----------------------------------------------------------------------------------
+
+    def _start(self, file: File) -> None:
+        file.running = True
+        self._nursery.start_soon(self._work, file)
+
+    async def _work(self, file: File) -> None:
+        try:
+            while True:
+                if file.requests:
+                    await self._serve(file, file.requests.popleft())
+                elif not await self._stream(file):
+                    break
+        except Exception:  # a bug costs this attempt, not the mount
+            log.exception("write-back of inode %d failed unexpectedly", file.ino)
+            error = FsError(Code.IO, "write-back failed unexpectedly")
+            self._failed(file, error)
+            while file.requests:
+                request = file.requests.popleft()
+                request.error = error
+                request.done.set()
+        finally:
+            file.running = False
+            self._account(file)
+            self._files.settle(file)
+
+    async def _serve(self, file: File, request: Flush) -> None:
+        """Grant one wish."""
+        if request.abandoned and request.ops:
+            return
+        self._flushes += 1
+        request.begun = True
+        try:
+            request.results = await self._serve_whole(file, request)
+        except FsError as error:
+            request.error = error
+            self._failed(file, error)
+        except Exception:
+            request.error = FsError(Code.IO, "write-back failed unexpectedly")
+            raise
+        finally:
+            request.done.set()
+
+    async def _serve_whole(self, file: File, request: Flush) -> tuple[Result, ...]:
+        if file.dead is not None:
+            raise file.dead
+        await self._committer.settle(file, request.deadline)
+        cut = request.cut if file.append_base is None else None
+        pieces = file.dirty.pieces(0, cut, request.generation)
+        groups = groups_of(pieces, request.generation)
+        results = await self._drain(file, lambda: next(groups, None), request.ops, request.deadline)
+        if cut is not None and results and not isinstance(results[0], Failed):
+            file.dirty.clean(cut, None, request.generation)
+            self._account(file)
+        if not file.dirty:
+            file.ledger.resolve()
+        return results
+
+    async def _stream(self, file: File) -> bool:
+        """Write back complete chunks from the beginning of what is dirty; return whether there were any."""
+        if file.dead is not None or file.retry_at > trio.current_time():
+            return False
+        deadline = trio.current_time() + self._options.request_timeout_s
+        file.position, file.behind = 0, False
+        first = self._next_complete(file)
+        if first is None:
+            file.position = 0
+            return False
+        ready: deque[Group] = deque([first])
+        try:
+            await self._committer.settle(file, deadline)
+            await self._drain(
+                file, lambda: ready.popleft() if ready else self._next_complete(file), (), deadline
+            )
+        except FsError as error:
+            self._failed(file, error)
+        finally:
+            file.position = 0
+        return True
+
+    def _next_complete(self, file: File) -> Optional[Group]:
+        """The next chunk that a sequential writer has left, behind what is under way; None: let others go first."""
+        if file.requests or file.behind or file.dead is not None:
+            return None
+        start, end = file.dirty.run(file.position)
+        if start == end:
+            return None
+        stop = chunking.chunk_end(start)
+        if end < stop and (file.dirty.bytes <= EAGER_BYTES or file.dirty.end <= stop):
+            return None
+        generation = file.dirty.seal()
+        group = next(groups_of(file.dirty.pieces(start, stop), generation))
+        file.position = stop
+        return group
+
+    async def _drain(
+        self, file: File, take: Callable[[], Optional[Group]], ops: tuple[Op, ...], deadline: float
+    ) -> tuple[Result, ...]:
+        """Put groups side by side, commit them in order; ops go with the last commit."""
+        first = take()
+        if first is None:
+            return await self._committer.execute(file, ops, deadline) if ops else ()
+        second = take()
+        if second is None:
+            await self._committer.put(file, first, deadline)
+            results = await self._committer.commit(file, (first,), ops, deadline)
+            self._committed(file, ())
+            return results
+        pipeline = Pipeline(self._committer, file, take, deadline, lambda flying: self._committed(file, flying))
+        return await pipeline.run((first, second), ops)
+
+    def _committed(self, file: File, flying: Iterable[Group]) -> None:
+        """Sync, after each commit: groups behind an append that landed elsewhere follow it."""
+        moved, file.moved = file.moved, 0
+        if moved:
+            for group in flying:
+                group.shift(moved)
+            file.position += moved
+        file.retry_at = 0.0
+        self._account(file)
+
+    # --- failure ------------------------------------------------------------------------------------------------
+
+    def _failed(self, file: File, error: FsError) -> None:
+        """Sync: who wrote is told; what is still dirty stays so, unless nobody is left who could ask for it again."""
+        file.retry_at = trio.current_time() + RETRY_S
+        if file.dirty:
+            log.warning("inode %d: %d bytes are not written back: %s", file.ino, file.dirty.bytes, error)
+            file.ledger.record(error)
+            if not file.handles and error.code in _LASTING:
+                self.lose(file, error)
+        self._room.unpark_all()
+
+    def orphaned(self, file: File) -> None:
+        """Sync: the last handle is closed and bytes are dirty still. The timer goes on trying where that can help."""
+        error = file.ledger.last
+        if file.removed:
+            self.drop(file)
+            self._files.settle(file)
+        elif error is not None and error.code in _LASTING:
+            self.lose(file, error)
+            self._files.settle(file)
+
+    def lose(self, file: File, error: FsError) -> None:
+        """Sync: drop dirty bytes that can never be committed, and say so."""
+        if file.dirty:
+            start, end = file.dirty.start, file.dirty.end
+            log.error("inode %d: %d bytes in [%d, %d) are lost: %s", file.ino, file.dirty.bytes, start, end, error)
+            self._lost_bytes += file.dirty.bytes
+            file.ledger.record(error, lost=True)
+            self.drop(file)
+
+    def drop(self, file: File) -> None:
+        """Sync: forget dirty bytes that nobody can read any more, or that are lost."""
+        file.dirty.clean(0, None, file.dirty.seal())
+        self._committer.forget(file)
+        self._account(file)
+
+    def end(self, file: File, error: FsError) -> None:
+        """Sync: the session of this file has ended."""
+        self.lose(file, error)
+        self._committer.forget(file)
+        file.dead = error
+        self._room.unpark_all()
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            "dirty_bytes": self._bytes,
+            "dirty_files": len(self._dirty),
+            "flushes": self._flushes,
+            "commits": self._committer.commits,
+            "rewrites": self._committer.rewrites,
+            "waits_for_room": self._waits,
+            "lost_bytes": self._lost_bytes,
+        }

@@ -1,0 +1,242 @@
+"""Blocks to chunk servers: each to all servers of its placement group, many small ones in one request.
+
+What waits for a server while a request is under way to it goes out together in the next one; full blocks do not
+wait, up to a bound. A put succeeds when enough servers hold each block durably (Placement.durable_min); the others
+are still given it, unless they lag behind.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional
+
+import trio
+
+from fusefs.client.codec import Encoded
+from fusefs.client.placement import Placement
+from fusefs.client.session import Session
+from node.wire.errors import Code, FsError
+from node.wire.limits import MIB, PUT_BLOCKS_MAX, PUT_BYTES_MAX
+from storage.api import BlockInfo, Put
+
+log = logging.getLogger(__name__)
+
+TRY_TIMEOUT_S = 10.0
+IN_FLIGHT_MAX = 4  # requests to one server
+BATCH_BYTES = MIB  # enough waiting to begin another request beside those in flight
+LAG_BYTES_MAX = 8 * MIB  # beyond, a server is not given what is durable without it
+PAUSE_S_MIN = 0.05
+PAUSE_S_MAX = 0.5
+
+TRANSIENT = frozenset(
+    {Code.UNREACHABLE, Code.TIMEOUT, Code.OVERLOADED, Code.SHUTTING_DOWN, Code.RETRY, Code.STALE_EPOCH}
+)
+
+
+class Touched(NamedTuple):
+    """What a commit must tell of its blocks: the oldest epochs they were put with."""
+
+    epoch: int
+    pg_epoch: int
+
+
+class _Round:
+    """One attempt to put some blocks; done when each is durable enough or cannot become so."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.failed: list[tuple[Encoded, FsError]] = []
+        self.epoch = 0  # the oldest touch epoch used; 0: none yet
+        self.done = trio.Event()
+
+
+class _Item:
+    """One block of a round on its way to its servers."""
+
+    __slots__ = ("round", "encoded", "needed", "chances")
+
+    def __init__(self, round_: _Round, encoded: Encoded, needed: int, servers: int) -> None:
+        self.round = round_
+        self.encoded = encoded
+        self.needed = needed  # durable copies still missing
+        self.chances = servers  # servers that have not answered
+        round_.open += 1
+
+    def stored(self, epoch: int) -> None:
+        self.round.epoch = min(self.round.epoch or epoch, epoch)
+        self.chances -= 1
+        self.needed -= 1
+        if self.needed == 0:
+            self._close()
+
+    def refused(self, error: FsError) -> None:
+        self.chances -= 1
+        if 0 < self.needed and self.chances == self.needed - 1:
+            self.round.failed.append((self.encoded, error))
+            self._close()
+
+    def _close(self) -> None:
+        self.round.open -= 1
+        if self.round.open == 0:
+            self.round.done.set()
+
+
+class _Outbox:
+    """What waits for one server, and how much is under way to it."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[_Item] = deque()
+        self.waiting_bytes = 0
+        self.in_flight = 0
+
+
+class Writer:
+    """Puts blocks. Requests run in ``nursery``, so that a caller who is cancelled takes nobody else's block along."""
+
+    def __init__(self, session: Session, placement: Placement, nursery: trio.Nursery) -> None:
+        self._session = session
+        self._placement = placement
+        self._nursery = nursery
+        self._outboxes: dict[int, _Outbox] = {}
+        self._puts = 0
+        self._blocks = 0
+        self._bytes = 0
+
+    async def put(self, blocks: Sequence[Encoded], deadline: float) -> Touched:
+        """Return, once all blocks are durable on enough servers, the oldest epochs they were put with.
+
+        Raises NO_SPACE and the like at once; what may pass is tried again until the deadline, then TIMEOUT.
+        """
+        pause_s = PAUSE_S_MIN
+        epoch = 0
+        pg_epoch = 0
+        while True:
+            await self._placement.ready(deadline)
+            pg_epoch = pg_epoch or self._placement.pg_epoch
+            attempt = self._begin(blocks)
+            with trio.move_on_at(deadline):
+                await attempt.done.wait()
+            if not attempt.done.is_set():
+                raise FsError(Code.TIMEOUT, "the chunk servers did not answer in time")
+            epoch = min(epoch or attempt.epoch, attempt.epoch or epoch)
+            if not attempt.failed:
+                return Touched(epoch, pg_epoch)
+            error = _worst(attempt.failed)
+            if error.code not in TRANSIENT:
+                raise error
+            if trio.current_time() + pause_s >= deadline:
+                raise FsError(Code.TIMEOUT, f"the chunk servers did not take the data in time; last: {error}")
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_S_MAX)
+            await self._placement.refresh(deadline)
+            blocks = [encoded for encoded, _ in attempt.failed]
+
+    def _begin(self, blocks: Sequence[Encoded]) -> _Round:
+        attempt = _Round()
+        touched: set[int] = set()
+        needed = self._placement.durable_min
+        for encoded in blocks:
+            servers = self._placement.servers_of(encoded.block)
+            if len(servers) < needed:
+                error = FsError(Code.UNREACHABLE, f"{len(servers)} chunk servers for a block that needs {needed}")
+                attempt.failed.append((encoded, error))
+                continue
+            item = _Item(attempt, encoded, needed, len(servers))
+            for server in servers:
+                outbox = self._outboxes.setdefault(server, _Outbox())
+                outbox.waiting.append(item)
+                outbox.waiting_bytes += len(encoded.frame)
+                touched.add(server)
+        if not attempt.open:
+            attempt.done.set()
+        for server in touched:
+            self._pump(server)
+        return attempt
+
+    def _pump(self, server: int) -> None:
+        """Begin requests as far as the rule of natural batching allows."""
+        outbox = self._outboxes[server]
+        while outbox.waiting and (
+            not outbox.in_flight or (outbox.waiting_bytes >= BATCH_BYTES and outbox.in_flight < IN_FLIGHT_MAX)
+        ):
+            batch = self._batch(outbox)
+            if batch:
+                outbox.in_flight += 1
+                self._nursery.start_soon(self._send, server, outbox, batch)
+
+    def _batch(self, outbox: _Outbox) -> list[_Item]:
+        batch: list[_Item] = []
+        size = 0
+        lagging = outbox.waiting_bytes > LAG_BYTES_MAX
+        while outbox.waiting and len(batch) < PUT_BLOCKS_MAX:
+            item = outbox.waiting[0]
+            length = len(item.encoded.frame)
+            if batch and size + length > PUT_BYTES_MAX:
+                break
+            outbox.waiting.popleft()
+            outbox.waiting_bytes -= length
+            if lagging and item.needed <= 0:
+                continue  # durable without this server; repair brings it the block
+            batch.append(item)
+            size += length
+            if size >= BATCH_BYTES and outbox.in_flight + 1 < IN_FLIGHT_MAX:
+                break
+        return batch
+
+    async def _send(self, server: int, outbox: _Outbox, batch: list[_Item]) -> None:
+        epoch = self._session.gc_epoch
+        request = Put(
+            tuple(BlockInfo(item.encoded.block, item.encoded.length) for item in batch),
+            epoch,
+            self._placement.pg_epoch,
+        )
+        self._puts += 1
+        self._blocks += len(batch)
+        failure: Optional[FsError] = None
+        codes: Sequence[int] = ()
+        try:
+            frames = [item.encoded.frame for item in batch]
+            self._bytes += sum(map(len, frames))
+            answer = await self._placement.call(server, request, frames, TRY_TIMEOUT_S)
+            codes = answer.body.codes
+            if len(codes) != len(batch):
+                failure = FsError(Code.PROTOCOL, f"{len(codes)} codes for {len(batch)} blocks")
+        except FsError as error:
+            failure = error
+        finally:
+            outbox.in_flight -= 1
+        if failure is not None:
+            log.info("put of %d blocks to %s failed: %s", len(batch), self._placement.name_of(server), failure)
+        for index, item in enumerate(batch):
+            if failure is not None:
+                item.refused(failure)
+            elif codes[index]:
+                item.refused(_error_of(codes[index], self._placement.name_of(server)))
+            else:
+                item.stored(epoch)
+        self._pump(server)
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            "puts": self._puts,
+            "blocks": self._blocks,
+            "bytes": self._bytes,
+            "waiting_bytes": sum(outbox.waiting_bytes for outbox in self._outboxes.values()),
+        }
+
+
+def _error_of(code: int, server: str) -> FsError:
+    try:
+        return FsError(Code(code), f"chunk server {server} refused a block")
+    except ValueError:
+        return FsError(Code.IO, f"chunk server {server} refused a block with code {code}")
+
+
+def _worst(failed: Sequence[tuple[Encoded, FsError]]) -> FsError:
+    """The error that decides: one that will not pass by itself, if there is any."""
+    for _, error in failed:
+        if error.code not in TRANSIENT:
+            return error
+    return failed[0][1]
