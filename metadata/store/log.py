@@ -86,7 +86,7 @@ class LogStore:
             raise FsError(Code.EXISTS, f"{path}: there is a log already")
         mark = Mark(SnapshotMeta(0, 0, conf or ConfState()), 1, 0)
         cut = Cut(0, 0, mark, 0, 0, HardState())
-        SegmentWriter(disk, path, 1, encode_segment(1, cluster_id, cut, [])).close()
+        SegmentWriter(disk, path, 1, encode_segment(1, cluster_id, cut, []), 0).close()
 
     @classmethod
     def open(
@@ -316,8 +316,8 @@ class LogStore:
         return self._writer or self._begin(encode_segment(self._next_number, self._cluster_id, self._cut, []))
 
     def _begin(self, content: bytes) -> SegmentWriter:
-        number = self._next_number
-        writer = self._guarded(lambda: SegmentWriter(self._disk, self.path, number, content))
+        number, size = self._next_number, self._segment_bytes
+        writer = self._guarded(lambda: SegmentWriter(self._disk, self.path, number, content, size))
         if self._writer is not None:
             self._writer.close()
         self._writer = writer

@@ -15,8 +15,11 @@ class SegmentWriter:
     Where a write meets a full disk, FsError(NO_SPACE): nothing is lost, the same call may be made again.
     """
 
-    def __init__(self, disk: Disk, path: str, number: int, content: bytes) -> None:
-        """Create the segment with its first ``content``, durably: after this it exists, before it does not."""
+    def __init__(self, disk: Disk, path: str, number: int, content: bytes, size: int) -> None:
+        """Create the segment with its first ``content``, durably: after this it exists, before it does not.
+
+        Zeros are not written beyond ``size``, where a segment is meant to end.
+        """
         self.number = number
         final = segment_path(path, number)
         temporary = final.removesuffix(SUFFIX) + TEMPORARY
@@ -35,6 +38,7 @@ class SegmentWriter:
         self._written = self.end  # in the file below
         self._zeroed = self.end
         self._zero_ahead = True
+        self._size = size
         self._pending: list[bytes] = []
 
     def append(self, data: bytes) -> None:
@@ -54,9 +58,10 @@ class SegmentWriter:
         data = self._pending[0] if len(self._pending) == 1 else b"".join(self._pending)
         if self.end > self._zeroed and self._zero_ahead:
             self._zero_ahead = False  # a full disk: the next attempt is content with the data
-            self._file.pwrite(data + _ZEROS, self._written)
+            zeros = _ZEROS[: max(0, self._size - self.end)]
+            self._file.pwrite(data + zeros, self._written)
             self._zero_ahead = True
-            self._zeroed = self.end + LOG_ZERO_BYTES
+            self._zeroed = self.end + len(zeros)
         else:
             self._file.pwrite(data, self._written)
         self._written = self.end
