@@ -66,8 +66,8 @@ class Layout:
 
 
 def layout_of(path: str | os.PathLike[str]) -> Layout:
-    """Return the layout of a directory that need not exist."""
-    return Layout(Path(os.path.realpath(path)))
+    """Return the layout of a directory that need not exist. Symlinks stay: scripts find processes by the path given."""
+    return Layout(Path(os.path.abspath(path)))
 
 
 def config_path_of(cluster: str | os.PathLike[str]) -> Path:

@@ -22,7 +22,8 @@ from node.host.logging import get_logger
 from node.wire.errors import Code, FsError
 
 if TYPE_CHECKING:
-    from fusefs.client.handles import DirHandle, Handle
+    from fusefs.client.directories import DirHandle
+    from fusefs.client.handles import Handle
     from fusefs.client.volume import Volume
 
 log = get_logger(__name__)

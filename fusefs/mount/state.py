@@ -126,9 +126,10 @@ def find_state(cluster_path: Path, mount: str) -> MountState | None:
 
 def states_of(cluster_path: Path) -> Iterator[tuple[MountState, MountInfo]]:
     """Yield the state of this host's mounts of one cluster.toml, living or not."""
+    real = os.path.realpath(cluster_path)
     for directory in state_directories(cluster_path):
         for path in sorted(directory.glob("mount-*.json")):
             state = MountState(directory, path.stem)
             info = state.info()
-            if info is not None and info.cluster == str(cluster_path):
+            if info is not None and os.path.realpath(info.cluster) == real:
                 yield state, info

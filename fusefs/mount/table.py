@@ -73,9 +73,10 @@ def mounted_at(path: str) -> Mount | None:
 
 
 def mounts_of(cluster_path: Path) -> list[Mount]:
-    """Return this host's mounts of one cluster.toml."""
-    source = source_of(cluster_path)
-    return [mount for mount in read_table() if mount.type == FUSE_TYPE and mount.source == source]
+    """Return this host's mounts of one cluster.toml, by whatever path it was named."""
+    real = os.path.realpath(cluster_path)
+    mounts = [mount for mount in read_table() if mount.type == FUSE_TYPE]
+    return [mount for mount in mounts if os.path.realpath(cluster_of(mount.source)) == real]
 
 
 def is_dead(path: str) -> bool:

@@ -1,0 +1,16 @@
+"""Attributes for tests."""
+
+from __future__ import annotations
+
+import stat
+
+from metadata.api import Attr
+
+
+def attr(ino: int, *, mode: int = stat.S_IFREG | 0o644, size: int = 0, version: int = 1, **changes: int) -> Attr:
+    """An inode whose data is at ``version``."""
+    fields = dict(
+        ino=ino, mode=mode, nlink=1, uid=1000, gid=1000, rdev=0, size=size, stored=size, atime_ns=1, mtime_ns=2,
+        ctime_ns=3, btime_ns=4, version=version, data_version=version,
+    )
+    return Attr(**(fields | changes))

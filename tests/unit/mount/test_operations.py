@@ -1,0 +1,358 @@
+"""The adapter over a fake volume: what is translated, what is counted, and that no exception escapes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from types import SimpleNamespace
+from typing import Any
+
+import pyfuse3
+import pytest
+import structlog.testing
+import trio
+
+from fusefs.mount.attributes import permitted
+from fusefs.mount.errors import COMPLAINTS_MAX, REPEAT_S, Complaints
+from fusefs.mount.handles import HandleTable
+from fusefs.mount.operations import Operations
+from metadata.api import RENAME_EXCHANGE, RENAME_NOREPLACE, Attr, VolumeStat
+from node.wire.errors import Code, FsError
+from tests.unit.mount.attrs import attr
+
+CTX = SimpleNamespace(uid=1000, gid=100, pid=os.getpid(), umask=0o22)
+
+
+class FakeVolume:
+    """Answers what a test put into ``answers`` and notes every call."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+        self.calls: list[tuple[Any, ...]] = []
+
+    def forgotten(self, ino: int) -> None:
+        self.calls.append(("forgotten", ino))
+
+    def __getattr__(self, name: str) -> Any:
+        async def method(*args: Any, **kwargs: Any) -> Any:
+            await trio.lowlevel.checkpoint()
+            self.calls.append((name, *args, kwargs) if kwargs else (name, *args))
+            answer = self.answers.get(name)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer(*args) if callable(answer) else answer
+
+        return method
+
+
+def handle(ino: int) -> Any:
+    return SimpleNamespace(ino=ino)
+
+
+def mounted(**answers: Any) -> tuple[Operations, FakeVolume]:
+    volume = FakeVolume(**answers)
+    return Operations(volume), volume  # type: ignore[arg-type]
+
+
+async def test_lookup_translates_and_counts() -> None:
+    found = attr(5, mode=stat.S_IFREG | 0o640, size=1000, stored=4097, rdev=3, nlink=2)
+    operations, volume = mounted(lookup=found)
+    entry = await operations.lookup(1, b"name", CTX)
+    assert volume.calls == [("lookup", 1, b"name")]
+    assert (entry.st_ino, entry.st_mode, entry.st_size, entry.st_nlink, entry.st_rdev) == (
+        5, stat.S_IFREG | 0o640, 1000, 2, 3
+    )
+    assert (entry.st_uid, entry.st_gid) == (1000, 1000)
+    assert (entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns) == (1, 2, 3)
+    assert entry.st_blocks == 9, "holes are not counted, part of a sector is"
+    assert entry.entry_timeout == entry.attr_timeout == 0, "another mount may change it at any moment"
+    await operations.forget([(5, 1)])
+    assert volume.calls[-1] == ("forgotten", 5)
+
+
+async def test_forget_waits_for_the_last_reference() -> None:
+    operations, volume = mounted(lookup=attr(5), mkdir=attr(5), link=attr(5))
+    await operations.lookup(1, b"a", CTX)
+    await operations.mkdir(1, b"b", 0o755, CTX)
+    await operations.link(5, 1, b"c", CTX)
+    await operations.forget([(5, 2)])
+    assert ("forgotten", 5) not in volume.calls
+    await operations.forget([(5, 1)])
+    assert volume.calls[-1] == ("forgotten", 5)
+
+
+async def test_a_failed_lookup_counts_nothing() -> None:
+    operations, _ = mounted(lookup=FsError(Code.NOT_FOUND))
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await operations.lookup(1, b"name", CTX)
+    assert caught.value.errno == errno.ENOENT
+    assert operations.kernel.statistics()["inodes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (FsError(Code.NO_SPACE), errno.ENOSPC),
+        (FsError(Code.STALE), errno.ESTALE),
+        (FsError(Code.TIMEOUT), errno.ETIMEDOUT),
+        (FsError(Code.CORRUPT_BLOCK, "block 12ab"), errno.EIO),
+        (pyfuse3.FUSEError(errno.EPERM), errno.EPERM),
+        (KeyError("a bug"), errno.EIO),
+        (MemoryError(), errno.ENOMEM),
+        (ExceptionGroup("bugs", [ValueError()]), errno.EIO),
+    ],
+)
+async def test_no_exception_escapes(raised: Exception, expected: int) -> None:
+    operations, _ = mounted(getattr=raised)
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await operations.getattr(1, CTX)
+    assert caught.value.errno == expected
+
+
+async def test_cancellation_passes() -> None:
+    operations, _ = mounted(getattr=attr(1))
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await operations.getattr(1, CTX)
+    assert scope.cancelled_caught
+
+
+async def test_a_damaged_block_is_logged_with_its_name() -> None:
+    operations, _ = mounted(open=handle(5), read=FsError(Code.CORRUPT_BLOCK, "block 12ab"))
+    info = await operations.open(5, os.O_RDONLY, CTX)
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(3):
+            with pytest.raises(pyfuse3.FUSEError):
+                await operations.read(info.fh, 0, 10)
+    assert len(logged) == 1, "the same complaint is not repeated at once"
+    assert "block 12ab" in logged[0]["error"] and logged[0]["operation"] == "read"
+
+
+async def test_what_posix_knows_is_not_logged_and_what_nobody_foresaw_is() -> None:
+    operations, volume = mounted(getattr=FsError(Code.NOT_FOUND))
+    with structlog.testing.capture_logs() as logged, pytest.raises(pyfuse3.FUSEError):
+        await operations.getattr(1, CTX)
+    assert logged == []
+    volume.answers["getattr"] = KeyError("a bug")
+    with structlog.testing.capture_logs() as logged, pytest.raises(pyfuse3.FUSEError):
+        await operations.getattr(1, CTX)
+    assert logged[0]["exc_info"] and logged[0]["log_level"] == "error"
+
+
+def test_complaints_come_again_after_a_while() -> None:
+    now = 0.0
+    complaints = Complaints(lambda: now)
+    error = FsError(Code.IO, "x")
+    with structlog.testing.capture_logs() as logged:
+        for now in (0.0, 1.0, 2.0, REPEAT_S + 0.1):
+            complaints.make("read", error)
+        for i in range(2 * COMPLAINTS_MAX):
+            complaints.make("read", FsError(Code.IO, str(i)))
+    assert [entry["repeated"] for entry in logged[:2]] == [0, 2]
+    assert len(logged) == 2 + 2 * COMPLAINTS_MAX
+
+
+def fields(*names: str) -> Any:
+    every = ("mode", "uid", "gid", "size", "atime", "mtime", "ctime")
+    return SimpleNamespace(**{f"update_{name}": name in names for name in every})
+
+
+async def test_setattr_passes_only_what_changes() -> None:
+    operations, volume = mounted(setattr=attr(5), open=handle(5))
+    wanted = pyfuse3.EntryAttributes()
+    wanted.st_mode, wanted.st_size, wanted.st_mtime_ns, wanted.st_uid = stat.S_IFREG | 0o4755, 12, -5, 77
+    info = await operations.open(5, os.O_RDWR, CTX)
+    await operations.setattr(5, wanted, fields("mode", "mtime"), None, CTX)
+    changed = volume.calls[-1][-1]
+    assert changed == dict(
+        mode=0o4755, uid=None, gid=None, size=None, atime_ns=None, mtime_ns=-5, ctime_ns=None, handle=None
+    )
+    await operations.setattr(5, wanted, fields("size", "uid"), info.fh, CTX)
+    changed = volume.calls[-1][-1]
+    assert (changed["size"], changed["uid"], changed["mode"]) == (12, 77, None)
+    assert changed["handle"].ino == 5
+
+
+async def test_new_inodes_belong_to_the_caller() -> None:
+    operations, volume = mounted(mkdir=attr(2), mknod=attr(3), symlink=attr(4), create=(handle(5), attr(5)))
+    await operations.mkdir(1, b"d", 0o750, CTX)
+    await operations.mknod(1, b"n", stat.S_IFIFO | 0o600, 0, CTX)
+    await operations.symlink(1, b"s", b"target", CTX)
+    await operations.create(1, b"f", 0o600, os.O_WRONLY, CTX)
+    assert volume.calls == [
+        ("mkdir", 1, b"d", 0o750, 1000, 100),
+        ("mknod", 1, b"n", stat.S_IFIFO | 0o600, 0, 1000, 100),
+        ("symlink", 1, b"s", b"target", 1000, 100),
+        ("create", 1, b"f", 0o600, os.O_WRONLY, 1000, 100),
+    ]
+    assert operations.kernel.statistics()["references"] == 4
+
+
+async def test_rename_flags() -> None:
+    operations, volume = mounted()
+    await operations.rename(1, b"a", 2, b"b", pyfuse3.RENAME_NOREPLACE, CTX)
+    await operations.rename(1, b"a", 2, b"b", pyfuse3.RENAME_EXCHANGE, CTX)
+    assert [call[-1] for call in volume.calls] == [RENAME_NOREPLACE, RENAME_EXCHANGE]
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await operations.rename(1, b"a", 2, b"b", 4, CTX)  # RENAME_WHITEOUT
+    assert caught.value.errno == errno.EINVAL
+
+
+async def test_files_are_known_by_number_until_released() -> None:
+    data = memoryview(b"data")
+    operations, volume = mounted(open=handle(5), read=data, write=4)
+    info = await operations.open(5, os.O_RDWR, CTX)
+    assert (info.direct_io, info.keep_cache) == (False, False)
+    assert await operations.read(info.fh, 0, 4) is data, "no copy on the way"
+    assert await operations.write(info.fh, 8, b"data") == 4
+    await operations.flush(info.fh)
+    await operations.fsync(info.fh, True)
+    await operations.release(info.fh)
+    assert [call[0] for call in volume.calls] == ["open", "read", "write", "flush", "fsync", "release"]
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await operations.read(info.fh, 0, 4)
+    assert caught.value.errno == errno.EBADF
+
+
+async def test_pages_survive_a_reopen_of_unchanged_data() -> None:
+    operations, volume = mounted(lookup=attr(5, version=1), open=handle(5))
+    keeps = []
+    for version in (1, 1, 2, 2):
+        volume.answers["lookup"] = attr(5, version=version)
+        await operations.lookup(1, b"f", CTX)
+        keeps.append((await operations.open(5, os.O_RDONLY, CTX)).keep_cache)
+    assert keeps == [False, True, False, True]
+
+
+async def test_pages_that_the_kernel_would_keep_wrongly_are_dropped() -> None:
+    dropped: list[int] = []
+    volume = FakeVolume(lookup=attr(5, version=1), getattr=attr(5, version=2), open=handle(5))
+    operations = Operations(volume, dropped.append)  # type: ignore[arg-type]
+    await operations.lookup(1, b"f", CTX)
+    await operations.open(5, os.O_RDONLY, CTX)
+    await operations.getattr(5, CTX)
+    assert dropped == [5]
+
+
+class Directory:
+    """Entries of a fake directory in pages, and a kernel with room for a few entries a request."""
+
+    def __init__(self, names: list[bytes], room: int, page: int = 4) -> None:
+        self.names = names
+        self.room = room
+        self.page = page
+        self.fails_at: int | None = None
+
+    def readdir(self, _handle: Any, offset: int) -> list[tuple[bytes, Attr, int]]:
+        if offset == self.fails_at:
+            raise FsError(Code.UNREACHABLE)
+        numbered = list(enumerate(self.names))[offset : offset + self.page]
+        return [(name, attr(100 + i), i + 1) for i, name in numbered]
+
+    def reply(self, token: list[tuple[bytes, int]], name: bytes, entry: Any, next_id: int) -> bool:
+        if len(token) == self.room:
+            return False
+        token.append((name, next_id))
+        return True
+
+
+async def list_all(operations: Operations, fh: int) -> list[bytes]:
+    names: list[bytes] = []
+    at = 0
+    while True:
+        token: list[tuple[bytes, int]] = []
+        await operations.readdir(fh, at, token)  # type: ignore[arg-type]
+        if not token:
+            return names
+        names += [name for name, _ in token]
+        at = token[-1][1]
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 100])
+async def test_a_directory_is_listed_whole_whatever_fits(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = Directory([b"n%d" % i for i in range(11)], room)
+    monkeypatch.setattr(pyfuse3, "readdir_reply", directory.reply)
+    operations, _ = mounted(opendir=handle(1), readdir=directory.readdir)
+    fh = await operations.opendir(1, CTX)
+    assert await list_all(operations, fh) == [b".", b"..", *directory.names]
+    assert operations.kernel.statistics()["references"] == 11, "neither dot counts, and nothing that did not fit"
+    token: list[tuple[bytes, int]] = []
+    await operations.readdir(fh, 5, token)  # type: ignore[arg-type]
+    assert token[0] == (b"n3", 6), "seekdir"
+    await operations.releasedir(fh)
+
+
+async def test_an_error_behind_delivered_entries_waits_for_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = Directory([b"n%d" % i for i in range(8)], room=100)
+    directory.fails_at = 4
+    monkeypatch.setattr(pyfuse3, "readdir_reply", directory.reply)
+    operations, _ = mounted(opendir=handle(1), readdir=directory.readdir)
+    fh = await operations.opendir(1, CTX)
+    token: list[tuple[bytes, int]] = []
+    await operations.readdir(fh, 0, token)  # type: ignore[arg-type]
+    assert [name for name, _ in token][2:] == directory.names[:4]
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await operations.readdir(fh, token[-1][1], token)  # type: ignore[arg-type]
+    assert caught.value.errno == errno.EIO
+
+
+async def test_acls_are_refused_rather_than_ignored() -> None:
+    operations, volume = mounted(getxattr=b"v", listxattr=[b"user.a"])
+    assert await operations.getxattr(5, b"user.a", CTX) == b"v"
+    assert await operations.listxattr(5, CTX) == [b"user.a"]
+    for call in (
+        operations.getxattr(5, b"system.posix_acl_access", CTX),
+        operations.setxattr(5, b"system.posix_acl_access", b"", CTX),
+        operations.removexattr(5, b"system.posix_acl_default", CTX),
+    ):
+        with pytest.raises(pyfuse3.FUSEError) as caught:
+            await call  # type: ignore[misc]
+        assert caught.value.errno == errno.EOPNOTSUPP
+    assert [call[0] for call in volume.calls] == ["getxattr", "listxattr"]
+
+
+async def test_statfs() -> None:
+    operations, _ = mounted(statfs=VolumeStat(total_bytes=1 << 30, free_bytes=1 << 20, files=10, bytes=5))
+    data = await operations.statfs(CTX)
+    assert data.f_frsize * data.f_blocks == 1 << 30
+    assert data.f_frsize * data.f_bavail == data.f_frsize * data.f_bfree == 1 << 20
+    assert data.f_files - data.f_ffree == 10
+    assert data.f_namemax == 255
+
+
+async def test_the_end_forgets_everything() -> None:
+    operations, volume = mounted(lookup=attr(5))
+    await operations.lookup(1, b"a", CTX)
+    operations.unmounted()
+    assert volume.calls[-1] == ("forgotten", 5)
+    assert operations.statistics()["kernel"]["inodes"] == 0
+
+
+async def test_access_follows_the_permission_bits() -> None:
+    operations, _ = mounted(getattr=attr(5, mode=stat.S_IFREG | 0o640))
+    assert await operations.access(5, os.R_OK | os.W_OK, CTX)
+    assert not await operations.access(5, os.X_OK, CTX)
+
+
+def test_permitted() -> None:
+    one = attr(5, mode=stat.S_IFREG | 0o754, uid=1, gid=2)
+    assert permitted(one, 7, 1, set())
+    assert permitted(one, 5, 9, {2}) and not permitted(one, 2, 9, {2})
+    assert permitted(one, 4, 9, {3}) and not permitted(one, 1, 9, {3})
+    assert permitted(one, 7, 0, set())
+    assert not permitted(attr(5, mode=stat.S_IFREG | 0o600), 1, 0, set()), "root may not execute what nobody may"
+
+
+def test_the_table_of_handles_is_bounded_and_never_reuses() -> None:
+    table: HandleTable[str] = HandleTable(handles_max=2)
+    first = table.add("a")
+    assert table.remove(first) == "a"
+    second = table.add("b")
+    assert second != first
+    table.add("c")
+    with pytest.raises(FsError):
+        table.check_room()
+    with pytest.raises(FsError) as caught:
+        table[first]
+    assert caught.value.code is Code.BAD_HANDLE
