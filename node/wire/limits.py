@@ -104,6 +104,7 @@ SNAPSHOT_STALL_S = 30.0  # a stream in which nothing moves for this long is give
 READ_ROUND_PATIENCE_S = 0.2  # a read-index round without an answer is followed by another
 STATE_COMMIT_ENTRIES = 4096
 STATE_COMMIT_S = 1.0
+STATE_COMMIT_CHANGES = 16_384  # rows: a dirty page is 4 KiB of private memory
 STATE_MAP_BYTES = 64 * GIB
 STATE_LOAD_ITEMS = 10_000  # a transaction, while a snapshot is loaded
 STATE_MARGIN_BYTES = 4 * MIB  # left free on disk beyond what a commit may need
@@ -119,6 +120,7 @@ SERVER_SILENT_S = 10.0  # without a heartbeat a chunk server counts as not alive
 # The metadata leader
 METADATA_WAITING_MAX = 16_384  # requests that wait in one member
 LEADER_DUTY_S = 0.5  # how often the leader looks at what is due
+LAST_ANSWERS_S = 2.0  # a member that stops waits this long for what runs, and for its successor
 RECLAIM_ROWS = 512  # one entry frees so many rows
 
 # The mount

@@ -1,0 +1,309 @@
+"""One metadata member put together: its directory, its sockets, its peers, its node and what it serves.
+
+Start: the log is recovered before a socket is bound, so whoever is bound serves what it has. A member that has no log
+yet binds first and introduces itself to every other member; only then does it begin its log, with the membership that
+the others began with. Stop: no new requests, leadership handed over where somebody can take it, what runs is answered,
+then state and log are made durable.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import trio
+
+from metadata.api import CATALOGUE, GetStatus, MemberStatus, StatusReply
+from metadata.raft.core import Config, RawNode, Role
+from metadata.raft.messages import ConfState
+from metadata.server import wire
+from metadata.server.leader import Leader
+from metadata.server.node import Hooks, Node
+from metadata.server.peers import Peers
+from metadata.server.pins import FilePins
+from metadata.server.service import Service
+from metadata.server.snapshots import Receiver
+from metadata.server.stable import Stable
+from metadata.server.status import Reporter, role_of
+from metadata.state.machine import Machine
+from metadata.store import layout
+from metadata.store.disk import Disk, read_file, write_file
+from metadata.store.engine_lmdb import LmdbEngine
+from metadata.store.layout import MemberDirectory
+from metadata.store.log import LogStore
+from node.host.cluster import ClusterConfig, Member
+from node.host.keys import client_security, process_keys, server_security
+from node.host.logging import get_logger
+from node.rpc.client import Connection
+from node.rpc.link import AnyTransport
+from node.rpc.server import Call, Server
+from node.wire.errors import Code, FsError
+from node.wire.limits import LAST_ANSWERS_S
+
+log = get_logger(__name__)
+
+INCARNATION = "INCARNATION"  # which life of the directory this is; made before the member introduces itself
+PEERS = "PEERS"
+_LOOK_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which member a process is, and where its files are."""
+
+    config: ClusterConfig
+    path: Path  # of cluster.toml
+    own: Member
+    data: Path
+
+
+class MetadataMember:
+    """A member for the life of one process. ``report`` is told the role whenever it changes."""
+
+    def __init__(
+        self,
+        place: Place,
+        transport: AnyTransport,
+        disk: Disk,
+        *,
+        report: Callable[[str], None] = lambda _: None,
+        tick: Callable[[], None] = lambda: None,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.place = place
+        self.node: Optional[Node] = None
+        self.service: Optional[Service] = None
+        self.leader: Optional[Leader] = None
+        self._transport = transport
+        self._disk = disk
+        self._report = report
+        self._tick = tick
+        self._wall_ns = wall_ns
+        self._data = str(place.data)
+        self._formable = trio.Event()
+        self.peers = Peers(
+            place.own.id,
+            self._incarnation(),
+            FilePins(disk, f"{self._data}/{PEERS}"),
+            place.config.members,
+            connect=self._connect,
+        )
+        self.server = self._make_server(place.own.address)
+        self.peer_server = self._make_server(place.own.peer_address)
+        for method in CATALOGUE:
+            self.server.register(method, self._not_yet)
+        self.peers.register(self.peer_server)
+
+    # --- making ----------------------------------------------------------------------------------------------
+
+    def _incarnation(self) -> bytes:
+        if layout.exists(self._disk, self._data):
+            return bytes.fromhex(layout.read_identity(self._disk, self._data).incarnation)
+        path = f"{self._data}/{INCARNATION}"
+        if not self._disk.exists(path):
+            write_file(self._disk, path, os.urandom(16))
+        return read_file(self._disk, path)
+
+    def _make_server(self, address: str) -> Server:
+        place = self.place
+        security = server_security(place.config, place.path, place.own.name)
+        return Server(self._transport, address, cluster_id=place.config.cluster_id_bytes, security=security)
+
+    def _connect(self, other: Member) -> Connection:
+        place = self.place
+        keys = process_keys(place.config, place.path, place.own.name)
+        security = client_security(place.config, keys, other.public_key)
+        return Connection(
+            self._transport,
+            other.peer_address,
+            wire.CATALOGUE,
+            cluster_id=place.config.cluster_id_bytes,
+            security=security,
+        )
+
+    # --- life ------------------------------------------------------------------------------------------------
+
+    async def run(
+        self, stopping: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until ``stopping``. ``started()`` when the log is recovered and the sockets are bound."""
+        with ExitStack() as opened:
+            if layout.exists(self._disk, self._data):
+                opened.enter_context(self._opened())
+            async with trio.open_nursery() as nursery:
+                for server in (self.peer_server, self.server):
+                    await nursery.start(server.run)
+                await nursery.start(self.peers.run)
+                if self.node is None:
+                    nursery.start_soon(self._stop_forming, stopping, nursery.cancel_scope)
+                    await self._form(task_status.started)
+                    opened.enter_context(self._opened())
+                else:
+                    task_status.started()
+                assert self.node is not None and self.leader is not None
+                await nursery.start(self.node.run)
+                await nursery.start(self.leader.run)
+                await stopping.wait()
+                await self._finish()
+                nursery.cancel_scope.cancel()
+
+    async def _form(self, started: Callable[[], None]) -> None:
+        """Begin this member's log, once it is known that it may and with what membership."""
+        members = tuple(member.id for member in self.place.config.members)
+        with trio.move_on_after(1.0):  # refused at once by whoever is there: then the start has failed
+            await self.peers.admitted()
+        started()
+        self._formable.set()
+        if not self.peers.has_met_all:
+            log.info("waiting for the other members before the first log is begun", members=members)
+        await self.peers.admitted()
+        layout.create(
+            self._disk,
+            self._data,
+            cluster_id=self.place.config.cluster_id_bytes,
+            member=self.place.own.id,
+            incarnation=self.peers.incarnation,
+            conf=self.peers.first or ConfState(tuple(sorted(members))),
+        )
+
+    async def _stop_forming(self, stopping: trio.Event, scope: trio.CancelScope) -> None:
+        await self._formable.wait()
+        await stopping.wait()
+        if self.node is None:
+            scope.cancel()
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Open directory, log and state, and build on them; close them durably at the end."""
+        config = self.place.config
+        with layout.open_member(self._disk, self._data, cluster_id=config.cluster_id_bytes) as directory:
+            if directory.identity.member != self.place.own.id:
+                raise FsError(
+                    Code.FOREIGN_CLUSTER,
+                    f"{self._data} is the data of member {directory.identity.member}, not of {self.place.own.name} "
+                    f"(member {self.place.own.id}): give each member its own --data",
+                )
+            stable = self._open_stable(directory)
+            receiver = self._build(stable, directory)
+            try:
+                yield
+            finally:
+                receiver.close()
+            stable.close()  # not after an error: what is on disk is what the log and the last commit say
+
+    def _open_stable(self, directory: MemberDirectory) -> Stable:
+        options = self.place.config.metadata
+        store = LogStore.open(
+            self._disk,
+            directory.log_path,
+            cluster_id=directory.identity.cluster_id,
+            sole_voter=len(self.place.config.members) == 1,
+        )
+        if store.damage is not None:
+            log.error("the log lost entries: this member does not vote before it has them again", reason=store.damage)
+        engine = LmdbEngine(self._disk, directory.state_path, map_bytes=options.map_bytes)
+        first = store.initial_state()[1]
+        self.peers.first = first
+        stable = Stable(store, engine, commit_entries=options.commit_entries, commit_s=options.commit_interval)
+        log.info("recovered", applied=stable.applied, last=store.last_index(), voters=stable.conf.voters)
+        return stable
+
+    def _build(self, stable: Stable, directory: MemberDirectory) -> Receiver:
+        config = self.place.config
+        machine = Machine(stable.engine)
+        if machine.formatted and machine.cluster != config.cluster_id_bytes:
+            raise FsError(Code.FOREIGN_CLUSTER, f"{self._data}: holds the volume of cluster {machine.cluster.hex()}")
+        core = RawNode(
+            Config(self.place.own.id, applied=stable.applied, async_storage=True, forward_proposals=False),
+            stable.store,
+            random.SystemRandom().randrange,
+        )
+        receiver = Receiver(
+            self._disk, directory.spool_path, wants=lambda meta: meta.index > core.log.committed
+        )
+        hooks = Hooks(
+            send=self.peers.send,
+            tick=self._on_tick,
+            role=self._on_role,
+            received=receiver.items,
+            installed=receiver.discard,
+        )
+        self.node = node = Node(core, stable, machine, hooks)
+        self.leader = leader = Leader(node, machine, config, wall_ns=self._wall_ns, owner=volume_owner())
+        hooks.lead = leader.begin
+        self.service = Service(node, machine, leader, Reporter(node, machine, leader, config), wall_ns=self._wall_ns)
+        self.peers.attach(node, self.peers.first or ConfState(), source=stable.view, receiver=receiver)
+        return receiver
+
+    # --- serving ---------------------------------------------------------------------------------------------
+
+    def _not_yet(self, call: Call) -> None:
+        """Every method, until there is a service."""
+        if self.service is not None:
+            self.service.handle(call)
+        elif isinstance(call.request, GetStatus):
+            own = self.place.own
+            call.reply(StatusReply(MemberStatus(own.id, own.name, own.address, "candidate", 0, 0, 0, 0, 0)))
+        else:
+            raise FsError(Code.NOT_LEADER, f"member {self.place.own.id} waits for the others")
+
+    def _on_role(self) -> None:
+        node = self.node
+        assert node is not None
+        self._report(f"{role_of(node)}, term {node.core.term}")
+
+    def _on_tick(self) -> None:
+        self._tick()
+        self.peers.watch()
+
+    async def _finish(self) -> None:
+        """Hand over, answer what runs."""
+        node = self.node
+        assert node is not None
+        self.server.drain()
+        heir = self._heir(node)
+        if heir:
+            log.info("handing leadership over", to=heir)
+            node.core.transfer_leader(heir)
+            node.wake()
+        for _ in range(int(LAST_ANSWERS_S / _LOOK_S)):
+            if not (heir and node.role is Role.LEADER) and not self.server.in_flight:
+                break
+            await trio.sleep(_LOOK_S)
+
+    def _heir(self, node: Node) -> int:
+        """The connected voter that knows most, 0 where there is none."""
+        if node.role is not Role.LEADER:
+            return 0
+        progress = node.core.status().progress
+        able = [
+            (progress[voter].match, voter)
+            for voter in node.stable.conf.voters
+            if voter in progress and voter in self.peers.peers and self.peers.peers[voter].control.connected
+        ]
+        return max(able)[1] if able else 0
+
+    def unready(self) -> Optional[str]:
+        """Why this member cannot take part in its work, None when it can."""
+        if self.node is None:
+            return "waiting for the other members"
+        return None if self.node.leader else "no leader"
+
+    def statistics(self) -> dict[str, float]:
+        """Counters and gauges of all parts."""
+        found: dict[str, float] = dict(self.peers.statistics())
+        if self.node is not None and self.service is not None and self.leader is not None:
+            found |= self.node.statistics() | self.service.statistics() | self.leader.statistics()
+        return found
+
+
+def volume_owner() -> tuple[int, int]:
+    """Who owns the root directory of a new volume: the person who starts the cluster, root for a service account."""
+    uid, gid = os.geteuid(), os.getegid()
+    return (uid, gid) if uid >= 1000 else (0, 0)

@@ -1,0 +1,321 @@
+"""Raft between members: for each peer a control connection and one for appends, messages in envelopes, one way.
+
+Loss, repetition and reordering are the core's daily bread, so nothing is queued here for a peer that is not
+connected. Appends have a connection of their own, so that a large one does not delay heartbeats and votes; they stay
+in order among themselves, because an append that overtakes another looks like a gap and costs a rejection. Snapshots
+go over a third connection that exists only while one is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Optional, Protocol
+
+import msgspec
+import trio
+
+from metadata.raft.messages import ConfState, Kind, Message, SnapshotMeta
+from metadata.server.pins import Pins
+from metadata.server.snapshots import Receiver, stream_snapshot
+from metadata.server.wire import (
+    CATALOGUE,
+    Envelope,
+    Greet,
+    GreetReply,
+    OfferSnapshot,
+    SnapshotPiece,
+    decode_messages,
+    encode_messages,
+)
+from metadata.state.tables import SnapshotView
+from node.host.cluster import Member
+from node.host.logging import get_logger
+from node.rpc.client import Connection
+from node.rpc.server import Call, Server
+from node.wire.errors import Code, FsError, ProtocolError
+from node.wire.limits import PEER_GREET_RETRY_S, RAFT_ENVELOPE_BYTES_MAX
+
+log = get_logger(__name__)
+
+_WORKER_KINDS_FROM = Kind.APPEND_DONE
+
+
+class Steps(Protocol):
+    """What peers need of a node."""
+
+    def step(self, message: Message) -> None: ...
+
+    def unreachable(self, peer: int) -> None: ...
+
+    def snapshot_sent(self, peer: int, ok: bool) -> None: ...
+
+    def peer_lost(self, peer: int) -> None: ...
+
+
+SnapshotSource = Callable[[], AbstractContextManager[tuple[SnapshotMeta, SnapshotView]]]
+
+
+@dataclass(slots=True)
+class Peer:
+    """One other member."""
+
+    member: Member
+    control: Connection
+    append: Connection
+    lost: bool = True  # reported as not connected
+    streaming: bool = False
+
+
+class Peers:
+    """All other members. ``connect`` makes a Connection to one; the caller knows transport and keys.
+
+    Introductions work from the start; Raft messages and snapshots once there is a node (``attach``).
+    """
+
+    def __init__(
+        self, member: int, incarnation: bytes, pins: Pins, members: Iterable[Member], *,
+        connect: Callable[[Member], Connection],
+    ) -> None:
+        self.member = member
+        self.incarnation = incarnation
+        self.pins = pins
+        self.first: Optional[ConfState] = None  # the membership that the group began with, as far as known
+        self.peers = {
+            other.id: Peer(other, connect(other), connect(other)) for other in members if other.id != member
+        }
+        self._connect = connect
+        self._node: Optional[Steps] = None
+        self._source: Optional[SnapshotSource] = None
+        self._receiver: Optional[Receiver] = None
+        self._nursery: Optional[trio.Nursery] = None
+        self._met: set[int] = set()  # peers that greeted back, in this run
+        self._meeting = trio.Event()
+        self._counts = {"envelopes_sent": 0, "envelopes_dropped": 0, "envelopes_received": 0, "strangers": 0}
+
+    def register(self, server: Server) -> None:
+        """Serve what peers say to this member."""
+        methods = CATALOGUE.by_request
+        server.register(methods[Envelope], self._on_envelope)
+        server.register(methods[Greet], self._on_greet)
+        server.register(methods[OfferSnapshot], self._on_offer)
+        server.register(methods[SnapshotPiece], self._on_piece)
+
+    def attach(self, node: Steps, first: ConfState, *, source: SnapshotSource, receiver: Receiver) -> None:
+        """From now on this member has a log, which began with ``first``, and takes part."""
+        self._node, self.first, self._source, self._receiver = node, first, source, receiver
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the connections and introduce this member until cancelled. Raises where a peer says it was wiped."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for peer in self.peers.values():
+                await nursery.start(peer.control.run)
+                await nursery.start(peer.append.run)
+            task_status.started()
+            for peer in self.peers.values():
+                nursery.start_soon(self._keep_greeted, peer)
+
+    async def admitted(self) -> None:
+        """Return when every peer has answered this member's greeting. One without a log does not begin one before: a
+        peer might know its id by another incarnation, that is, as a member that has lost its data. And it has to begin
+        with the membership that the others began with (``first``), which is its own configuration if none has one."""
+        while not self.has_met_all:
+            await self._meeting.wait()
+
+    @property
+    def has_met_all(self) -> bool:
+        return self._met >= self.peers.keys()
+
+    # --- greeting --------------------------------------------------------------------------------------------
+
+    async def _keep_greeted(self, peer: Peer) -> None:
+        while True:
+            try:
+                await peer.control.wait_connected()
+                if await self._greet(peer):
+                    return
+            except FsError as error:
+                if error.code in (Code.FOREIGN_CLUSTER, Code.UNAUTHORIZED, Code.UNSUPPORTED_VERSION):
+                    log.warning("a member refuses this one", peer=peer.member.name, reason=error.detail)
+            await trio.sleep(PEER_GREET_RETRY_S)
+
+    async def _greet(self, peer: Peer) -> bool:
+        greet = Greet(self.member, self.incarnation, peer.member.id)
+        reply: GreetReply = (await peer.control.call(greet, timeout_s=5.0)).body
+        if reply.member != peer.member.id:
+            log.error("another member answers there", peer=peer.member.name, answers=reply.member)
+            return False
+        if reply.known != self.incarnation:
+            raise Wiped(self.member, peer.member.name)
+        known = self.pins.pin(peer.member.id, reply.incarnation)
+        if self.first is None:
+            self.first = reply.first
+        self._met.add(peer.member.id)
+        self._meeting.set()
+        self._meeting = trio.Event()
+        if known != reply.incarnation:
+            log.error("a member came back without its data: remove it and add it under a new id", peer=peer.member.name)
+        return True
+
+    def _on_greet(self, call: Call) -> None:
+        greet: Greet = call.request
+        if greet.target != self.member:
+            raise FsError(Code.INVALID, f"this is member {self.member}, not {greet.target}")
+        if greet.sender not in self.peers:
+            raise FsError(Code.NOT_FOUND, f"member {greet.sender} is not in the configuration of member {self.member}")
+        known = self.pins.pin(greet.sender, greet.incarnation)
+        first = self.first if self._node is not None else None
+        call.reply(GreetReply(self.member, self.incarnation, known, first))
+
+    # --- messages --------------------------------------------------------------------------------------------
+
+    def send(self, messages: Sequence[Message]) -> None:
+        """Send what can be sent now; the rest is lost, and the core told where that matters."""
+        lanes: dict[tuple[int, bool], list[Message]] = {}
+        for message in messages:
+            if message.kind == Kind.SNAPSHOT:
+                self._send_snapshot(message)
+            else:
+                lanes.setdefault((message.to, message.kind == Kind.APPEND), []).append(message)
+        for (to, append), lane in lanes.items():
+            peer = self.peers.get(to)
+            if peer is None or not self._send_lane(peer, append, lane):
+                self._counts["envelopes_dropped"] += 1
+                if append and self._node is not None:
+                    self._node.unreachable(to)
+
+    def _send_lane(self, peer: Peer, append: bool, lane: list[Message]) -> bool:
+        incarnation = self.pins.get(peer.member.id)
+        connection = peer.append if append else peer.control
+        if not incarnation or not connection.connected:
+            return False
+        envelope = Envelope(self.member, self.incarnation, peer.member.id, incarnation)
+        for part in split(lane) if append else (lane,):
+            if not connection.send(envelope, [encode_messages(part)]):
+                return False
+            self._counts["envelopes_sent"] += 1
+        return True
+
+    def _on_envelope(self, call: Call) -> None:
+        envelope: Envelope = call.request
+        node = self._node
+        if node is None or not self._is_known(envelope.sender, envelope.incarnation, envelope.target_incarnation):
+            return
+        if len(call.data) != 1:
+            raise ProtocolError("an envelope has one payload frame")
+        try:
+            messages = decode_messages(call.data[0])
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"raft messages: {error}") from None
+        self._counts["envelopes_received"] += 1
+        for message in messages:
+            if message.sender == envelope.sender and message.to == self.member and message.kind < _WORKER_KINDS_FROM:
+                if message.kind == Kind.SNAPSHOT and not self._is_spooled(message):
+                    continue
+                node.step(message)
+
+    def _is_known(self, sender: int, incarnation: bytes, target: bytes) -> bool:
+        if self.pins.get(sender) == incarnation and target == self.incarnation:
+            return True
+        self._counts["strangers"] += 1
+        return False
+
+    # --- lost peers ------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Report peers whose control connection broke since the last look; called every tick."""
+        node = self._node
+        assert node is not None
+        for peer in self.peers.values():
+            connected = peer.control.connected
+            if not connected and not peer.lost:
+                node.peer_lost(peer.member.id)
+            peer.lost = not connected
+
+    # --- snapshots -------------------------------------------------------------------------------------------
+
+    def _send_snapshot(self, message: Message) -> None:
+        peer, node = self.peers.get(message.to), self._node
+        assert node is not None
+        if peer is None or not self.pins.get(message.to) or self._nursery is None:
+            node.snapshot_sent(message.to, False)
+        elif not peer.streaming:
+            peer.streaming = True
+            self._nursery.start_soon(self._stream, peer, message)
+
+    async def _stream(self, peer: Peer, message: Message) -> None:
+        node, source = self._node, self._source
+        assert node is not None and source is not None
+        sent = False
+        try:
+            async with trio.open_nursery() as nursery:
+                connection = self._connect(peer.member)
+                await nursery.start(connection.run)
+                with source() as (meta, view):
+                    log.info("sending a snapshot", peer=peer.member.name, index=meta.index)
+                    wanted = await stream_snapshot(
+                        connection,
+                        view,
+                        meta,
+                        member=self.member,
+                        incarnation=self.incarnation,
+                        target_incarnation=self.pins.get(peer.member.id),
+                    )
+                nursery.cancel_scope.cancel()
+            install = msgspec.structs.replace(message, snapshot=meta)
+            sent = not wanted or self._send_lane(peer, False, [install])
+            log.info("snapshot sent", peer=peer.member.name, index=meta.index, wanted=wanted)
+        except* FsError as errors:
+            log.warning("snapshot not sent", peer=peer.member.name, reason=str(errors.exceptions[0]))
+        finally:
+            peer.streaming = False
+            node.snapshot_sent(peer.member.id, sent)
+
+    def _on_offer(self, call: Call) -> None:
+        offer: OfferSnapshot = call.request
+        if not self._is_known(offer.sender, offer.incarnation, offer.target_incarnation):
+            raise FsError(Code.UNAUTHORIZED, "unknown incarnation")
+        self._ready_receiver().offer(call)
+
+    def _on_piece(self, call: Call) -> None:
+        self._ready_receiver().piece(call)
+
+    def _ready_receiver(self) -> Receiver:
+        if self._receiver is None:
+            raise FsError(Code.RETRY, f"member {self.member} is not ready yet")
+        return self._receiver
+
+    def _is_spooled(self, message: Message) -> bool:
+        assert self._receiver is not None
+        return message.snapshot is not None and self._receiver.complete == message.snapshot
+
+    def statistics(self) -> dict[str, float]:
+        connected = sum(peer.control.connected for peer in self.peers.values())
+        return {**self._counts, "peers": len(self.peers), "peers_connected": connected}
+
+
+def split(lane: list[Message]) -> list[list[Message]]:
+    """Cut a lane into envelopes that stay below what a message may weigh."""
+    parts: list[list[Message]] = [[]]
+    size = 0
+    for message in lane:
+        weight = 128 + sum(len(entry.data) + 32 for entry in message.entries)
+        if parts[-1] and size + weight > RAFT_ENVELOPE_BYTES_MAX:
+            parts.append([])
+            size = 0
+        parts[-1].append(message)
+        size += weight
+    return parts
+
+
+class Wiped(FsError):
+    """This member's data is not what its peers remember of it."""
+
+    def __init__(self, member: int, peer: str) -> None:
+        super().__init__(
+            Code.FOREIGN_CLUSTER,
+            f"{peer} knows member {member} with other data: this data directory was wiped or replaced. A member that "
+            "lost its data must not return under its old id: remove it from the cluster and add it under a new one",
+        )

@@ -1,0 +1,160 @@
+"""What clients, chunk servers and commands may ask a member: the handlers.
+
+All are synchronous and answer later, from the Ready loop: no task, no queue and no lock per request. What waits is
+bounded by the core (bytes not yet committed) and here (requests). A member that does not lead answers NOT_LEADER and
+names the leader; GetStatus is answered by anybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Optional
+
+import msgspec
+
+from metadata import api
+from metadata.server.leader import Leader
+from metadata.server.node import Node
+from metadata.server.status import Reporter
+from metadata.state.command import CommandKind, encode_command
+from metadata.state.machine import Machine, Outcome
+from node.rpc.server import Call
+from node.wire.errors import Code, FsError
+from node.wire.limits import METADATA_WAITING_MAX, READ_QUERIES_MAX, SESSION_LEASE_S, SUBMIT_OPS_MAX
+from storage.api import Heartbeat
+
+
+FREEING = frozenset({api.Remove, api.Release, api.PunchHole})  # what is taken on a full disk
+
+
+class Service:
+    """The handlers over one node. ``wall_ns`` is the clock that stamps entries."""
+
+    def __init__(
+        self, node: Node, machine: Machine, leader: Leader, reporter: Reporter, *, wall_ns: Callable[[], int]
+    ) -> None:
+        self.node = node
+        self.machine = machine
+        self.leader = leader
+        self.reporter = reporter
+        self._wall_ns = wall_ns
+        self._counts = {"submits": 0, "reads": 0, "queries": 0, "overloaded": 0}
+
+        self._handlers: dict[type[msgspec.Struct], Callable[[Call], None]] = {
+            api.Submit: self.submit,
+            api.Read: self.read,
+            api.OpenSession: self.open_session,
+            api.RenewSession: self.renew_session,
+            api.CloseSession: self.close_session,
+            api.GetClusterMap: self.cluster_map,
+            api.GetStatus: self.status,
+            Heartbeat: self.heartbeat,
+        }
+        assert self._handlers.keys() == api.CATALOGUE.by_request.keys()
+
+    def handle(self, call: Call) -> None:
+        """Take any request of the metadata service. Raises FsError to refuse it, else answers now or later."""
+        self._handlers[type(call.request)](call)
+
+    # --- mutations -------------------------------------------------------------------------------------------
+
+    def submit(self, call: Call) -> None:
+        request: api.Submit = call.request
+        if not 0 < len(request.ops) <= SUBMIT_OPS_MAX:
+            raise FsError(Code.INVALID, f"{len(request.ops)} operations")
+        if self.node.full and not all(type(op) in FREEING for op in request.ops):
+            raise FsError(Code.NO_SPACE, "the disk of the metadata leader is full: only removals are taken")
+        self._counts["submits"] += 1
+        self._propose(call, CommandKind.SUBMIT)
+        self.leader.heard_session(request.session)
+
+    def open_session(self, call: Call) -> None:
+        self._propose(call, CommandKind.OPEN_SESSION)
+
+    def close_session(self, call: Call) -> None:
+        self._propose(call, CommandKind.CLOSE_SESSION)
+
+    def _propose(self, call: Call, kind: CommandKind) -> None:
+        self._bound()
+        self.node.propose(encode_command(kind, self._wall_ns(), call.request), partial(answer, call))
+
+    def _bound(self) -> None:
+        if self.node.waiting >= METADATA_WAITING_MAX:
+            self._counts["overloaded"] += 1
+            raise FsError(Code.OVERLOADED, "too many requests wait")
+
+    # --- reads -----------------------------------------------------------------------------------------------
+
+    def read(self, call: Call) -> None:
+        request: api.Read = call.request
+        if not 0 < len(request.queries) <= READ_QUERIES_MAX:
+            raise FsError(Code.INVALID, f"{len(request.queries)} queries")
+        self._counts["reads"] += 1
+        self._counts["queries"] += len(request.queries)
+        self._read(call, self._answer_read)
+
+    def renew_session(self, call: Call) -> None:
+        self._read(call, self._answer_renew)
+
+    def cluster_map(self, call: Call) -> None:
+        self._read(call, self._answer_map)
+
+    def _read(self, call: Call, then: Callable[[Call], None]) -> None:
+        if self.node.readable_now:
+            then(call)
+            return
+        self._bound()
+        self.node.read(partial(self._when_readable, call, then))
+
+    def _when_readable(self, call: Call, then: Callable[[Call], None], error: Optional[FsError]) -> None:
+        if error is None:
+            try:
+                then(call)
+            except FsError as raised:
+                error = raised
+        if error is not None:
+            call.fail(error)
+
+    def _answer_read(self, call: Call) -> None:
+        request: api.Read = call.request
+        results = self.machine.query(request.queries)
+        if any(type(query) is api.StatVolume for query in request.queries):
+            results = self.leader.with_capacity(results)
+        call.reply(api.ReadReply(results))
+
+    def _answer_renew(self, call: Call) -> None:
+        request: api.RenewSession = call.request
+        machine = self.machine
+        if machine.session(request.session) is None:
+            raise FsError(Code.UNKNOWN_SESSION, f"session {request.session}")
+        self.leader.heard_session(request.session)
+        orphans = machine.orphans_of(request.session, request.orphans_after)
+        call.reply(api.RenewSessionReply(SESSION_LEASE_S, machine.gc_epoch, machine.pg_epoch, orphans))
+
+    def _answer_map(self, call: Call) -> None:
+        request: api.GetClusterMap = call.request
+        call.reply(self.leader.cluster_map(request.known_epoch))
+
+    # --- chunk servers, commands -----------------------------------------------------------------------------
+
+    def heartbeat(self, call: Call) -> None:
+        self.leader.heartbeat(call)
+
+    def status(self, call: Call) -> None:
+        call.reply(self.reporter.report())
+
+    def statistics(self) -> dict[str, float]:
+        return dict(self._counts)
+
+
+def answer(call: Call, outcome: Optional[Outcome], error: Optional[FsError]) -> None:
+    """Answer a request with what became of its entry."""
+    if error is not None:
+        call.fail(error)
+        return
+    assert outcome is not None
+    if isinstance(outcome.reply, FsError):
+        call.fail(outcome.reply)
+    else:
+        call.reply(outcome.reply)

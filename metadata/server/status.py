@@ -1,0 +1,85 @@
+"""A member's own view of itself and, where it leads, of the cluster: what ``fusefs status`` shows."""
+
+from __future__ import annotations
+
+from metadata import api
+from metadata.raft.core import Role
+from metadata.server.leader import Leader
+from metadata.server.node import Node
+from metadata.state.machine import Machine
+from node.host.cluster import ClusterConfig, Member
+
+_ROLES = {
+    Role.LEADER: "leader",
+    Role.FOLLOWER: "follower",
+    Role.CANDIDATE: "candidate",
+    Role.PRECANDIDATE: "candidate",
+}
+
+
+def role_of(node: Node) -> str:
+    """leader, follower, candidate or learner."""
+    return "learner" if node.member in node.stable.conf.learners else _ROLES[node.role]
+
+
+class Reporter:
+    """Puts the answers to GetStatus together."""
+
+    def __init__(self, node: Node, machine: Machine, leader: Leader, config: ClusterConfig) -> None:
+        self._node = node
+        self._machine = machine
+        self._leader = leader
+        self._config = config
+        self._own = config.member(node.member)
+
+    def report(self) -> api.StatusReply:
+        """A member's status; sessions, servers and volume only from a settled leader."""
+        own = self._status()
+        if not self._node.settled:
+            return api.StatusReply(own)
+        machine, leader = self._machine, self._leader
+        return api.StatusReply(
+            own,
+            self._members(own),
+            tuple([api.SessionStatus(s.id, s.host, s.mount, 0) for s in machine.sessions()]),
+            leader.fleet.records(machine.servers()),
+            leader.volume(),
+            leader.fleet.stored_bytes(),
+            machine.replicas,
+            0,
+        )
+
+    def _status(self) -> api.MemberStatus:
+        status = self._node.core.status()
+        return api.MemberStatus(
+            status.id,
+            self._own.name,
+            self._own.address,
+            role_of(self._node),
+            status.term,
+            status.leader,
+            status.commit,
+            self._machine.applied,
+            status.last,
+        )
+
+    def _members(self, own: api.MemberStatus) -> tuple[api.MemberStatus, ...]:
+        """All members, the others as far as the leader knows them: by what they acknowledged."""
+        status = self._node.core.status()
+        learners = self._node.stable.conf.learners
+        found = []
+        for member in self._config.members:
+            progress = status.progress.get(member.id)
+            if member.id == own.member:
+                found.append(own)
+            elif progress is not None:
+                role = "learner" if member.id in learners else "follower"
+                found.append(self._other(member, role, own, progress.match))
+        return tuple(found)
+
+    @staticmethod
+    def _other(member: Member, role: str, own: api.MemberStatus, match: int) -> api.MemberStatus:
+        reached = min(match, own.commit)
+        return api.MemberStatus(
+            member.id, member.name, member.address, role, own.term, own.member, reached, reached, match
+        )
