@@ -53,6 +53,14 @@ class Dialer:
         return connection
 
 
+def only_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error of a group, or the group: a nursery is our business, not the caller's."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 @asynccontextmanager
 async def open_volume(
     cluster: Cluster,
@@ -68,8 +76,8 @@ async def open_volume(
     FsError UNREACHABLE, TIMEOUT, UNAUTHORIZED, FOREIGN_CLUSTER or UNSUPPORTED_VERSION before it yields. When the
     caller is cancelled, flushing still gets its bounded time.
     """
-    async with transport or Transport() as opened:
-        async with trio.open_nursery() as nursery:
+    try:
+        async with transport or Transport() as opened, trio.open_nursery() as nursery:
             dialer = Dialer(opened, nursery, cluster, keys)
             volume = Volume(
                 nursery,
@@ -87,3 +95,5 @@ async def open_volume(
                 with trio.CancelScope(shield=True):
                     await volume.stop()
                 nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise only_error(group) from None
