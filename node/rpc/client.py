@@ -74,6 +74,7 @@ class Connection:
     """One connection to one peer for one class of traffic; made again for ever while ``run`` runs.
 
     ``on_notify`` is called on the owner task with each message the server pushes; it must not block.
+    ``credit_bytes`` bounds the bytes of requests in flight; one larger than that travels alone.
     Any number of tasks may call at the same time; answers come in any order.
     """
 
@@ -205,7 +206,7 @@ class Connection:
         body = encode(message)
         frames.bound(len(body), data)
         weight = frames.weigh(frames.HEADER_BYTES + len(body), data)
-        room = self._oneway_sent - self._oneway_consumed + weight <= self._credit
+        room = self._oneway_sent - self._oneway_consumed + weight <= CREDIT_BYTES
         if not self._up or not room or not self._put(Kind.ONEWAY, body, data, method=method.number, group=group):
             self._counts["oneway_dropped"] += 1
             return False

@@ -34,20 +34,42 @@ class Transport:
     """
 
     def __init__(self, *, insecure_tcp: bool = False, io_threads: int = 1) -> None:
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads)
-        self.context.set(zmq.MAX_SOCKETS, _SOCKETS_MAX)
-        self.zap = Zap(self.context)
         self._insecure_tcp = insecure_tcp
+        self._io_threads = io_threads
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._zap: Zap | None = None
+        self._tasks = trio.open_nursery()
 
     async def __aenter__(self) -> Transport:
+        nursery = await self._tasks.__aenter__()
+        self._tasks_scope = nursery.cancel_scope
+        self._context = zmq.Context(self._io_threads)
+        self._context.set(zmq.MAX_SOCKETS, _SOCKETS_MAX)
+        self._zap = Zap(self._context, nursery)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.zap.close()
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self.context.term)
+        self._tasks_scope.cancel()
+        try:
+            await self._tasks.__aexit__(None, None, None)  # noqa: ASYNC102  cancelled just now: ends at once
+        finally:
+            self.zap.close()
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self.context.term)
+
+    @property
+    def context(self) -> zmq.Context[zmq.Socket[bytes]]:
+        """The process's ZeroMQ context; exists inside the async with."""
+        assert self._context is not None, "the transport is not entered"
+        return self._context
+
+    @property
+    def zap(self) -> Zap:
+        """Who decides which keys pass."""
+        assert self._zap is not None, "the transport is not entered"
+        return self._zap
 
     def client_link(self, address: str, security: Security, events: ClientEvents) -> ClientLink:
         """A link for a Connection."""
@@ -65,13 +87,16 @@ class Transport:
 
 
 class Zap:
-    """The allow-lists of this process's servers, by ZAP domain."""
+    """The allow-lists of this process's servers, by ZAP domain.
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    It outlives the servers: a connection that passed it cannot be closed by libzmq without its help.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], nursery: trio.Nursery) -> None:
         self._context = context
+        self._nursery = nursery
         self._domains: dict[bytes, frozenset[bytes]] = {}
         self._owned: OwnedSocket | None = None
-        self._turn = trio.Lock()
         self._denied: set[bytes] = set()
 
     def admit(self, allowed: Collection[bytes]) -> bytes:
@@ -83,13 +108,8 @@ class Zap:
             sock.set(zmq.LINGER, 0)
             sock.bind("inproc://zeromq.zap.01")
             self._owned = OwnedSocket(sock, _ZAP_FRAMES_MAX, self._request, never)
+            self._nursery.start_soon(self._owned.run)
         return domain
-
-    async def run(self) -> None:
-        """Answer until cancelled. Each server runs this; one of them does the work, the next takes over from it."""
-        assert self._owned is not None
-        async with self._turn:
-            await self._owned.run()
 
     def close(self) -> None:
         """Let the context go."""

@@ -267,6 +267,8 @@ class Server:
             return FsError(Code.NOT_SUPPORTED, f"unknown method {header.method:#x}")
         if header.kind == Kind.ONEWAY:
             return None
+        if header.remaining_ms == 0:
+            return FsError(Code.TIMEOUT, "sent past its deadline")
         if self._draining:
             return FsError(Code.SHUTTING_DOWN, f"{self.address} is stopping")
         if len(peer.calls) >= self._in_flight_max:
@@ -295,6 +297,10 @@ class Server:
 
     async def _finish(self, call: Call, pending: Awaitable[None]) -> None:
         try:
+            if call.expired:
+                if inspect.iscoroutine(pending):
+                    pending.close()
+                raise FsError(Code.TIMEOUT, "not begun before its deadline")
             await pending
         except FsError as error:
             self._failed(call, error)

@@ -242,10 +242,7 @@ class ZmqServerLink:
         self._receive = receive
         self._turns = turn
         try:
-            async with trio.open_nursery() as nursery:
-                if self._security.keys is not None:
-                    nursery.start_soon(self._transport.zap.run)
-                nursery.start_soon(self._owned.run)
+            await self._owned.run()
         finally:
             self._owned = None
             self._sock.close()
