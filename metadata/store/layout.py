@@ -129,6 +129,7 @@ def open_member(disk: Disk, path: str, *, cluster_id: bytes | None = None) -> It
     if not exists(disk, path):
         raise FsError(Code.NOT_FOUND, f"{path}: no member was created here")
     with disk.lock(f"{path}/LOCK"):
+        disk.sync_directory(path)  # the creation may have died between naming the file and making that durable
         identity = read_identity(disk, path)
         if cluster_id is not None and identity.cluster_id != cluster_id:
             raise FsError(

@@ -105,6 +105,8 @@ class LogStore:
         keeps what came before, and ``damaged`` holds until the rest was fetched again. NOT_FOUND where there is no
         log, UNSUPPORTED_VERSION and FOREIGN_CLUSTER where it is not for us.
         """
+        if disk.exists(path):
+            disk.sync_directory(path)  # a name may be there only until the next loss of power
         found = replay(disk, path, cluster_id)
         if found.damage is not None and sole_voter:
             raise found.damage

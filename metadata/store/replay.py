@@ -233,9 +233,8 @@ def _outcome(walk: _Walk, numbers: list[int]) -> Replay:
     assert state.mark is not None and state.index is not None and cut is not None
     state.index.drop_before(state.mark.first_index, state.mark.before_term)
     tail = walk.tail
-    if all(record.kind == RecordKind.APPEND and not record.payload for record in tail):
-        if (state.hard.term, state.hard.vote) == (cut.hard.term, cut.hard.vote):
-            tail = []  # only a newer commit: true, and need not be durable
+    if all(record.kind == RecordKind.APPEND and not record.payload and record.hard == cut.hard for record in tail):
+        tail = []  # what a clean end leaves, to vouch for the rest
     # A torn write may have left a hard state whose commit counts in entries of the same write.
     hard = msgspec.structs.replace(state.hard, commit=min(state.hard.commit, state.index.last))
     return Replay(cut, tail, walk.next_number, numbers, state.mark, state.index, hard)

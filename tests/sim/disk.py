@@ -272,7 +272,9 @@ class FaultFile:
         return self._node
 
     def pread(self, length: int, offset: int) -> bytes:
-        return bytes(self._alive().shown[offset:offset + length])
+        node = self._alive()
+        data = bytes(node.shown[offset:offset + length])
+        return data + bytes(max(0, min(length, node.allocated - offset) - len(data)))
 
     def pwrite(self, data: Buffer, offset: int) -> None:
         node = self._alive()
@@ -313,6 +315,7 @@ class FaultFile:
             raise PowerCut
         del node.shown[size:]
         node.shown.extend(bytes(size - len(node.shown)))
+        node.allocated = min(node.allocated, size)
         node.pending.append((size, None))
 
     def allocate(self, size: int) -> None:
@@ -320,11 +323,9 @@ class FaultFile:
         if size - node.space() > self._disk.capacity_bytes - self._disk.used_bytes():
             raise FsError(Code.NO_SPACE, f"{self._path}: injected")
         node.allocated = max(node.allocated, size)
-        if len(node.shown) < size:
-            node.shown.extend(bytes(size - len(node.shown)))
 
     def size(self) -> int:
-        return len(self._alive().shown)
+        return self._alive().space()
 
     def close(self) -> None:
         self._open = False
