@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
+import msgspec
 import trio
 
 from fusefs.client.caller import Answer, Caller
@@ -75,6 +76,8 @@ class Placement:
             self._take(answer.body)
 
     def _take(self, new: ClusterMap) -> None:
+        if not new.table and self._map is not None and new.pg_epoch == self._map.pg_epoch:
+            new = msgspec.structs.replace(new, table=self._map.table)  # not sent again to those who know it
         if new.table or new.servers:  # otherwise nothing is newer than what is known
             self._map = new
             self._records = {record.server: record for record in new.servers}

@@ -68,7 +68,7 @@ class Leader:
         ``misses_seen`` is told each answer that was not final.
         """
         pause_s = PAUSE_S_MIN
-        misses = 0
+        tried: set[int] = set()
         self.calls += 1
         while True:
             asked = self._current
@@ -83,25 +83,28 @@ class Leader:
                 self.retries += 1
                 if misses_seen is not None:
                     misses_seen.append(error)
-                hinted = self._next(asked, error)
-                misses += not hinted
-                if hinted and pause_s == PAUSE_S_MIN:
+                tried.add(asked)
+                if self._next(asked, error, tried):
                     continue
                 if trio.current_time() + pause_s >= deadline:
                     raise FsError(Code.TIMEOUT, f"no metadata member answered in time; last: {error}") from error
-            if misses % len(self._ids) == 0:  # everyone was asked
-                await trio.sleep(pause_s)
-                pause_s = min(2 * pause_s, PAUSE_S_MAX)
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_S_MAX)
+            tried.clear()
 
-    def _next(self, asked: int, error: FsError) -> bool:
-        """Choose whom to ask next; return whether that is a good guess."""
-        if error.code not in _NEXT_MEMBER or asked != self._current:
+    def _next(self, asked: int, error: FsError, tried: set[int]) -> bool:
+        """Choose whom to ask next; return whether that may help at once: somebody who was not asked yet."""
+        if error.code not in _NEXT_MEMBER:
             return False
-        if error.hint in self._members and error.hint != asked:
+        if self._current != asked:  # somebody else has found a better one meanwhile
+            return self._current not in tried
+        if error.hint in self._members and error.hint not in tried:
             self._current = error.hint
             return True
-        self._current = self._ids[(self._ids.index(asked) + 1) % len(self._ids)]
-        return False
+        start = self._ids.index(asked) + 1
+        around = self._ids[start:] + self._ids[:start]
+        self._current = next((ident for ident in around if ident not in tried), around[0])
+        return self._current not in tried
 
     def statistics(self) -> dict[str, Any]:
         return {"member": self._current, "calls": self.calls, "retries": self.retries}
