@@ -337,12 +337,12 @@ def stride(walk: Comparison, random: Random) -> None:
 
 
 @pytest.mark.parametrize("erase_rows", [3, 1000])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_long_walks_agree_with_the_model(monkeypatch: pytest.MonkeyPatch, erase_rows: int, seed: int) -> None:
     small_geometry(monkeypatch, CHUNK, erase_rows)
     random = Random(seed)
     walk = Comparison()
-    for step in range(1500):
+    for step in range(1200):
         stride(walk, random)
         if step % 25 == 0:
             walk.agree()
