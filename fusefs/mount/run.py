@@ -31,11 +31,14 @@ from node.host.daemon import Lifecycle
 from node.host.exitcodes import describe
 from node.host.logging import get_logger
 from node.wire.errors import Code, FsError
+from node.wire.limits import STOP_FLUSH_S
 
 log = get_logger(__name__)
 
 WORKERS_MIN, WORKERS_MAX = 8, 32  # each holds a buffer of 1 MiB
 READ_AHEAD_KIB = 1024  # of the kernel: reads then come in requests of 1 MiB
+FLUSH_PAUSE_S = 1.0
+CLOSE_S = 5.0  # what closing the volume may take after everything was flushed, or after that was given up
 
 
 def cluster_for_client(config: ClusterConfig) -> Cluster:
@@ -54,6 +57,7 @@ def client_options(config: ClusterConfig, options: MountOptions) -> ClientOption
         dirty_bytes_max=config.client.dirty_bytes,
         cache_bytes_max=config.client.block_cache_bytes,
         read_ahead_blocks=config.client.read_ahead_blocks,
+        stop_flush_s=CLOSE_S,
         host=socket.gethostname(),
         version=version("fusefs"),
     )
@@ -96,7 +100,22 @@ async def _serve_volume(life: Lifecycle, plan: Plan, announcer: Announcer, start
         async with open_volume(cluster, keys=plan.keys, mount=plan.mount, options=options) as volume:
             await _Kernel(life, plan, volume).serve(serving)
             log.info("unmounted, flushing", mount=plan.mount)
+            await flush(volume)
     log.info("everything is durable, the session is closed", mount=plan.mount)
+
+
+async def flush(volume: Volume) -> None:
+    """Write everything back, trying again for as long as a stop may take. Raises FsError with what is in the way."""
+    deadline = trio.current_time() + STOP_FLUSH_S
+    while True:
+        try:
+            await volume.syncfs()
+            return
+        except FsError as error:
+            if trio.current_time() + FLUSH_PAUSE_S >= deadline:
+                raise FsError(error.code, f"not everything that was written could be stored: {error}") from None
+            log.warning("flushing failed, trying again", error=str(error))
+        await trio.sleep(FLUSH_PAUSE_S)
 
 
 class _Kernel:
@@ -146,11 +165,11 @@ class _Kernel:
 
     async def _probe(self) -> None:
         """Ask our own mount as any program would: then it serves."""
-        _raise_read_ahead(self._device)
         try:
             await trio.to_thread.run_sync(os.stat, self._plan.mount, abandon_on_cancel=True)
         except OSError as error:
             raise FsError(Code.IO, f"{self._plan.mount} does not answer: {error.strerror}") from None
+        _raise_read_ahead(self._device)  # only now: the negotiation that comes first lowers it again
 
     async def _unmount_on_stop(self) -> None:
         await self._life.wait_stop()
