@@ -101,6 +101,8 @@ class Dirty:
     def pieces(self, start: int = 0, end: Optional[int] = None, generation: Optional[int] = None) -> list[Piece]:
         """Return the pieces in [start, end), clipped, in order; with ``generation`` only those of it or older."""
         found: list[Piece] = []
+        if end is not None and end <= start:
+            return found
         for index in range(self._first(start), len(self._pieces)):
             piece = self._pieces[index]
             if end is not None and piece.offset >= end:
