@@ -22,6 +22,7 @@ from node.wire.errors import FsError
 from storage.api import ServerStatus
 
 DOWN = "down"
+WIDTH_MIN = 200
 HEALTH_EXIT = {"healthy": Exit.OK, "degraded": Exit.FINDINGS, "down": Exit.UNREACHABLE}
 
 
@@ -142,6 +143,7 @@ def _health(
 
 def _print(output: Output, report: dict[str, Any]) -> None:
     console = Console(highlight=False)
+    console.width = max(console.width, WIDTH_MIN)  # an address that is cut off helps nobody
     output.line(f"{report['health']}")
     table = Table("MEMBER", "ROLE", "TERM", "COMMIT", "APPLIED", "ADDRESS", box=None, pad_edge=False)
     for row in report["members"]:

@@ -78,14 +78,16 @@ def up(
     check_flags(flags)
     layout = layout_of(directory)
     output = output_of(context)
-    config = _configuration(layout, flags, wish, output)
+    config = _configuration(layout, flags, wish)
     names = _names(config, wish)
     if not wish.start:
+        _introduce(layout, config, output)
         output.document(_document(layout, config, {}, None))
         return
     check_not_running(layout, names)
     if wish.mount:
         table.check_mount_point(wish.mount)
+    _introduce(layout, config, output)
     private_directory(layout.run)
     if wish.only:
         trio.run(_run, layout, config, names, wish, output)
@@ -94,24 +96,24 @@ def up(
             trio.run(_run, layout, config, names, wish, output)
 
 
-def _configuration(layout: Layout, flags: Flags, wish: Wish, output: Output) -> ClusterConfig:
+def _configuration(layout: Layout, flags: Flags, wish: Wish) -> ClusterConfig:
     """Load the cluster of DIR, or make it."""
     if layout.config_path.exists():
         config = load_cluster(layout.config_path)
         check_same(flags, config)
-        new = ""
-    elif wish.only:
+        return config
+    if wish.only:
         raise UsageError(f"--only {wish.only}: there is no cluster in {layout.directory} yet")
-    else:
-        create_cluster(layout, flags)
-        config = load_cluster(layout.config_path)
-        new = "new "
+    create_cluster(layout, flags)
+    return load_cluster(layout.config_path)
+
+
+def _introduce(layout: Layout, config: ClusterConfig, output: Output) -> None:
     capacity = format_size(sum(server.capacity_bytes for server in config.servers))
     shape = ", ".join([
         count(len(config.members), "member"), count(len(config.servers), "server"), count(config.replicas, "replica")
     ])
-    output.line(f"{new}cluster in {layout.directory}: {shape}, {config.transport}, {capacity}")
-    return config
+    output.line(f"cluster in {layout.directory}: {shape}, {config.transport}, {capacity}")
 
 
 def _names(config: ClusterConfig, wish: Wish) -> list[str]:
