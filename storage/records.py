@@ -23,11 +23,12 @@ RECORD_MAGIC = b"fsRc"
 VERSION = 1
 
 _SEGMENT = struct.Struct("<8sIIQ16s16s")  # magic, version, number, salt, cluster, store; then a checksum
-_RECORD = struct.Struct("<4sBBHIIIIQQ32s")  # magic, kind, 0, 0, the fields of Record; then a checksum
+_RECORD = struct.Struct("<4sBBHIIIIQQ32s")  # magic, kind, flags, 0, the other fields; then a checksum
 _CHECKSUM = struct.Struct("<Q")
 SEGMENT_COPY_BYTES = _SEGMENT.size + _CHECKSUM.size
 SEGMENT_HEADER_BYTES = 2 * SEGMENT_COPY_BYTES
 RECORD_HEADER_BYTES = _RECORD.size + _CHECKSUM.size
+FIRST_OF_GROUP = 1  # flag: all records before this one were durable before it was written
 _WINDOW_BYTES = 4 * BLOCK_BYTES_MAX
 
 
@@ -84,11 +85,12 @@ class Record(NamedTuple):
     time_s: int  # when it was written, seconds since the Unix epoch
     sequence: int  # rises by one from record to record through all segments
     checksum: int  # of the payload
+    flags: int = 0
 
     def pack(self, salt: int, offset: int) -> bytes:
         """Return the header as it stands at this offset of the segment with this salt."""
         fields = _RECORD.pack(
-            RECORD_MAGIC, self.kind, 0, 0, self.stored, self.plain, self.epoch, self.time_s, self.sequence,
+            RECORD_MAGIC, self.kind, self.flags, 0, self.stored, self.plain, self.epoch, self.time_s, self.sequence,
             self.checksum, self.block,
         )
         return fields + _seal(fields, salt, offset)
@@ -107,10 +109,10 @@ def unpack_record(data: Buffer, salt: int, offset: int) -> Optional[Record]:
     fields = bytes(memoryview(data)[:RECORD_HEADER_BYTES])
     if not fields.startswith(RECORD_MAGIC) or fields[_RECORD.size :] != _seal(fields[: _RECORD.size], salt, offset):
         return None
-    _, kind, _, _, stored, plain, epoch, time_s, sequence, checksum, block = _RECORD.unpack_from(fields)
+    _, kind, flags, _, stored, plain, epoch, time_s, sequence, checksum, block = _RECORD.unpack_from(fields)
     if stored > BLOCK_STORED_BYTES_MAX:
         return None
-    return Record(kind, block, stored, plain, epoch, time_s, sequence, checksum)
+    return Record(kind, block, stored, plain, epoch, time_s, sequence, checksum, flags)
 
 
 class Found(NamedTuple):

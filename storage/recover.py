@@ -11,7 +11,9 @@ from typing import Optional
 from msgspec.structs import replace
 
 from storage.catalog import Catalog, Entry, State, Summary
-from storage.records import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Damage, Found, Kind, Record, scan
+from storage.records import (
+    FIRST_OF_GROUP, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Damage, Found, Kind, Record, scan
+)
 from storage.segments import Segments, segment_name
 
 _CUT_NAMES_MAX = 8
@@ -77,6 +79,7 @@ class Recovery:
     records: int = 0
     scanned_bytes: int = 0
     cut_bytes: int = 0
+    unfinished: int = 0  # bad records of the last group, which was probably never acknowledged
     damaged: list[tuple[int, int, int]] = field(default_factory=list)  # segment, offset, length
 
 
@@ -105,7 +108,7 @@ def recover(segments: Segments, catalog: Catalog, *, commit_entries: int) -> tup
                     # The old position stays: reading the same records again changes nothing.
                     catalog.freeze(replace(summary, blocks=at.blocks))
                     catalog.flush()
-    if found.damaged:
+    if found.damaged or found.unfinished:
         # A lost record may have been a touch: until epochs have moved on, no block counts as older than what was seen.
         at.epoch_floor = at.epoch_max + 1
     at.offset = segments.length(segments.active)
@@ -132,31 +135,42 @@ def _read_segment(
     if salt is None:
         return  # said when it was opened
     end = segments.length(number)
-    tail: list[Found | Damage] = []  # what was bad since the last good record
+    doubtful: list[Found | Damage] = []  # bad, and nothing yet proves that they were ever durable
     good_end = start
     for item in scan(partial(segments.read, number), salt, start, end):
         found.scanned_bytes += item.length if isinstance(item, Damage) else RECORD_HEADER_BYTES + item.record.stored
         if isinstance(item, Damage) or not item.good:
-            tail.append(item)
+            doubtful.append(item)
             continue
-        for bad in tail:
-            _damaged(number, bad, catalog, at, found)
-        tail.clear()
+        if item.record.flags & FIRST_OF_GROUP:  # written after everything before it was durable
+            for bad in doubtful:
+                _damaged(number, bad, catalog, at, found)
+            doubtful.clear()
         _apply(number, item, catalog, at)
         found.records += 1
         good_end = item.offset + RECORD_HEADER_BYTES + item.record.stored
         yield
-    if tail and number == segments.active:
-        blocks = [item.record.block.hex() for item in tail if isinstance(item, Found)]
-        what = "segment %s: cut a torn tail of %d bytes at offset %d, of blocks never acknowledged (%s%s)"
-        shown = ", ".join(blocks[:_CUT_NAMES_MAX]) or "unknown"
-        more = f" and {len(blocks) - _CUT_NAMES_MAX} more" if len(blocks) > _CUT_NAMES_MAX else ""
-        _log.warning(what, segment_name(number), end - good_end, good_end, shown, more)
-        segments.cut(number, good_end)
-        found.cut_bytes += end - good_end
-    else:
-        for bad in tail:
+    if number != segments.active:
+        for bad in doubtful:
             _damaged(number, bad, catalog, at, found)
+    elif doubtful:
+        _unfinished(segments, number, doubtful, good_end, found)
+
+
+def _unfinished(
+    segments: Segments, number: int, doubtful: list[Found | Damage], good_end: int, found: Recovery
+) -> None:
+    """The last group has bad records: almost always it was being written when the machine stopped. Cut what can be."""
+    blocks = [item.record.block.hex() for item in doubtful if isinstance(item, Found)]
+    shown = ", ".join(blocks[:_CUT_NAMES_MAX]) or "unknown"
+    more = f" and {len(blocks) - _CUT_NAMES_MAX} more" if len(blocks) > _CUT_NAMES_MAX else ""
+    what = "segment %s: the last group was not finished: %d records skipped, %d bytes cut at offset %d (blocks %s%s)"
+    cut_bytes = segments.length(number) - good_end
+    _log.warning(what, segment_name(number), len(doubtful), cut_bytes, good_end, shown, more)
+    found.unfinished += len(doubtful)
+    if cut_bytes:
+        segments.cut(number, good_end)
+        found.cut_bytes += cut_bytes
 
 
 def _apply(number: int, item: Found, catalog: Catalog, at: Position) -> None:

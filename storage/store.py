@@ -22,7 +22,7 @@ from node.wire.limits import (
 from node.wire.types import BLOCK_ID_BYTES, Buffer
 from storage import block as blocks
 from storage.catalog import Catalog, Entry, State
-from storage.records import RECORD_HEADER_BYTES, Kind, Record, payload_checksum
+from storage.records import FIRST_OF_GROUP, RECORD_HEADER_BYTES, Kind, Record, payload_checksum
 from storage.recover import counts, recover, transition
 from storage.segments import Segments, segment_name
 
@@ -160,7 +160,8 @@ class BlockStore:
             sequence += 1
             stored, plain = memoryview(payload).nbytes, operation.plain if kind == Kind.DATA else 0
             checksum = payload_checksum(payload)
-            record = Record(kind, name, stored, plain, operation.epoch, time_s, sequence, checksum)
+            flags = 0 if group else FIRST_OF_GROUP
+            record = Record(kind, name, stored, plain, operation.epoch, time_s, sequence, checksum, flags)
             planned[name] = transition(entry, record, 0, 0)
             group.append((operation, record))
         return group
