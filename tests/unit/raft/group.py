@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from random import Random
 from typing import Any
 
 from metadata.raft.core import Config, RawNode, Ready, ReadState, StorageAppend, StorageApply
@@ -130,7 +131,7 @@ class Group:
     ) -> None:  # fmt: skip
         ids = tuple(range(1, voters + 1)) if isinstance(voters, int) else tuple(voters)
         self.conf = conf or ConfState(ids, tuple(learners))
-        self.random = random or (lambda n: 0)
+        self.random = random or Random(7).randrange  # time-outs differ, in every run alike
         self.options = options
         self.index = index
         self.members: dict[int, Member] = {}
@@ -164,6 +165,18 @@ class Group:
         """Let every member do its own work and put what it says on the network."""
         for member in self.members.values():
             self.send(member.settle())
+
+    def collect_one(self, member: int) -> None:
+        """As ``collect``, of one member, and only until its configuration changes."""
+        one = self.members[member]
+        before = one.node.conf
+        while one.node.conf == before and (one.node.has_ready() or one.appends or one.applies):
+            if one.node.has_ready():
+                self.send(one.ready())
+            elif one.appends:
+                self.send(one.append_one())
+            else:
+                self.send(one.apply_one())
 
     def send(self, messages: Iterable[Message]) -> None:
         for message in messages:
