@@ -1,4 +1,8 @@
-"""CURVE key files: one secret a file, mode 0600, in a directory of mode 0700. Never printed, never logged."""
+"""CURVE key files: one secret a file, mode 0600, in a directory of mode 0700. Never printed, never logged.
+
+Under systemd a server's key may come as a credential (LoadCredential=NAME.key:FILE), so that the service's user need
+not be able to read the directory of keys.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +39,11 @@ def create_keys(path: Path) -> CurveKeys:
     return keys
 
 
-def load_keys(path: Path) -> CurveKeys:
-    """Read a key file. FsError NOT_FOUND, UNAUTHORIZED (others can read it), INVALID (not a key)."""
+def load_keys(path: Path, *, private: bool = True) -> CurveKeys:
+    """Read a key file. FsError NOT_FOUND, UNAUTHORIZED (others can read it), INVALID (not a key).
+
+    ``private`` false: whoever made the file guards it by other means than its mode.
+    """
     try:
         with open(path, "rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -45,7 +52,7 @@ def load_keys(path: Path) -> CurveKeys:
         raise FsError(Code.NOT_FOUND, f"{path}: no such key") from None
     except PermissionError:
         raise FsError(Code.UNAUTHORIZED, f"{path}: this user may not read the key") from None
-    if mode & 0o077:
+    if private and mode & 0o077:
         raise FsError(Code.UNAUTHORIZED, f"{path}: others can read this key: chmod 600 it, and better make a new one")
     try:
         return CurveKeys.from_secret(text.strip())
@@ -54,8 +61,13 @@ def load_keys(path: Path) -> CurveKeys:
 
 
 def process_keys(config: ClusterConfig, cluster_path: Path, name: str) -> CurveKeys | None:
-    """The keys of process NAME, None where ipc needs none."""
-    return load_keys(key_path(cluster_path, name)) if config.transport == "tcp" else None
+    """The keys of process NAME, None where ipc needs none. A systemd credential goes before the key file."""
+    if config.transport != "tcp":
+        return None
+    given = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    if given and (credential := Path(given) / f"{name}.key").exists():
+        return load_keys(credential, private=False)  # guarded by an access list, which shows in the mode
+    return load_keys(key_path(cluster_path, name))
 
 
 def server_security(config: ClusterConfig, cluster_path: Path, name: str) -> Security:
