@@ -118,7 +118,8 @@ class Cluster:
     def server_pids(self) -> dict[str, int]:
         """Living servers by name, as run/NAME.pid tells and /proc confirms."""
         found = {}
-        for file in sorted((self.directory / "run").glob("*.pid")):
+        pid_files = self.directory / "run"
+        for file in sorted([*pid_files.glob("metadata-*.pid"), *pid_files.glob("storage-*.pid")]):
             with contextlib.suppress(OSError, ValueError):
                 pid = int(file.read_text())
                 if str(self.directory) in _command_line(pid):
