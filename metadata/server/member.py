@@ -44,7 +44,7 @@ from node.rpc.client import Connection
 from node.rpc.link import AnyTransport
 from node.rpc.server import Call, Server
 from node.wire.errors import Code, FsError
-from node.wire.limits import LAST_ANSWERS_S
+from node.wire.limits import LAST_ANSWERS_S, LOG_TRAILING_ENTRIES
 
 log = get_logger(__name__)
 
@@ -75,6 +75,7 @@ class MetadataMember:
         report: Callable[[str], None] = lambda _: None,
         tick: Callable[[], None] = lambda: None,
         wall_ns: Callable[[], int] = time.time_ns,
+        trailing: int = LOG_TRAILING_ENTRIES,
     ) -> None:
         self.place = place
         self.node: Optional[Node] = None
@@ -85,6 +86,7 @@ class MetadataMember:
         self._report = report
         self._tick = tick
         self._wall_ns = wall_ns
+        self._trailing = trailing
         self._data = str(place.data)
         self._formable = trio.Event()
         self.peers = Peers(
@@ -190,12 +192,15 @@ class MetadataMember:
                     f"(member {self.place.own.id}): give each member its own --data",
                 )
             stable = self._open_stable(directory)
-            receiver = self._build(stable, directory)
+            receiver = None
             try:
+                receiver = self._build(stable, directory)
                 yield
+                stable.commit()
             finally:
-                receiver.close()
-            stable.close()  # not after an error: what is on disk is what the log and the last commit say
+                if receiver is not None:
+                    receiver.close()
+                stable.close()
 
     def _open_stable(self, directory: MemberDirectory) -> Stable:
         options = self.place.config.metadata
@@ -210,7 +215,13 @@ class MetadataMember:
         engine = LmdbEngine(self._disk, directory.state_path, map_bytes=options.map_bytes)
         first = store.initial_state()[1]
         self.peers.first = first
-        stable = Stable(store, engine, commit_entries=options.commit_entries, commit_s=options.commit_interval)
+        stable = Stable(
+            store,
+            engine,
+            commit_entries=options.commit_entries,
+            commit_s=options.commit_interval,
+            trailing=self._trailing,
+        )
         log.info("recovered", applied=stable.applied, last=store.last_index(), voters=stable.conf.voters)
         return stable
 

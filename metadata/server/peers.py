@@ -39,6 +39,7 @@ from node.wire.limits import PEER_GREET_RETRY_S, RAFT_ENVELOPE_BYTES_MAX
 
 log = get_logger(__name__)
 
+_REFUSALS = frozenset({Code.FOREIGN_CLUSTER, Code.UNAUTHORIZED, Code.UNSUPPORTED_VERSION, Code.NOT_FOUND})
 _WORKER_KINDS_FROM = Kind.APPEND_DONE
 
 
@@ -131,14 +132,18 @@ class Peers:
     # --- greeting --------------------------------------------------------------------------------------------
 
     async def _keep_greeted(self, peer: Peer) -> None:
+        said = ""
         while True:
             try:
                 await peer.control.wait_connected()
                 if await self._greet(peer):
                     return
+            except Wiped:
+                raise
             except FsError as error:
-                if error.code in (Code.FOREIGN_CLUSTER, Code.UNAUTHORIZED, Code.UNSUPPORTED_VERSION):
-                    log.warning("a member refuses this one", peer=peer.member.name, reason=error.detail)
+                if error.code in _REFUSALS and error.detail != said:
+                    said = error.detail
+                    log.warning("a member refuses this one", peer=peer.member.name, reason=said)
             await trio.sleep(PEER_GREET_RETRY_S)
 
     async def _greet(self, peer: Peer) -> bool:

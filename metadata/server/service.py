@@ -14,6 +14,7 @@ from typing import Optional
 import msgspec
 
 from metadata import api
+from metadata.raft.core import Role
 from metadata.server.leader import Leader
 from metadata.server.node import Node
 from metadata.server.status import Reporter
@@ -76,10 +77,12 @@ class Service:
         self._propose(call, CommandKind.CLOSE_SESSION)
 
     def _propose(self, call: Call, kind: CommandKind) -> None:
-        self._bound()
+        self._check()
         self.node.propose(encode_command(kind, self._wall_ns(), call.request), partial(answer, call))
 
-    def _bound(self) -> None:
+    def _check(self) -> None:
+        if not self.machine.formatted and self.node.role is Role.LEADER:
+            raise FsError(Code.RETRY, "the volume is not formatted yet")
         if self.node.waiting >= METADATA_WAITING_MAX:
             self._counts["overloaded"] += 1
             raise FsError(Code.OVERLOADED, "too many requests wait")
@@ -101,10 +104,10 @@ class Service:
         self._read(call, self._answer_map)
 
     def _read(self, call: Call, then: Callable[[Call], None]) -> None:
-        if self.node.readable_now:
+        if self.node.readable_now and self.machine.formatted:
             then(call)
             return
-        self._bound()
+        self._check()
         self.node.read(partial(self._when_readable, call, then))
 
     def _when_readable(self, call: Call, then: Callable[[Call], None], error: Optional[FsError]) -> None:

@@ -55,6 +55,7 @@ class Stable:
         self._commit_s = commit_s
         self._trailing = trailing
         self._commit_due_s = 0.0
+        self._room_due_s = 0.0
         self._uncommitted = 0
         self._committed = meta_of(engine, store)
         reconcile(store, self._committed)
@@ -113,6 +114,9 @@ class Stable:
             self.commit()
             self._commit_due_s = now_s + self._commit_s
             self._compact()
+        if self.store.full and now_s >= self._room_due_s:
+            self._room_due_s = now_s + self._commit_s
+            self._make_room()
 
     def commit(self) -> None:
         """Make the applied state durable. A full disk is survived: the log has everything, the next attempt may do."""
@@ -133,8 +137,23 @@ class Stable:
 
     def _compact(self) -> None:
         droppable = self._committed.index - self._trailing - self.store.first_index()
-        if droppable >= COMPACT_STEP_ENTRIES or (self.store.full and droppable > 0):
-            self.store.compact(self._committed, self._trailing)
+        if droppable >= min(COMPACT_STEP_ENTRIES, max(self._trailing, 1)):
+            self._drop(self._trailing)
+
+    def _make_room(self) -> None:
+        """The disk is full: drop all of the log that the state holds durably, and take the reserve back if possible."""
+        self.commit()
+        if self._committed.index >= self.store.first_index():
+            self._drop(0)
+        if self.store.regain():
+            log.info("the log has its reserve of space back")
+
+    def _drop(self, trailing: int) -> None:
+        try:
+            self.store.compact(self._committed, trailing)
+        except FsError as error:
+            if error.code != Code.NO_SPACE:
+                raise
 
     @contextmanager
     def view(self) -> Iterator[tuple[SnapshotMeta, SnapshotView]]:
@@ -143,10 +162,11 @@ class Stable:
             yield meta_of(view, self.store), view
 
     def close(self) -> None:
-        """Commit, sync, release."""
-        self.commit()
-        self.store.close()
-        self.engine.close()
+        """Release both. What was not committed is replayed from the log."""
+        try:
+            self.store.close()
+        finally:
+            self.engine.close()
 
     def statistics(self) -> dict[str, float]:
         return {
