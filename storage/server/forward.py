@@ -33,6 +33,7 @@ class Peers:
         self._addresses: dict[int, str] = {}
         self._connections: dict[int, Connection] = {}
         self._nursery: trio.Nursery | None = None
+        self._starting = trio.Lock()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Host connections and puts under way until cancelled."""
@@ -42,7 +43,7 @@ class Peers:
             await trio.sleep_forever()
 
     def update(self, servers: Iterable[api.ServerAddress]) -> None:
-        """Take a new list of all chunk servers."""
+        """Take a new list of all chunk servers. Puts under way to one that moved fail there and go on to the next."""
         addresses = {server.server: server.address for server in servers}
         for number, connection in list(self._connections.items()):
             if addresses.get(number) != self._addresses[number]:
@@ -57,14 +58,15 @@ class Peers:
         self._nursery.start_soon(forwarding.run)
         return forwarding
 
-    def connection(self, server: int) -> Connection | None:
-        """Return the connection to a server, None when nobody told where it is."""
-        connection = self._connections.get(server)
-        if connection is None and server in self._addresses:
-            assert self._nursery is not None
-            connection = self._connections[server] = self._connect(self._addresses[server])
-            self._nursery.start_soon(connection.run)
-        return connection
+    async def connection(self, server: int) -> Connection | None:
+        """Return the running connection to a server, None when nobody told where it is."""
+        async with self._starting:  # first puts come together, and a connection must run before it is used
+            connection = self._connections.get(server)
+            if connection is None and server in self._addresses:
+                assert self._nursery is not None
+                connection = self._connections[server] = self._connect(self._addresses[server])
+                await self._nursery.start(connection.run)
+            return connection
 
 
 class Forwarding:
@@ -90,7 +92,7 @@ class Forwarding:
             await self._send(step)
 
     async def _send(self, step: Send) -> None:
-        connection = self._peers.connection(step.server)
+        connection = await self._peers.connection(step.server)
         if connection is None:
             _log.warning("cannot forward to server %d: its address is not known here", step.server)
             self._pipeline.not_answered()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import Any
 
 from node.wire.errors import FsError
 from storage import block
@@ -25,10 +26,10 @@ def clock() -> Callable[[], float]:
 
 
 def open_store(
-    disk: FaultDisk, catalog: Catalog | None = None, *, cluster: bytes = CLUSTER, seed: int = 1, **options: int
+    disk: FaultDisk, catalog: Catalog | None = None, *, cluster: bytes = CLUSTER, seed: int = 1, **options: Any
 ) -> BlockStore:
     """Open a store; segments of 64 KiB and no reserve unless asked otherwise."""
-    chosen = StoreOptions(**{"segment_bytes": 65_536, "reserve_bytes": 0, "deletion": True, **options})  # type: ignore
+    chosen = StoreOptions(**{"segment_bytes": 65_536, "reserve_bytes": 0, "deletion": True, **options})
     made = catalog if catalog is not None else MemoryCatalog()
     return BlockStore(disk, made, cluster, clock=clock(), random=randomness(seed), options=chosen)
 

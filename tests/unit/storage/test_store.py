@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from random import Random
 
 import pytest
 
@@ -503,11 +504,26 @@ def test_strangers_in_the_directory_are_left_alone(caplog: pytest.LogCaptureFixt
 def test_checkpoints_become_due() -> None:
     store = open_store(FaultDisk(), commit_entries=10)
     store_all(store, [plain(seed) for seed in range(9)])
-    assert not store.checkpoint_due
-    assert store.checkpoint_wanted
+    before = (store.checkpoint_due, store.checkpoint_wanted)
     store_all(store, [plain(100)])
-    assert store.checkpoint_due
+    due = (store.checkpoint_due, store.checkpoint_wanted)
     store.checkpoint()
-    assert not store.checkpoint_due
-    assert not store.checkpoint_wanted
+    after = (store.checkpoint_due, store.checkpoint_wanted)
+    assert (before, due, after) == ((False, True), (True, True), (False, False))
     assert store.statistics()["blocks"] == 10
+
+
+def test_a_checkpoint_in_the_middle_of_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalog never stands for bytes that are written but not yet durable."""
+    disk, catalog = FaultDisk(), MemoryCatalog()
+    store = open_store(disk, catalog)
+    first, = store_all(store, [plain(1)])
+    monkeypatch.setattr(store._segments, "sync", store.checkpoint)
+    store.commit([put(plain(2))])  # written, not synced, when the catalog is committed
+    disk.crash(Random(3))
+    catalog.crash()
+    again = open_store(disk, catalog)
+    assert not again.recovery.rebuilt
+    assert read(again, first) == plain(1)
+    assert outcome(again, put(plain(2)).block) in (plain(2), Code.MISSING_BLOCK)
+    assert catalog.summary().offset == len(disk.contents(segment_name(1)))
