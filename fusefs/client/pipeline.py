@@ -18,7 +18,8 @@ WINDOW_GROUPS = 8  # on their way to the chunk servers, or there and not yet com
 
 
 class Pipeline:
-    """Runs once. ``take`` hands out the next group in file order, None where there is none (now).
+    """Runs once. ``take`` hands out the next group in file order, None where there is none (now). ``deadline`` is
+    asked for when a step begins: a stream may last as long as it moves.
 
     ``on_commit`` is told the groups still under way after each commit, before anything else happens.
     """
@@ -28,7 +29,7 @@ class Pipeline:
         committer: Committer,
         file: File,
         take: Callable[[], Optional[Group]],
-        deadline: float,
+        deadline: Callable[[], float],
         on_commit: Callable[[Iterable[Group]], None],
     ) -> None:
         self._committer = committer
@@ -54,7 +55,7 @@ class Pipeline:
                     batch = self._finished()
                     self._refill(nursery, taken)
                     last = not self._flying
-                    results = await self._committer.commit(self._file, batch, ops if last else (), self._deadline)
+                    results = await self._committer.commit(self._file, batch, ops if last else (), self._deadline())
                 except FsError as error:
                     failure = error
                     nursery.cancel_scope.cancel()
@@ -90,7 +91,7 @@ class Pipeline:
 
     async def _put(self, group: Group) -> None:
         try:
-            await self._committer.put(self._file, group, self._deadline)
+            await self._committer.put(self._file, group, self._deadline())
         except FsError as error:
             group.error = error
         finally:

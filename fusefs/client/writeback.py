@@ -105,7 +105,7 @@ class WriteBack:
     async def _wait_for_room(self, handle: Handle) -> None:
         """Wait below the bound, having others flushed; a full disk is told at once, silence at the deadline."""
         self._waits += 1
-        deadline = trio.current_time() + self._options.request_timeout_s
+        deadline = self._deadline()
         while self._bytes >= self._options.dirty_bytes_max:
             failed = self._press()
             if failed is not None:
@@ -169,8 +169,7 @@ class WriteBack:
         return request.results
 
     def _request(self, file: File, ops: tuple[Op, ...] = (), cut: Optional[int] = None) -> Flush:
-        deadline = trio.current_time() + self._options.request_timeout_s
-        request = Flush(file.dirty.seal(), ops, cut, deadline)
+        request = Flush(file.dirty.seal(), ops, cut, self._deadline())
         file.requests.append(request)
         if not file.running:
             self._start(file)
@@ -245,7 +244,7 @@ class WriteBack:
         cut = request.cut if file.append_base is None else None
         pieces = file.dirty.pieces(0, cut, request.generation)
         groups = groups_of(pieces, request.generation)
-        results = await self._drain(file, lambda: next(groups, None), request.ops, request.deadline)
+        results = await self._drain(file, lambda: next(groups, None), request.ops, lambda: request.deadline)
         if cut is not None and results and not isinstance(results[0], Failed):
             file.dirty.clean(cut, None, request.generation)
             self._account(file)
@@ -257,7 +256,6 @@ class WriteBack:
         """Write back complete chunks from the beginning of what is dirty; return whether there were any."""
         if file.dead is not None or file.retry_at > trio.current_time():
             return False
-        deadline = trio.current_time() + self._options.request_timeout_s
         file.position, file.behind = 0, False
         first = self._next_complete(file)
         if first is None:
@@ -265,15 +263,18 @@ class WriteBack:
             return False
         ready: deque[Group] = deque([first])
         try:
-            await self._committer.settle(file, deadline)
+            await self._committer.settle(file, self._deadline())
             await self._drain(
-                file, lambda: ready.popleft() if ready else self._next_complete(file), (), deadline
+                file, lambda: ready.popleft() if ready else self._next_complete(file), (), self._deadline
             )
         except FsError as error:
             self._failed(file, error)
         finally:
             file.position = 0
         return True
+
+    def _deadline(self) -> float:
+        return trio.current_time() + self._options.request_timeout_s
 
     def _next_complete(self, file: File) -> Optional[Group]:
         """The next chunk that a sequential writer has left, behind what is under way; None: let others go first."""
@@ -291,16 +292,16 @@ class WriteBack:
         return group
 
     async def _drain(
-        self, file: File, take: Callable[[], Optional[Group]], ops: tuple[Op, ...], deadline: float
+        self, file: File, take: Callable[[], Optional[Group]], ops: tuple[Op, ...], deadline: Callable[[], float]
     ) -> tuple[Result, ...]:
         """Put groups side by side, commit them in order; ops go with the last commit."""
         first = take()
         if first is None:
-            return await self._committer.execute(file, ops, deadline) if ops else ()
+            return await self._committer.execute(file, ops, deadline()) if ops else ()
         second = take()
         if second is None:
-            await self._committer.put(file, first, deadline)
-            results = await self._committer.commit(file, (first,), ops, deadline)
+            await self._committer.put(file, first, deadline())
+            results = await self._committer.commit(file, (first,), ops, deadline())
             self._committed(file, ())
             return results
         pipeline = Pipeline(self._committer, file, take, deadline, lambda flying: self._committed(file, flying))

@@ -15,7 +15,7 @@ from node.wire.limits import BLOCK_BYTES_MAX
 from node.wire.types import ROOT_INO
 from storage import api as storage
 
-from .world import Gate, World, always, contents, once, submits
+from .world import Gate, World, always, contents, once, seen, submits
 
 MIB = BLOCK_BYTES_MAX
 RDWR = os.O_RDWR
@@ -498,3 +498,49 @@ async def test_a_timer_flushes_what_stays_open(autojump_clock: object) -> None:
         assert len(world.ops(api.Commit)) == 1
         await volume.release(handle)
         await volume.syncfs()
+
+
+async def test_no_size_is_committed_above_bytes_that_were_written_before_it() -> None:
+    world = World()
+    async with world.mount() as volume, world.mount() as other:
+        handle, attr = await volume.create(ROOT_INO, b"f", 0o644, RDWR, 0, 0)
+        gate = Gate(lambda request: isinstance(request, storage.Put))
+        world.store.before.append(gate)
+        await volume.write(handle, 0, b"0" * MIB)
+        await volume.write(handle, 2 * MIB, b"2" * MIB)
+        await gate.reached.wait()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await volume.write(handle, MIB, b"behind")  # below what is on its way
+        await volume.write(handle, 3 * MIB, b"3" * MIB)
+        rule, committed = seen(lambda request: submits(api.Commit)(request) and request.ops[0].size >= 3 * MIB)
+        world.member.after.append(rule)
+        gate.opened.set()
+        await committed.wait()
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert (await other.getattr(attr.ino)).size == 3 * MIB
+        await volume.flush(handle)
+        starts = [op.extents[0].offset for op in world.ops(api.Commit)]
+        assert starts.index(MIB) < starts.index(3 * MIB)
+        assert (await contents(other, attr.ino))[MIB : MIB + 6] == b"behind"
+        await volume.release(handle)
+
+
+async def test_a_stream_may_last_longer_than_a_request(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusefs.client.codec.THREAD_BYTES_MIN", 1 << 40)  # the clock would overtake threads
+    world = World()
+    async with world.mount(request_timeout_s=3.0) as volume:
+        handle, attr = await volume.create(ROOT_INO, b"f", 0o644, RDWR, 0, 0)
+
+        async def slow(request: object) -> None:
+            if isinstance(request, storage.Put):
+                await trio.sleep(2)
+
+        world.store.before.append(slow)
+        for chunk in range(12):
+            await volume.write(handle, chunk * MIB, bytes([chunk]) * MIB)
+            await trio.sleep(1)
+        await volume.flush(handle)
+        await volume.release(handle)
+        assert (await volume.getattr(attr.ino)).size == 12 * MIB
