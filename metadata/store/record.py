@@ -56,7 +56,7 @@ assert FILE_HEADER_BYTES < SECTOR_BYTES  # written at once or not at all
 class RecordKind(enum.IntEnum):
     """What a record's payload is."""
 
-    BASE = 1  # the first record of a segment: a Base
+    BASE = 1  # the first two records of a segment, alike: a Base
     APPEND = 2  # entries, perhaps none; they replace what the log had from the first one's index on
     MARK = 3  # a Mark
 

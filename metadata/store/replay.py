@@ -112,16 +112,14 @@ class Replay:
 
 
 def encode_segment(number: int, cluster_id: bytes, cut: Cut, tail: list[Record]) -> bytes:
-    """Return what segment ``number`` begins with: file header, base, and the repeated tail."""
-    start = rec.FILE_HEADER_BYTES
+    """Return what segment ``number`` begins with: file header, two copies of the base, and the repeated tail."""
     payload = msgspec.msgpack.encode(Base(cut.number, cut.end, replace_reset(cut.mark)))
-    end = start + rec.record_bytes(len(payload)) + sum(rec.record_bytes(len(record.payload)) for record in tail)
-    parts = [
-        rec.encode_file_header(number, cluster_id),
-        rec.encode_record(number, start, RecordKind.BASE, end, cut.last, cut.last_term, cut.hard, payload),
-    ]
-    offset = start + len(parts[1])
-    for record in tail:
+    base = Record(0, 0, RecordKind.BASE, 0, cut.last, cut.last_term, cut.hard, memoryview(payload))
+    records = [base, base, *tail]
+    end = rec.FILE_HEADER_BYTES + sum(rec.record_bytes(len(record.payload)) for record in records)
+    parts = [rec.encode_file_header(number, cluster_id)]
+    offset = rec.FILE_HEADER_BYTES
+    for record in records:
         parts.append(
             rec.encode_record(
                 number, offset, record.kind, end, record.last, record.last_term, record.hard, bytes(record.payload)
@@ -146,6 +144,7 @@ class _Walk:
         self.cut: Cut | None = None  # set where the tail begins
         self.tail: list[Record] = []
         self.tail_offset = 0
+        self.place = (0, 0)  # behind the last record taken in
         self.newest: Record | None = None
         self.newest_mark: Mark | None = None
         self.whole: tuple[State, Cut, list[Record], int, int] | None = None  # the latest whole state before a hole
@@ -171,6 +170,7 @@ class _Walk:
         if not self.state.apply(record, position):
             self.hole(number, record.offset)
             self.state.apply(record, position)
+        self.place = (number, record.end)
         self.newest_mark = self.state.mark or self.newest_mark
         if self.cut is not None:
             self.tail.append(record)
@@ -179,7 +179,7 @@ class _Walk:
     def hole(self, number: int, offset: int) -> None:
         """Something durable is missing here: begin again behind it."""
         if self.state.covers():
-            self.whole = (self.state, self.cut or self.cut_here(number, offset), list(self.tail), number, offset)
+            self.whole = (self.state, self.cut or self.cut_here(*self.place), list(self.tail), number, offset)
         self.state = State()
 
 
@@ -220,7 +220,7 @@ def replay(disk: Disk, path: str, cluster_id: bytes) -> Replay:
             else:
                 walk.record(item, segment.number)
                 at = item.end
-        if segment.end is None or at < segment.end:
+        if segment.end is not None and at < segment.end:
             walk.hole(segment.number, at)
     numbers = [segment.number for segment in chain]
     if walk.state.covers() and walk.cut is not None:
@@ -261,9 +261,13 @@ def _damaged(walk: _Walk, numbers: list[int], path: str) -> Replay:
         cut, tail = Cut(0, 0, kept, index.last, index.last_term, newest.hard), []
     hard = HardState(newest.hard.term, newest.hard.vote, commit)
     lost = max((mark.lost_term, mark.lost_index), (newest.last_term, newest.last))
+    nothing = (index.last_term, index.last) >= lost  # what is lost added nothing to what was kept
+    if nothing:
+        lost = (0, 0)
     kept = msgspec.structs.replace(kept, reset=False, lost_term=lost[0], lost_index=lost[1])
     tail = [record._replace(hard=hard) for record in tail]
     payload = memoryview(msgspec.msgpack.encode(kept))
     tail.append(Record(0, 0, RecordKind.MARK, 0, index.last, index.last_term, hard, payload))
     chain = [number for number in numbers if number <= cut.number]
-    return Replay(replace(cut, hard=hard), tail, walk.next_number, chain, kept, index, hard, damage)
+    cut = replace(cut, hard=hard)
+    return Replay(cut, tail, walk.next_number, chain, kept, index, hard, None if nothing else damage)

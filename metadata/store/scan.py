@@ -71,9 +71,9 @@ def read_chain(disk: Disk, path: str, cluster_id: bytes) -> list[Segment]:
         number = segment.number
         head = read_segment(disk, path, number, rec.BASE_BYTES_MAX)
         rec.check_file_header(bytes(head[: rec.FILE_HEADER_BYTES]), segment_path(path, number), number, cluster_id)
-        record = rec.decode_record(head, rec.FILE_HEADER_BYTES, number, rec.FILE_HEADER_BYTES)
+        record = read_base(head, number)
         older = [n for n in present if n < number]
-        if record is not None and record.kind == RecordKind.BASE:
+        if record is not None:
             base = rec.base_decoder.decode(record.payload)
             if base.previous not in older:
                 return chain[::-1]
@@ -82,6 +82,16 @@ def read_chain(disk: Disk, path: str, cluster_id: bytes) -> list[Segment]:
             segment = Segment(older[-1], None, False)
         else:
             return chain[::-1]
+
+
+def read_base(data: memoryview, number: int) -> Record | None:
+    """Return the base, from either of its two copies, ending behind both; None where both are lost."""
+    start = rec.FILE_HEADER_BYTES
+    record = rec.decode_record(data, start, number, start)
+    if record is not None and record.kind == RecordKind.BASE:
+        return record._replace(end=2 * record.end - start)
+    record = rec.find_record(data, start + 8, number)
+    return record if record is not None and record.kind == RecordKind.BASE else None
 
 
 def stable_end(data: memoryview, number: int) -> int:
@@ -95,15 +105,27 @@ def stable_end(data: memoryview, number: int) -> int:
 
 
 def scan(data: memoryview, segment: Segment) -> Iterator[Record | Hole]:
-    """Yield what one segment holds, in order, up to its end or, in the newest, up to where it is torn."""
+    """Yield what one segment holds, in order, up to its end or, in the newest, up to where it is torn.
+
+    Where the end is not known, everything behind what is vouched for may be void: a hole tells it from the rest.
+    """
     number = segment.number
+    unknown = segment.end is None and not segment.newest
     limit = len(data) if segment.end is None else segment.end
+    vouched = stable_end(data, number) if segment.end is None else limit
     at = rec.FILE_HEADER_BYTES
+    base = read_base(data, number)
+    if base is not None:
+        yield base
+        at = base.end
     while at < limit:
+        if unknown and at >= vouched:
+            yield Hole(at)
+            unknown = False
         record = rec.decode_record(data, at, number, at)
         if record is None:
             record = rec.find_record(data, at + 8, number)
-            if segment.newest and _is_torn(data, at, record, number):
+            if base is not None and at >= vouched and _is_torn(data, at, record):
                 return
             yield Hole(at)
         if record is None or record.offset >= limit:
@@ -112,15 +134,6 @@ def scan(data: memoryview, segment: Segment) -> Iterator[Record | Hole]:
         at = record.end
 
 
-def _is_torn(data: memoryview, at: int, following: Record | None, number: int) -> bool:
-    """Decide whether the illegible record at ``at`` of the newest segment was never acknowledged."""
-    if at == rec.FILE_HEADER_BYTES:
-        return False  # the base was durable before the file got its name
-    if following is None:
-        return True
-    record: Record | None = following
-    while record is not None:
-        if record.stable > at:
-            return False
-        record = rec.decode_record(data, record.end, number, record.end) or rec.find_record(data, record.end, number)
-    return rec.has_unwritten_sector(data, at, following.offset)
+def _is_torn(data: memoryview, at: int, following: Record | None) -> bool:
+    """Decide whether an illegible record for which no later one vouches was never acknowledged."""
+    return following is None or rec.has_unwritten_sector(data, at, following.offset)
