@@ -55,6 +55,7 @@ class File:
         self.cost = 0  # as counted against the dirty bound
         self.dirtied_at = 0.0
         self.retry_at = 0.0
+        self.moving_until = 0.0  # deadline of the newest step of write-back
         self.running = False
         self.behind = False  # written below what is under way
         self.position = 0  # up to where background write-back has taken bytes

@@ -19,7 +19,7 @@ WINDOW_GROUPS = 8  # on their way to the chunk servers, or there and not yet com
 
 class Pipeline:
     """Runs once. ``take`` hands out the next group in file order, None where there is none (now). ``deadline`` is
-    asked for when a step begins: a stream may last as long as it moves.
+    asked for when a step begins: much data may take long, as long as it moves.
 
     ``on_commit`` is told the groups still under way after each commit, before anything else happens.
     """

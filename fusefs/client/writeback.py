@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 EAGER_BYTES = 8 * MIB  # dirty in one file: from here on incomplete chunks go out too
 RETRY_S = 5.0  # after a failure, until anything but a close or fsync tries again
 TICK_S = 0.25
+GRACE_S = 1.0  # for the work task to say what went wrong, beyond its own deadline
 
 _LASTING = frozenset(
     {Code.NO_SPACE, Code.OVER_QUOTA, Code.STALE, Code.FILE_TOO_BIG, Code.READ_ONLY, Code.UNKNOWN_SESSION, Code.FENCED}
@@ -158,8 +159,7 @@ class WriteBack:
         """
         request = self._request(file, ops, cut)
         try:
-            with trio.move_on_at(request.deadline + 1.0):  # the task below keeps the deadline itself
-                await request.done.wait()
+            await self._wait(file, request)
         finally:
             request.abandoned = not request.done.is_set()
         if request.abandoned:
@@ -167,6 +167,14 @@ class WriteBack:
         if request.error is not None:
             raise FsError(request.error.code, request.error.detail)
         return request.results
+
+    async def _wait(self, file: File, request: Flush) -> None:
+        """Wait until the work task has granted a wish, or nothing has moved for so long that it never will."""
+        while not request.done.is_set():
+            with trio.move_on_at(max(request.deadline, file.moving_until) + GRACE_S) as scope:
+                await request.done.wait()
+            if scope.cancelled_caught and trio.current_time() > max(request.deadline, file.moving_until) + GRACE_S:
+                return
 
     def _request(self, file: File, ops: tuple[Op, ...] = (), cut: Optional[int] = None) -> Flush:
         request = Flush(file.dirty.seal(), ops, cut, self._deadline())
@@ -240,11 +248,11 @@ class WriteBack:
     async def _serve_whole(self, file: File, request: Flush) -> tuple[Result, ...]:
         if file.dead is not None:
             raise file.dead
-        await self._committer.settle(file, request.deadline)
+        await self._committer.settle(file, self._step(file))
         cut = request.cut if file.append_base is None else None
         pieces = file.dirty.pieces(0, cut, request.generation)
         groups = groups_of(pieces, request.generation)
-        results = await self._drain(file, lambda: next(groups, None), request.ops, lambda: request.deadline)
+        results = await self._drain(file, lambda: next(groups, None), request.ops)
         if cut is not None and results and not isinstance(results[0], Failed):
             file.dirty.clean(cut, None, request.generation)
             self._account(file)
@@ -263,10 +271,8 @@ class WriteBack:
             return False
         ready: deque[Group] = deque([first])
         try:
-            await self._committer.settle(file, self._deadline())
-            await self._drain(
-                file, lambda: ready.popleft() if ready else self._next_complete(file), (), self._deadline
-            )
+            await self._committer.settle(file, self._step(file))
+            await self._drain(file, lambda: ready.popleft() if ready else self._next_complete(file), ())
         except FsError as error:
             self._failed(file, error)
         finally:
@@ -275,6 +281,11 @@ class WriteBack:
 
     def _deadline(self) -> float:
         return trio.current_time() + self._options.request_timeout_s
+
+    def _step(self, file: File) -> float:
+        """The deadline of a step that begins now. Much data may take many steps: those who wait go on waiting."""
+        file.moving_until = self._deadline()
+        return file.moving_until
 
     def _next_complete(self, file: File) -> Optional[Group]:
         """The next chunk that a sequential writer has left, behind what is under way; None: let others go first."""
@@ -292,19 +303,21 @@ class WriteBack:
         return group
 
     async def _drain(
-        self, file: File, take: Callable[[], Optional[Group]], ops: tuple[Op, ...], deadline: Callable[[], float]
+        self, file: File, take: Callable[[], Optional[Group]], ops: tuple[Op, ...]
     ) -> tuple[Result, ...]:
         """Put groups side by side, commit them in order; ops go with the last commit."""
         first = take()
         if first is None:
-            return await self._committer.execute(file, ops, deadline()) if ops else ()
+            return await self._committer.execute(file, ops, self._step(file)) if ops else ()
         second = take()
         if second is None:
-            await self._committer.put(file, first, deadline())
-            results = await self._committer.commit(file, (first,), ops, deadline())
+            await self._committer.put(file, first, self._step(file))
+            results = await self._committer.commit(file, (first,), ops, self._step(file))
             self._committed(file, ())
             return results
-        pipeline = Pipeline(self._committer, file, take, deadline, lambda flying: self._committed(file, flying))
+        pipeline = Pipeline(
+            self._committer, file, take, lambda: self._step(file), lambda flying: self._committed(file, flying)
+        )
         return await pipeline.run((first, second), ops)
 
     def _committed(self, file: File, flying: Iterable[Group]) -> None:
