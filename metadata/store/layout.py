@@ -115,7 +115,7 @@ def read_identity(disk: Disk, path: str) -> Identity:
                 Code.UNSUPPORTED_VERSION, f"{path}: member format {version}; this release reads up to {FORMAT_VERSION}"
             )
         identity = msgspec.json.decode(content, type=Identity)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FsError(Code.IO, f"{file}: damaged: {error}") from error
     if _sealed(identity) != identity:
         raise FsError(Code.IO, f"{file}: damaged: its checksum does not match")

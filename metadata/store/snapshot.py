@@ -66,7 +66,7 @@ def decode_chunk(data: bytes) -> Chunk:
     """Decode a chunk; PROTOCOL where it is none."""
     try:
         return _chunk_decoder.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FsError(Code.PROTOCOL, f"not a snapshot chunk: {error}") from error
 
 
