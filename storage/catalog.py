@@ -24,6 +24,7 @@ from node.wire.limits import CATALOG_MAP_BYTES
 
 VERSION = 1
 
+_DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError, struct.error)
 _ENTRY = struct.Struct("<IIIIIIB")
 
 
@@ -201,7 +202,7 @@ class LmdbCatalog:
             with self._environment.begin() as transaction:
                 value = transaction.get(block, db=self._blocks)
             return _unpack(value) if value is not None else None
-        except (lmdb.Error, struct.error) as error:
+        except _DAMAGE as error:
             self._distrust(error)
 
     def set(self, block: bytes, entry: Optional[Entry]) -> None:
@@ -239,10 +240,10 @@ class LmdbCatalog:
 
     def clear(self) -> None:
         with self._flushing:
-            with self._environment.begin(write=True) as transaction:
-                transaction.drop(self._blocks, delete=False)
-                transaction.drop(self._about, delete=False)
-            self._new, self._old, self._frozen, self._summary = {}, {}, None, Summary()
+            self._environment.close()
+            shutil.rmtree(self._directory)
+            self._new, self._old, self._frozen = {}, {}, None
+            self._open()
 
     def scan(self, after: bytes = b"") -> Iterator[tuple[bytes, Entry]]:
         with self._environment.begin(db=self._blocks) as transaction, transaction.cursor() as cursor:

@@ -1,0 +1,302 @@
+"""One suite for every catalog, and one for every disk and catalog that a block store may stand on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from node.host.disk import Disk, FatalDiskError, SystemDisk
+from node.wire.errors import Code
+from storage.catalog import Catalog, Entry, LmdbCatalog, MemoryCatalog, Summary
+from storage.store import BlockStore, StoreOptions
+from tests.unit.storage.faultdisk import FaultDisk
+from tests.unit.storage.stores import CLUSTER, clock, commit, delete, outcome, plain, put, randomness, read, store_all
+from tests.unit.storage.stores import touch
+
+OpenCatalog = Callable[[], Catalog]
+
+
+@pytest.fixture(params=["memory", "lmdb"])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenCatalog]:
+    """Return what opens the catalog as it is after a crash: with what was flushed and nothing else."""
+    memory = MemoryCatalog()
+    opened: list[Catalog] = []
+
+    def open_catalog() -> Catalog:
+        if request.param == "memory":
+            memory.crash()
+            return memory
+        if opened:
+            opened.pop().close()
+        opened.append(LmdbCatalog(tmp_path / "catalog", map_bytes=1 << 24))
+        return opened[0]
+
+    yield open_catalog
+    for catalog in opened:
+        catalog.close()
+
+
+def name(number: int) -> bytes:
+    return number.to_bytes(2, "big") * 16
+
+
+def entry(number: int, epoch: int = 1) -> Entry:
+    return Entry(number, 2, 3, 4, epoch, 1_700_000_000, 1)
+
+
+def summary(sequence: int) -> Summary:
+    return Summary(store=b"s" * 16, segment=3, offset=4, sequence=sequence, segments={1: 100, 3: 4})
+
+
+# -- catalogs
+
+
+def test_an_empty_catalog(reopen: OpenCatalog) -> None:
+    catalog = reopen()
+    assert catalog.summary() == Summary()
+    assert catalog.get(name(1)) is None
+    assert catalog.pending() == 0
+    assert list(catalog.scan()) == []
+    catalog.flush()
+
+
+def test_what_is_set_is_got(reopen: OpenCatalog) -> None:
+    catalog = reopen()
+    for number in range(100):
+        catalog.set(name(number), entry(number))
+    catalog.set(name(5), None)
+    catalog.set(name(6), entry(6, epoch=9))
+    assert catalog.pending() == 100
+    for _ in range(2):
+        assert catalog.get(name(5)) is None
+        assert catalog.get(name(6)) == entry(6, epoch=9)
+        assert catalog.get(name(99)) == entry(99)
+        catalog.freeze(summary(1))
+        catalog.flush()
+        assert catalog.pending() == 0
+
+
+def test_only_what_was_flushed_survives(reopen: OpenCatalog) -> None:
+    catalog = reopen()
+    catalog.set(name(1), entry(1))
+    catalog.set(name(2), entry(2))
+    catalog.freeze(summary(7))
+    catalog.set(name(1), None)
+    catalog.set(name(2), entry(2, epoch=5))
+    catalog.set(name(3), entry(3))
+    catalog.flush()
+    assert (catalog.get(name(1)), catalog.get(name(2)), catalog.get(name(3))) == (None, entry(2, epoch=5), entry(3))
+    assert catalog.pending() == 3
+    catalog = reopen()
+    assert catalog.summary() == summary(7)
+    assert (catalog.get(name(1)), catalog.get(name(2)), catalog.get(name(3))) == (entry(1), entry(2), None)
+
+
+def test_forgetting_survives(reopen: OpenCatalog) -> None:
+    catalog = reopen()
+    catalog.set(name(1), entry(1))
+    catalog.freeze(summary(1))
+    catalog.flush()
+    catalog.set(name(1), None)
+    catalog.set(name(2), None)  # was never there
+    catalog.freeze(summary(2))
+    catalog.flush()
+    assert reopen().get(name(1)) is None
+    assert reopen().summary() == summary(2)
+
+
+def test_clear(reopen: OpenCatalog) -> None:
+    catalog = reopen()
+    catalog.set(name(1), entry(1))
+    catalog.freeze(summary(1))
+    catalog.flush()
+    catalog.set(name(2), entry(2))
+    catalog.clear()
+    for _ in range(2):
+        assert catalog.summary() == Summary()
+        assert (catalog.get(name(1)), catalog.get(name(2))) == (None, None)
+        catalog = reopen()
+
+
+def test_scan_walks_in_order(reopen: OpenCatalog) -> None:
+    catalog = reopen()
+    for number in Random(1).sample(range(300), 300):
+        catalog.set(name(number), entry(number))
+    catalog.freeze(summary(1))
+    catalog.flush()
+    assert [found for found, _ in catalog.scan()] == [name(number) for number in range(300)]
+    assert [found for found, _ in catalog.scan(name(297))] == [name(298), name(299)]
+    assert next(iter(catalog.scan(name(4)))) == (name(5), entry(5))
+
+
+def test_two_freezes_before_a_flush(reopen: OpenCatalog) -> None:
+    catalog = reopen()
+    catalog.set(name(1), entry(1))
+    catalog.freeze(summary(1))
+    catalog.set(name(2), entry(2))
+    catalog.freeze(summary(2))
+    assert catalog.get(name(1)) == entry(1)
+    catalog.flush()
+    after = reopen()
+    assert (after.summary(), after.get(name(1)), after.get(name(2))) == (summary(2), entry(1), entry(2))
+
+
+def test_readers_beside_a_flush(reopen: OpenCatalog) -> None:
+    """Whatever was set is found at every moment, whichever of the places it is in."""
+    catalog = reopen()
+    missed: list[int] = []
+    stop = threading.Event()
+    newest = [-1]
+
+    def look() -> None:
+        random = Random(2)
+        while not stop.is_set():
+            if newest[0] >= 0:
+                number = random.randint(0, newest[0])
+                if catalog.get(name(number)) != entry(number):
+                    missed.append(number)
+
+    readers = [threading.Thread(target=look) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for number in range(600):
+        catalog.set(name(number), entry(number))
+        newest[0] = number
+        if number % 20 == 0:
+            catalog.freeze(summary(number))
+            flusher = threading.Thread(target=catalog.flush)
+            flusher.start()
+            flusher.join()
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert not missed
+
+
+@pytest.mark.parametrize("damage", ["garbage", "empty", "version"])
+def test_an_unusable_lmdb_catalog_begins_anew(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "catalog"
+    catalog = LmdbCatalog(path, map_bytes=1 << 24)
+    catalog.set(name(1), entry(1))
+    catalog.freeze(summary(1) if damage != "version" else Summary(version=99))
+    catalog.flush()
+    catalog.close()
+    if damage == "garbage":
+        (path / "data.mdb").write_bytes(os.urandom(20_000))
+    elif damage == "empty":
+        (path / "data.mdb").write_bytes(b"")
+    catalog = LmdbCatalog(path, map_bytes=1 << 24)
+    assert catalog.summary() == Summary()
+    assert catalog.get(name(1)) is None
+    catalog.close()
+
+
+def test_an_lmdb_catalog_found_damaged_is_not_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "catalog"
+    catalog = LmdbCatalog(path, map_bytes=1 << 24)
+    with catalog._environment.begin(write=True) as transaction:
+        transaction.put(name(1), b"no entry", db=catalog._blocks)
+    with pytest.raises(FatalDiskError, match="the next start builds it anew"):
+        catalog.get(name(1))
+    catalog.close()
+    assert not (path / "data.mdb").exists()
+
+
+def test_a_catalog_that_is_full_keeps_everything(tmp_path: Path) -> None:
+    catalog = LmdbCatalog(tmp_path / "catalog", map_bytes=1 << 16)
+    for number in range(3000):
+        catalog.set(name(number), entry(number))
+    catalog.freeze(summary(1))
+    with pytest.raises(OSError, match="MDB_MAP_FULL"):
+        catalog.flush()
+    assert all(catalog.get(name(number)) == entry(number) for number in range(3000))
+    catalog.close()
+
+
+# -- stores
+
+
+Open = Callable[[], BlockStore]
+
+
+@pytest.fixture(params=["memory", "files"])
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    """Return what opens a store again, with its catalog as it was flushed."""
+    opened: list[BlockStore] = []
+    disk: Disk = FaultDisk() if request.param == "memory" else SystemDisk(tmp_path / "segments")
+    memory = MemoryCatalog()
+    options = StoreOptions(segment_bytes=1 << 20, reserve_bytes=0, deletion=True)
+
+    def make() -> BlockStore:
+        catalog: Catalog = memory
+        if opened:
+            opened[-1]._catalog.close()
+            opened[-1]._segments.close()
+        memory.crash()
+        if request.param == "files":
+            catalog = LmdbCatalog(tmp_path / "catalog", map_bytes=1 << 26)
+        opened.append(BlockStore(disk, catalog, CLUSTER, clock=clock(), random=randomness(), options=options))
+        return opened[-1]
+
+    yield make
+    opened[-1].close()
+
+
+def test_store_and_find_again(open_store: Open) -> None:
+    store = open_store()
+    datas = [plain(seed, size) for seed in range(40) for size in (1, 4096, 70_000)]
+    names = store_all(store, datas)
+    for _ in range(2):
+        assert [read(store, each) for each in names] == datas
+        assert read(store, names[2], 65_000, 1000) == datas[2][65_000:66_000]
+        assert outcome(store, b"?" * 32) == Code.MISSING_BLOCK
+        assert store.block_count == len(set(names))
+        store = open_store()
+
+
+def test_touches_and_deletions_outlive_the_catalog(open_store: Open, tmp_path: Path) -> None:
+    store = open_store()
+    one, two = store_all(store, [plain(1), plain(2)], epoch=2)
+    store.checkpoint()
+    assert commit(store, touch(one, 8), delete(two, 2)) == [0, 0]
+    shutil.rmtree(tmp_path / "catalog", ignore_errors=True)
+    store = open_store()
+    assert store.locate(one).epoch == 8
+    assert store.block_count == 1
+    assert commit(store, delete(one, 7), touch(two, 3)) == [Code.STALE_EPOCH, 0]
+    assert store.block_count == 2
+
+
+def test_reads_beside_writes_and_checkpoints(open_store: Open) -> None:
+    store = open_store()
+    names = store_all(store, [plain(seed, 3000) for seed in range(50)])
+    wrong: list[bytes] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        random = Random(3)
+        while not stop.is_set():
+            at = random.randrange(50)
+            if read(store, names[at]) != plain(at, 3000):
+                wrong.append(names[at])
+
+    def keep() -> None:
+        while not stop.is_set():
+            store.checkpoint()
+
+    threads = [threading.Thread(target=work) for work in (look, look, keep)]
+    for thread in threads:
+        thread.start()
+    for seed in range(50, 150):
+        store.commit([put(plain(seed, 3000))])
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert open_store().block_count == 150
