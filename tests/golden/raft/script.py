@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 SEPARATOR = "----"
 
@@ -15,7 +15,7 @@ class ScriptError(Exception):
 @dataclass(slots=True)
 class Arg:
     key: str
-    values: list[str] = field(default_factory=list)
+    values: list[str] | None = None  # None: a plain argument
 
 
 @dataclass(slots=True)
@@ -25,10 +25,10 @@ class Command:
 
     def plain(self) -> list[str]:
         """Arguments without a value, in order."""
-        return [arg.key for arg in self.args if not arg.values]
+        return [arg.key for arg in self.args if arg.values is None]
 
     def options(self) -> dict[str, list[str]]:
-        return {arg.key: arg.values for arg in self.args if arg.values}
+        return {arg.key: arg.values for arg in self.args if arg.values is not None}
 
 
 @dataclass(slots=True)

@@ -29,6 +29,7 @@ ELECTION_TICKS = 3
 HEARTBEAT_TICKS = 1
 _TRUTH = {"true": True, "1": True, "t": True, "false": False, "0": False, "f": False}
 _LEVELS = ("debug", "info", "warn", "error", "fatal", "none")
+_LISTS = frozenset(("voters", "learners", "drop"))
 _CHANGES = {"v": ConfChangeKind.ADD_VOTER, "l": ConfChangeKind.ADD_LEARNER, "r": ConfChangeKind.REMOVE}
 _TRANSITIONS = {
     "auto": ConfTransition.AUTO,
@@ -111,6 +112,9 @@ class World:
         plain = command.plain()
         if not least <= len(plain) <= most:
             raise ScriptError(f"line {line}: {command.verb} takes {least} to {most} plain arguments, not {len(plain)}")
+        empty = [key for key, values in command.options().items() if not values and key not in _LISTS]
+        if empty:
+            raise ScriptError(f"line {line}: {empty[0]} has no value")
         try:
             method(self, plain, command.options())
         except ProposalDropped as error:
@@ -353,7 +357,7 @@ class World:
     def _conf_change(self, directive: Directive) -> None:
         command, line = directive.command, directive.line
         options = command.options()
-        unknown = sorted(set(options) - {"v1", "transition"})
+        unknown = sorted(set(options) - {"v1", "transition"}) + [key for key in options if not options[key]]
         if unknown:
             raise ScriptError(f"line {line}: propose-conf-change has no argument {unknown[0]!r}")
         if len(command.plain()) != 1:
@@ -386,8 +390,14 @@ class World:
             self.say("no leader to ask")
 
     def restart(self, plain: list[str], options: dict[str, list[str]]) -> None:
-        """Crash: work that its workers have not done is lost. The state machine keeps what it applied."""
+        """Crash: work that its workers have not done is lost. The state machine keeps what it applied; with
+        wiped=true nothing is kept but the membership that it was founded with."""
         player = self.player(plain[0])
+        if truth(options.get("wiped", ["false"])[0]):
+            player.config.applied = player.history[0].index
+            founded = MemoryStorage(player.history[0].conf, player.history[0].index, player.history[0].term)
+            self.players[player.node.id - 1] = Player(player.config, founded)
+            return
         player.appends, player.applies = [], []
         self.network = [m for m in self.network if not (m.sender == m.to == player.node.id)]
         player.storage.conf = player.history[-1].conf
@@ -500,7 +510,7 @@ VERBS: dict[str, _Verb] = {
     "read-index": _verb(World.read_index, 2, 2),
     "report-snapshot": _verb(World.report_snapshot, 2, 2, "ok"),
     "report-unreachable": _verb(World.report_unreachable, 2, 2),
-    "restart": _verb(World.restart, 1, 1),
+    "restart": _verb(World.restart, 1, 1, "wiped"),
     "send-snapshot": _verb(World.send_snapshot, 2, 2),
     "set-randomized-election-timeout": _verb(World.set_timeout, 1, 2, "timeout"),
     "stabilize": _verb(World.stabilize, 0, _MANY, "log-level"),
