@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 import click
@@ -9,7 +10,7 @@ import click
 from fusefs.cli.layout import Layout, layout_of
 from fusefs.cli.options import output_of, with_json
 from fusefs.cli.output import Failure, Output, Progress
-from fusefs.cli.processes import terminate, wait_gone
+from fusefs.cli.processes import Ending
 from fusefs.cli.unmounting import LocalMount, detach, mounts_here, unmount
 from fusefs.mount import table
 from node.host.exitcodes import Exit
@@ -68,18 +69,18 @@ def _end_mount(mount: LocalMount, output: Output) -> None:
 
 def stop_servers(layout: Layout, failures: list[str]) -> list[str]:
     """Ask all servers to stop, wait for each, remove their pid files; return their names."""
-    living = layout.living()
-    for pid in living.values():
-        if pid:
-            terminate(pid)
+    servers = {name: Ending(functools.partial(layout.holder, name)) for name in layout.living()}
+    for server in servers.values():
+        server.terminate()
     deadline = time.monotonic() + WAIT_S
     with Progress("stopping") as progress:
-        for name, pid in living.items():
+        for name, server in servers.items():
             progress.update(f"waiting for {name} to stop")
-            if not wait_gone(lambda name=name: layout.holder(name), deadline):  # type: ignore[misc]
-                failures.append(f"{name} (process {pid}) has not stopped within {WAIT_S:g}s; see {layout.log(name)}")
+            if not server.wait(max(0.0, deadline - time.monotonic())):
+                where = layout.log(name)
+                failures.append(f"{name} (process {server.pid}) has not stopped within {WAIT_S:g}s; see {where}")
     still = layout.living()
     for path in layout.run.glob("*.pid"):
         if path.stem not in still and not path.stem.startswith("mount-"):
             path.unlink(missing_ok=True)
-    return [name for name in living if name not in still]
+    return [name for name in servers if name not in still]

@@ -142,7 +142,7 @@ async def _run(layout: Layout, config: ClusterConfig, names: list[str], wish: Wi
             nursery.cancel_scope.cancel()
     if wish.only is None:
         bring_down(layout, output)
-        if not asked.is_set():
+        if not asked.is_set() and any(child.process.returncode for child in cluster.children.values()):
             raise Failure("no server is left running")
     else:
         cluster.stop_started()
@@ -154,7 +154,10 @@ async def _start(cluster: Cluster, layout: Layout, names: list[str], wish: Wish,
         nursery.start_soon(_cancel_when, asked, nursery.cancel_scope)
         await cluster.start(names)
         try:
-            await cluster.wait_serving(whole=wish.only is None)
+            if wish.only is None or wish.mount:
+                await cluster.wait_serving(whole=wish.only is None)
+            else:
+                await cluster.wait_joined(wish.only)
             mount_pid = None
             if wish.mount:
                 request = MountRequest(layout.config_path, wish.mount)

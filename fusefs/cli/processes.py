@@ -128,34 +128,39 @@ def _note(child: Child, text: str) -> None:
             child.extended_until = time.monotonic() + int(value) / 1e6
 
 
-def terminate(pid: int) -> None:
-    """Ask a process to stop; one that has gone already is as good."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
+class Ending:
+    """A process on its way out, found by the lock it holds. Made before it is told to stop, so as not to miss its end.
 
+    The lock may go a moment before the process does; both count.
+    """
 
-def wait_gone(holder: Callable[[], int | None], deadline: float) -> bool:
-    """Wait until nobody holds a lock any more, at most until ``deadline`` (time.monotonic). Woken by the end itself."""
-    while (pid := holder()) is not None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return False
-        if pid > 0:
-            _wait_pid(pid, min(left, 1.0))
-        else:
-            time.sleep(min(left, _POLL_S))
-    return True
+    def __init__(self, holder: Callable[[], int | None]) -> None:
+        self._holder = holder
+        self.pid = holder()
+        self._pidfd: int | None = None
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                self._pidfd = os.pidfd_open(self.pid)
 
+    def terminate(self) -> None:
+        """Ask it to stop; one that has gone already is as good."""
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
 
-def _wait_pid(pid: int, timeout_s: float) -> None:
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        time.sleep(min(timeout_s, _POLL_S))  # its lock goes in the same moment
-        return
-    try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll(timeout_s * 1000)
-    finally:
-        os.close(pidfd)
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until it has ended; False when that takes too long."""
+        deadline = time.monotonic() + timeout_s
+        if self._pidfd is not None:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            ended = bool(poll.poll(timeout_s * 1000))
+            os.close(self._pidfd)
+            self._pidfd = None
+            if not ended:
+                return False
+        while self._holder() is not None:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True

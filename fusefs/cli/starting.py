@@ -13,13 +13,14 @@ import trio
 from fusefs.cli.create import split_address
 from fusefs.cli.layout import Layout
 from fusefs.cli.output import Failure, Output, Progress
-from fusefs.cli.processes import Child, Notifications, start, terminate
+from fusefs.cli.processes import Child, Notifications, start
 from fusefs.cli.query import Answers, ask_all
 from node.host.cluster import ClusterConfig
 from node.host.exitcodes import Exit
 from node.rpc.security import CurveKeys
 
 READY_S = 60.0  # without any sign of progress
+JOIN_S = 10.0
 ASK_EVERY_S = 0.1
 ASK_S = 1.0
 
@@ -112,6 +113,19 @@ class Cluster:
                     await trio.sleep(ASK_EVERY_S)
                 nursery.cancel_scope.cancel()
 
+    async def wait_joined(self, name: str) -> None:
+        """Return when the leader knows that server ``name`` lives, or when there is no leader yet to know it.
+
+        The first of several hosts to start cannot wait for the others: a member that is ready has done its part.
+        """
+        with trio.move_on_after(JOIN_S):
+            while True:
+                answers = await ask_all(self._config, self._keys, ASK_S)
+                known = {record.name for record in answers.leader.servers if record.alive} if answers.leader else None
+                if known is None or name in known or all(name != server.name for server in self._config.servers):
+                    return
+                await trio.sleep(ASK_EVERY_S)
+
     def _missing(self, answers: Answers, whole: bool) -> str:
         """Name what the cluster lacks to serve, "" when nothing."""
         if answers.refusal is not None:
@@ -126,8 +140,7 @@ class Cluster:
     def stop_started(self) -> None:
         """End what was started here, waiting for each: the start has failed."""
         for child in self.children.values():
-            if not child.ended:
-                terminate(child.process.pid)
+            child.process.terminate()
         for child in self.children.values():
             child.process.wait()
             self._layout.pid(child.name).unlink(missing_ok=True)

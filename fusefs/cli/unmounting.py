@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from fusefs.cli.output import Failure, Progress
-from fusefs.cli.processes import terminate, wait_gone
+from fusefs.cli.processes import Ending
 from fusefs.mount import table
 from fusefs.mount.plan import STOP_S
 from fusefs.mount.state import MountState, find_state, states_of
@@ -23,9 +22,9 @@ class LocalMount:
     path: str
     state: MountState | None
 
-    @property
-    def pid(self) -> int | None:
-        return self.state.holder() if self.state else None
+    def process(self) -> Ending:
+        """Return the process that serves it; taken before it is told to end."""
+        return Ending(self.state.holder if self.state else lambda: None)
 
 
 def mounts_here(cluster_path: Path) -> list[LocalMount]:
@@ -39,6 +38,7 @@ def mounts_here(cluster_path: Path) -> list[LocalMount]:
 
 def unmount(mount: LocalMount) -> None:
     """Unmount as umount(8) does and wait for the process. While somebody uses the mount: Failure, nothing changed."""
+    process = mount.process()
     try:
         with Progress(f"unmounting {mount.path}"):
             table.unmount(mount.path)
@@ -47,28 +47,27 @@ def unmount(mount: LocalMount) -> None:
             raise
         users = ", ".join(table.users_of(mount.path)) or "a process that cannot be seen from here"
         raise Failure(f"{mount.path} is busy: {users} uses it; end that or leave it, then try again") from None
-    wait_flushed(mount)
+    _wait_flushed(mount, process)
 
 
 def detach(mount: LocalMount) -> None:
     """Have the process unmount, lazily where somebody uses the mount, flush and end; a dead mount is cleared."""
-    pid = mount.pid
-    if pid:
-        terminate(pid)
-        wait_flushed(mount)
+    process = mount.process()
+    process.terminate()
+    _wait_flushed(mount, process)
     if any(entry.path == mount.path for entry in table.read_table() if entry.type == table.FUSE_TYPE):
         table.unmount(mount.path, lazy=True)
 
 
-def wait_flushed(mount: LocalMount) -> None:
+def _wait_flushed(mount: LocalMount, process: Ending) -> None:
     """Wait until the process has ended. Failure when it does not, or when it said that something was not flushed."""
-    state = mount.state
-    if state is None:
-        return
     with Progress(f"flushing {mount.path}"):
-        gone = wait_gone(state.holder, time.monotonic() + WAIT_S)
-    if not gone:
-        raise Failure(f"the process of {mount.path} ({mount.pid}) has not ended within {WAIT_S:g}s; it may be flushing")
-    failure = state.take_failure()
+        ended = process.wait(WAIT_S)
+    if not ended:
+        raise Failure(f"{mount.path}: its process ({process.pid}) has not ended within {WAIT_S:g}s; it may be flushing")
+    if mount.state is None:
+        return
+    mount.state.clear()  # what a killed process could not
+    failure = mount.state.take_failure()
     if failure:
         raise Failure(f"{mount.path} is unmounted, but not everything was flushed: {failure}")

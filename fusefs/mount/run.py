@@ -25,7 +25,7 @@ from fusefs.mount.launch import Announcer
 from fusefs.mount.operations import Operations
 from fusefs.mount.options import MountOptions, kernel_options
 from fusefs.mount.plan import Plan
-from fusefs.mount.state import claim
+from fusefs.mount.state import MountState, claim
 from node.host.cluster import ClusterConfig
 from node.host.daemon import Lifecycle
 from node.host.exitcodes import describe
@@ -38,6 +38,7 @@ log = get_logger(__name__)
 WORKERS_MIN, WORKERS_MAX = 8, 32  # each holds a buffer of 1 MiB
 READ_AHEAD_KIB = 1024  # of the kernel: reads then come in requests of 1 MiB
 FLUSH_PAUSE_S = 1.0
+CLAIM_PAUSE_S = 0.05
 CLOSE_S = 5.0  # what closing the volume may take after everything was flushed, or after that was given up
 
 
@@ -65,7 +66,7 @@ def client_options(config: ClusterConfig, options: MountOptions) -> ClientOption
 
 async def serve(life: Lifecycle, plan: Plan, announcer: Announcer) -> None:
     """Mount and serve until told to stop or unmounted. Tells ``announcer`` once, whatever happens."""
-    state, lock = claim(plan.cluster_path, plan.mount, plan.log_path)
+    state = await _claim(plan)
     try:
         table.check_mount_point(plan.mount)
         with trio.CancelScope() as starting:
@@ -75,9 +76,25 @@ async def serve(life: Lifecycle, plan: Plan, announcer: Announcer) -> None:
         raise
     finally:
         state.clear()
-        lock.release()
     if starting.cancelled_caught:
         raise FsError(Code.INTERRUPTED, "told to stop before the mount served")
+
+
+async def _claim(plan: Plan) -> MountState:
+    """Claim the mount point. A process that has unmounted there and still flushes is waited for.
+
+    The lock is not released before the process ends: whoever waits for it waits for the process.
+    """
+    deadline = trio.current_time() + STOP_FLUSH_S
+    while True:
+        try:
+            state, _lock = claim(plan.cluster_path, plan.mount, plan.log_path)
+            return state
+        except FsError as error:
+            mounted = table.mounted_at(plan.mount) is not None
+            if error.code is not Code.BUSY or mounted or trio.current_time() >= deadline:
+                raise
+        await trio.sleep(CLAIM_PAUSE_S)
 
 
 async def _serve_volume(life: Lifecycle, plan: Plan, announcer: Announcer, starting: trio.CancelScope) -> None:
