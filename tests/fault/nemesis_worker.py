@@ -48,7 +48,11 @@ class Recorder:
 
 
 def names(record: Recorder, top: Path, rng: random.Random, until: float, process: int) -> None:
-    """Creates, links, unlinks, renames, reads and listings in small directories that both mounts work in."""
+    """Creates, renames or links, unlinks, reads and listings in small directories that both mounts work in.
+
+    No directory sees both link(2) and rename(2): the kernel itself answers a rename between two names of one file,
+    from two look-ups that another mount's rename may fall between.
+    """
     serial = process * 1_000_000
     step = 0
     while time.monotonic() < until:
@@ -61,7 +65,8 @@ def names(record: Recorder, top: Path, rng: random.Random, until: float, process
             time.sleep(0.05)
             continue
         one, other = rng.choice(NAMES), rng.choice(NAMES)
-        kind = rng.choice(("create", "create", "link", "unlink", "rename", "read", "read", "list"))
+        change = ("rename", "link")[number % 2]
+        kind = rng.choice(("create", "create", "unlink", change, change, "read", "read", "list"))
         obj = f"names/{number}"
         if kind == "create":
             serial += 1

@@ -145,7 +145,9 @@ def histories(journals: list[Path]) -> dict[str, list[Operation]]:
             end = record.get("end", NEVER)
             if end == NEVER and call[0] in ("read", "list"):
                 continue  # it changed nothing
-            found[record["object"]].append(Operation(call, result, record["start"], end, record["process"]))
+            operation = Operation(call, result, record["start"], end, record["process"])
+            history = found[record["object"]]
+            history += directory.split_link(operation, len(history)) if call[0] == "link" else [operation]
     return found
 
 

@@ -4,7 +4,8 @@ State: a frozenset of (name, file) where file is the serial number
 that the program wrote into it. Calls are tuples; results are "ok", a value, or an errno name.
 
     ("create", name, serial)      open(O_CREAT | O_EXCL), the serial becomes the content: "ok" | "EEXIST"
-    ("link", source, target)      "ok" | "ENOENT" | "EEXIST"
+    ("find", source, mark)        first step of link(2): "ok" | "ENOENT"; see split_link
+    ("attach", target, mark)      second step: "ok" | "ENOENT" | "EEXIST"
     ("unlink", name)              "ok" | "ENOENT"
     ("rename", source, target)    "ok" | "ENOENT"
     ("read", name)                serial | "ENOENT"
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-from tests.linear.checker import UNKNOWN
+from tests.linear.checker import UNKNOWN, Operation
 
 EMPTY: frozenset[tuple[str, int]] = frozenset()
 
@@ -28,12 +29,6 @@ def _sequential(names: dict[str, int], call: tuple[Any, ...]) -> tuple[Any, dict
         if call[1] in names:
             return "EEXIST", names
         return "ok", {**names, call[1]: call[2]}
-    if kind == "link":
-        if call[1] not in names:
-            return "ENOENT", names
-        if call[2] in names:
-            return "EEXIST", names
-        return "ok", {**names, call[2]: names[call[1]]}
     if kind == "unlink":
         if call[1] not in names:
             return "ENOENT", names
@@ -41,21 +36,52 @@ def _sequential(names: dict[str, int], call: tuple[Any, ...]) -> tuple[Any, dict
     if kind == "rename":
         if call[1] not in names:
             return "ENOENT", names
-        if call[2] in names and names[call[1]] == names[call[2]]:
-            return "ok", names  # two names of one file: rename(2) does nothing
         after = {n: f for n, f in names.items() if n != call[1]}
         after[call[2]] = names[call[1]]
         return "ok", after
     if kind == "read":
         return names.get(call[1], "ENOENT"), names
+    if kind == "find":
+        return "ENOENT" if call[1] not in names else "ok", {**names, call[2]: names.get(call[1], 0)}
+    if kind == "attach":
+        file = names.get(call[2], 0)
+        rest = {n: f for n, f in names.items() if n != call[2]}
+        if file not in rest.values():
+            return "ENOENT", rest
+        if call[1] in rest:
+            return "EEXIST", rest
+        return "ok", {**rest, call[1]: file}
     if kind == "list":
-        return frozenset(names), names
+        return frozenset(n for n in names if not n.startswith("#")), names
     raise AssertionError(call)
+
+
+def split_link(operation: Operation, number: int) -> list[Operation]:
+    """link(2) is two steps on any Linux filesystem: the source is found, then that file gets the new name.
+
+    In between the source may be renamed. ``#number`` in the state is what the first step found.
+    """
+    _, source, target = operation.call
+    mark = f"#{number}"
+    start, end, process = operation.start, operation.end, operation.process
+    find = ("find", source, mark)
+    attach = ("attach", target, mark)
+    if operation.result == "ENOENT":  # in either step
+        return [Operation(("link?", find, attach), "ENOENT", start, end, process)]
+    result = UNKNOWN if operation.result is UNKNOWN else "ok"
+    return [Operation(find, result, start, end, process), Operation(attach, operation.result, start, end, process)]
 
 
 def step(state: frozenset[tuple[str, int]], call: tuple[Any, ...], result: Any) -> Iterator[Hashable]:
     """The checker's step function for one directory."""
-    answer, after = _sequential(dict(state), call)
+    names = dict(state)
+    if call[0] == "attach" and call[2] not in names:
+        return  # its first step has not come yet
+    if call[0] == "link?":
+        # An ENOENT of link(2) changes nothing: the source was not there, or the file had lost its last name.
+        yield state
+        return
+    answer, after = _sequential(names, call)
     if result is UNKNOWN or answer == result:
         yield frozenset(after.items())
 

@@ -52,7 +52,8 @@ NAME = st.sampled_from("ab")
 DIRECTORY = st.one_of(
     st.tuples(st.tuples(st.just("create"), NAME, st.integers(1, 3)), st.sampled_from(["ok", "EEXIST"])),
     st.tuples(st.tuples(st.just("rename"), NAME, NAME), st.sampled_from(["ok", "ENOENT"])),
-    st.tuples(st.tuples(st.just("link"), NAME, NAME), st.sampled_from(["ok", "ENOENT", "EEXIST"])),
+    st.tuples(st.tuples(st.just("find"), NAME, st.just("#1")), st.sampled_from(["ok", "ENOENT"])),
+    st.tuples(st.tuples(st.just("attach"), NAME, st.just("#1")), st.sampled_from(["ok", "ENOENT", "EEXIST"])),
     st.tuples(st.tuples(st.just("unlink"), NAME), st.sampled_from(["ok", "ENOENT"])),
     st.tuples(st.tuples(st.just("read"), NAME), st.sampled_from([1, 2, 3, "ENOENT"])),
     st.tuples(st.just(("list",)), st.sampled_from([frozenset(), frozenset("a"), frozenset("b"), frozenset("ab")])),
