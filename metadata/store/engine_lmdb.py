@@ -100,6 +100,7 @@ class LmdbEngine:
         else:
             self._environment = self._open(self._number)
         self._remove_others(self._name(self._number))
+        self._grow()
         self._begin()
 
     # --- tables -----------------------------------------------------------------------------------------------
@@ -201,6 +202,7 @@ class LmdbEngine:
         old, self._environment, self._number = self._environment, fresh, number
         self._retired.append(old)
         old.retire()
+        self._grow()
         self._begin()
 
     def close(self) -> None:
@@ -232,9 +234,10 @@ class LmdbEngine:
 
     def _grow(self) -> None:
         """Keep the map twice as large as what is used. Only between transactions, so a view puts it off."""
-        if self._environment.used_bytes() * 2 > self._map_bytes and not self._environment.views:
+        environment = self._environment
+        while environment.used_bytes() * 2 > self._map_bytes and not environment.views:
             self._map_bytes *= 2
-            self._environment.lmdb.set_mapsize(self._map_bytes)
+            environment.lmdb.set_mapsize(self._map_bytes)
 
     def _fatal(self, what: str, error: Exception) -> FatalDiskError:
         return FatalDiskError(f"{self._path}/{self._name(self._number)}: {what}: {error}")
