@@ -171,21 +171,23 @@ class Committer:
 
         On return the file's buffer has forgotten what was committed. An error leaves it dirty.
         """
-        crowded = [group for group in groups if group.crowded]
-        if not crowded:
-            return await self._commit(file, groups, ops, deadline)
+        if not any(group.crowded for group in groups):
+            try:
+                return await self._commit(file, groups, ops, deadline)
+            except FsError as error:
+                if error.code is not Code.TOO_BIG:
+                    raise
+            for group in groups:  # other mounts have added extents, and our bounds are wrong
+                group.crowded = {chunk for chunk, runs in _by_chunk(group.runs) if not runs[0].fills_chunk}
         if file.append_base is not None:
             await self._rewrite_end(file, deadline)
             return await self._commit(file, groups, ops, deadline)
-        for index, group in enumerate(groups):
-            last = index == len(groups) - 1
+        for group in groups:
             if group.crowded:
                 await self._rewrite(file, group, deadline)
             else:
                 await self._commit(file, [group], (), deadline)
-            if last and ops:
-                return await self.execute(file, ops, deadline)
-        return ()
+        return await self.execute(file, ops, deadline) if ops else ()
 
     async def execute(self, file: File, ops: tuple[Op, ...], deadline: float) -> tuple[Result, ...]:
         """Execute ops on a file that has nothing to commit."""

@@ -84,6 +84,8 @@ class FileIO:
 
     async def write(self, handle: Handle, offset: int, data: bytes) -> int:
         await self._writeback.write(handle, offset, data)
+        if handle.flags & os.O_DSYNC:  # O_SYNC includes it
+            await self.flush(handle)
         return len(data)
 
     async def flush(self, handle: Handle) -> None:

@@ -33,6 +33,7 @@ CLOSE_TIMEOUT_S = 2.0
 _AGAIN = frozenset(
     {Code.NOT_LEADER, Code.UNREACHABLE, Code.TIMEOUT, Code.OVERLOADED, Code.RETRY, Code.SHUTTING_DOWN}
 )
+_ENDED = frozenset({Code.UNKNOWN_SESSION, Code.FENCED})  # nothing of this session will be executed any more
 _NEXT_MEMBER = frozenset({Code.NOT_LEADER, Code.UNREACHABLE, Code.TIMEOUT, Code.SHUTTING_DOWN})
 
 R = TypeVar("R")
@@ -235,7 +236,7 @@ class Session:
         """Answer queries from one state, as new as any mutation acknowledged before. Results may be Failed."""
         deadline = deadline or self.deadline()
         while True:
-            await self._ready(deadline)
+            await self._ready(deadline, changing=False)
             asked = self.id
             try:
                 answer = await self._leader.call(api.Read(asked, queries), deadline)
@@ -268,7 +269,7 @@ class Session:
             try:
                 return await self.finish(mutation, deadline)
             except FsError as error:
-                if error.code is not Code.UNKNOWN_SESSION or incarnation is not None or mutation.doubtful:
+                if error.code not in _ENDED or incarnation is not None or mutation.doubtful:
                     raise
             finally:
                 self.abandon(mutation)
@@ -281,7 +282,7 @@ class Session:
         self, *ops: api.Op, stop_on_error: bool = False, incarnation: Optional[int] = None, deadline: float
     ) -> Mutation:
         """Number a mutation. Until answered or abandoned it may be finished again and again; it executes once."""
-        await self._ready(deadline)
+        await self._ready(deadline, changing=True)
         if incarnation is not None and incarnation != self.incarnation:
             raise FsError(Code.UNKNOWN_SESSION, "the session that this belongs to has ended")
         self._sequence += 1
@@ -306,7 +307,7 @@ class Session:
             answer = await self._leader.call(request, deadline, misses)
         except FsError as error:
             mutation.doubtful = mutation.doubtful or bool(misses)
-            if error.code is Code.UNKNOWN_SESSION:
+            if error.code in _ENDED:
                 self._lost(mutation.session)
             raise
         self.abandon(mutation)
@@ -319,9 +320,9 @@ class Session:
             if self._room:
                 self._room.unpark_all()
 
-    async def _ready(self, deadline: float) -> None:
-        """Wait for a session, and for room in its window of results."""
-        while not self._opened.is_set() or self._full():
+    async def _ready(self, deadline: float, *, changing: bool) -> None:
+        """Wait for a session, and to change something also for room in its window of results."""
+        while not self._opened.is_set() or (changing and self._full()):
             with trio.move_on_at(deadline) as scope:
                 if not self._opened.is_set():
                     await self._opened.wait()

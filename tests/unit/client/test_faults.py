@@ -547,3 +547,32 @@ async def test_a_stream_may_last_longer_than_a_request(
         assert trio.current_time() - start > 4
         await volume.release(handle)
         assert (await volume.getattr(attr.ino)).size == 40 * MIB
+
+
+async def test_a_chunk_that_others_have_filled_with_extents_is_rewritten() -> None:
+    world = World()
+    async with world.mount() as volume, world.mount() as other:
+        handle, attr = await volume.create(ROOT_INO, b"f", 0o644, RDWR, 0, 0)
+        await volume.write(handle, 0, b"." * 1000)
+        await volume.flush(handle)
+        info = world.ops(api.Commit)[0].extents[0]
+        extents = tuple(
+            api.Extent(at, 1, info.block, index, info.block_length) for index, at in enumerate(range(1, 255, 2))
+        )
+        await other._session.change(api.Commit(attr.ino, extents, 1000, 0, 1), api.Committed)
+        await volume.write(handle, 700, b"new")
+        await volume.write(handle, 800, b"new")
+        await volume.fsync(handle)
+        found = await contents(other, attr.ino)
+        assert found[700:703] == found[800:803] == b"new" and len(found) == 1000
+        await volume.release(handle)
+    world.check()
+
+
+async def test_synchronous_writes_are_durable_when_they_return() -> None:
+    world = World()
+    async with world.mount() as volume, world.mount() as other:
+        handle, attr = await volume.create(ROOT_INO, b"f", 0o644, RDWR | os.O_DSYNC, 0, 0)
+        await volume.write(handle, 0, b"data")
+        assert await contents(other, attr.ino) == b"data"
+        await volume.release(handle)
