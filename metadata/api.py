@@ -23,7 +23,11 @@ TIME_NOW = -1  # in SetAttr: the time of the log entry
 
 
 class Attr(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An inode's attributes. ``stored`` counts the bytes that extents cover, so st_blocks is true for holes."""
+    """An inode's attributes. ``stored`` counts the bytes that extents cover, so st_blocks is true for holes.
+
+    Of a directory: ``size`` is how many names it has, ``data_version`` rises with each change of them. After a truncate
+    or punch of very many chunks ``stored`` falls (and ``version`` rises) as the space is reclaimed.
+    """
 
     ino: int
     mode: int  # file type and permissions
@@ -60,9 +64,14 @@ class Extent(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Make(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Create a name with a new inode: file, directory, symlink or special file, by the type in ``mode``.
 
-    With ``exclusive`` false an existing non-directory is returned instead (open with O_CREAT).
-    ``extents`` and ``size`` create and fill a file in one entry. A directory with the setgid bit hands down its
-    group, and the bit to directories. Result: Made.
+    With ``exclusive`` false an existing non-directory is returned instead (open with O_CREAT of a regular file), and
+    nothing of this operation is applied to it; a directory there is IS_DIRECTORY.
+    ``extents`` and ``size`` create and fill a file in one entry, by the rules of Commit. A directory with the setgid
+    bit hands down its group, and the bit to directories. ``ino`` must come from AllocateInos of this session and counts
+    once, in any order; else INVALID. Result: Made.
+
+    Failed: EXISTS; NOT_FOUND where the parent was removed, STALE where it is gone, NOT_DIRECTORY; INVALID for a mode
+    without a known type or a name that is empty, ".", ".." or has "/" or NUL; NAME_TOO_LONG.
     """
 
     parent: int
@@ -82,7 +91,8 @@ class Make(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 
 class Link(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """Give an existing inode, not a directory, another name. Result: AttrResult."""
+    """Give an existing inode, not a directory (PERMISSION), another name. NOT_FOUND for a removed inode,
+    TOO_MANY_LINKS above LINKS_MAX. Result: AttrResult."""
 
     ino: int
     parent: int
@@ -93,7 +103,9 @@ class Remove(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """unlink(2) or, with ``directory``, rmdir(2).
 
     When the last name goes, the inode stays for each session that may have it open, except that this session
-    vouches with ``not_held`` for inodes it does not hold. Result: Removed.
+    vouches with ``not_held`` for inodes it does not hold. Directories likewise. Result: Removed.
+
+    Failed: NOT_FOUND, NOT_EMPTY; IS_DIRECTORY without ``directory``, NOT_DIRECTORY with it.
     """
 
     parent: int
@@ -103,7 +115,12 @@ class Remove(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 
 class Rename(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """rename(2) with RENAME_NOREPLACE or RENAME_EXCHANGE, decided wholly in apply. Result: Renamed."""
+    """rename(2) with RENAME_NOREPLACE or RENAME_EXCHANGE, decided wholly in apply. ``not_held`` as in Remove, of the
+    inode that is replaced. Two names of one inode: nothing happens. Result: Renamed.
+
+    Failed: INVALID for a directory into itself or below, and for other flags; EXISTS, NOT_FOUND, NOT_EMPTY,
+    IS_DIRECTORY, NOT_DIRECTORY as rename(2).
+    """
 
     parent: int
     name: bytes
@@ -116,7 +133,10 @@ class Rename(msgspec.Struct, frozen=True, array_like=True, tag=4):
 class SetAttr(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """Change attributes; None leaves one as it is, TIME_NOW takes the entry's time. ``size`` truncates or extends.
 
-    Only the permission bits of ``mode`` count. Result: AttrResult.
+    Only the permission bits of ``mode`` count. A change of owner without ``mode`` takes setuid and setgid from a
+    regular file. With ``size`` mtime becomes max(mtime_ns or the entry's time, old mtime + 1). A given ctime never
+    goes backwards. Times out of 64 bits are clamped. BUSY: too many large truncates of this file are still being
+    reclaimed, try again. Result: AttrResult.
     """
 
     ino: int
@@ -130,12 +150,17 @@ class SetAttr(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
 
 class Commit(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """Make written data visible: ``extents`` replace what they cover, the size grows to at least ``size``.
+    """Make written data visible: ``extents`` replace what they cover, the size grows to at least ``size`` and the
+    end of the last extent. Extents are in order, do not overlap and do not cross chunks (INVALID); at most
+    COMMIT_EXTENTS_MAX here and SUBMIT_EXTENTS_MAX in a Submit (TOO_BIG).
 
     With ``append`` offsets and size count from ``expected_size``; where the file's true size differs, apply moves
     them all to the true end (rule 9). mtime becomes max(mtime_ns, old mtime + 1) (rule 6).
     With ``base_version`` not 0 the commit is refused (VERSION_MISMATCH) unless data_version equals it.
-    A commit whose touch_epoch is older than the current epoch - 1 is refused (STALE_EPOCH). Result: Committed.
+    A commit whose touch_epoch is older than the current epoch - 1 is refused (STALE_EPOCH): put or touch its blocks
+    again. So is, with pg_epoch not 0, one with a block whose placement group changed after that epoch. One without
+    extents needs neither. TOO_BIG where a chunk would have more than CHUNK_EXTENTS_MAX extents: commit the chunk as one
+    block instead (better from EXTENTS_PER_CHUNK_MAX on). A removed inode is written like any other. Result: Committed.
     """
 
     ino: int
@@ -150,7 +175,8 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 
 class SetXattr(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """Result: AttrResult."""
+    """setxattr(2) with XATTR_CREATE (EXISTS) or XATTR_REPLACE (NO_ATTRIBUTE). RANGE: name too long; TOO_BIG: value
+    too long; NO_SPACE: all of the inode's together above XATTRS_BYTES_MAX. Result: AttrResult."""
 
     ino: int
     name: bytes
@@ -159,26 +185,29 @@ class SetXattr(msgspec.Struct, frozen=True, array_like=True, tag=7):
 
 
 class RemoveXattr(msgspec.Struct, frozen=True, array_like=True, tag=8):
-    """Result: AttrResult."""
+    """NO_ATTRIBUTE where it is not set. Result: AttrResult."""
 
     ino: int
     name: bytes
 
 
 class Release(msgspec.Struct, frozen=True, array_like=True, tag=9):
-    """This session no longer holds these removed inodes. Unknown ones are ignored. Result: Done."""
+    """This session no longer holds these removed inodes, at most RELEASE_INOS_MAX. Unknown ones, and inodes that
+    still have a name, are ignored. Result: Done."""
 
     inos: tuple[int, ...]
 
 
 class AllocateInos(msgspec.Struct, frozen=True, array_like=True, tag=10):
-    """Give this session a range of inode numbers for Make.ino. Result: InoRange."""
+    """Give this session a range of 1 to INO_RANGE_MAX inode numbers for Make.ino. OVERLOADED where it would have
+    more than INO_UNUSED_MAX unused ones. Result: InoRange."""
 
     count: int
 
 
 class PunchHole(msgspec.Struct, frozen=True, array_like=True, tag=11):
-    """Remove data in [offset, offset + length); the size stays. Result: AttrResult."""
+    """Remove data in [offset, offset + length), length at least 1; the size stays. BUSY as in SetAttr.
+    Result: AttrResult."""
 
     ino: int
     offset: int
@@ -187,7 +216,11 @@ class PunchHole(msgspec.Struct, frozen=True, array_like=True, tag=11):
 
 class CloneRange(msgspec.Struct, frozen=True, array_like=True, tag=12):
     """Share extents: target bytes become source bytes, no data moves. The size grows as needed (rule 20: in apply
-    only, from references live there and then). Result: Committed."""
+    only, from references live there and then). Result: Committed.
+
+    What lies beyond the source's size is not copied. Holes become holes. INVALID where both are one file and the
+    ranges overlap. TOO_BIG where the source has more than COMMIT_EXTENTS_MAX extents in the range: clone it in parts.
+    """
 
     source: int
     source_offset: int
@@ -318,7 +351,8 @@ Result = Union[
 
 
 class Lookup(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
-    """Find a name; ``..`` and ``.`` work. Result: AttrResult, or Failed NOT_FOUND."""
+    """Find a name; ``..`` and ``.`` work. Result: AttrResult, or Failed NOT_FOUND, NOT_DIRECTORY, STALE (the parent
+    is gone), INVALID or NAME_TOO_LONG."""
 
     parent: int
     name: bytes
@@ -331,7 +365,8 @@ class GetAttr(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
 
 
 class ReadDir(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
-    """A page of names greater than ``after``; with ``plus`` each entry carries its attributes. Result: Entries."""
+    """A page of names greater than ``after``; with ``plus`` each entry carries its attributes. ``limit`` at least 1;
+    a page also ends at READDIR_PAGE_MAX entries and READDIR_PAGE_BYTES_MAX. Result: Entries."""
 
     ino: int
     after: bytes
@@ -359,7 +394,7 @@ class ListXattr(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
 
 
 class GetExtents(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
-    """Extents of a file that meet [offset, offset + length). Result: Extents."""
+    """Extents of a file that meet [offset, offset + length), at most EXTENT_PAGE_MAX. Result: Extents."""
 
     ino: int
     offset: int
@@ -390,6 +425,12 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     ``after`` names the predecessor's sequence (0: none): where that has no result yet, the answer is RETRY and nothing
     is recorded (rule 12). ``lowest_unacked``: results below it may be forgotten; a request below it is answered
     STALE_SEQUENCE. ``stop_on_error``: after the first Failed the rest is Failed SKIPPED.
+
+    Sequences begin at 1; requests may arrive in any order within RESULT_WINDOW of the lowest unacknowledged. A sequence
+    that has a result is answered with it, whatever else the request says. Refused whole, nothing executed or recorded:
+    UNKNOWN_SESSION; FENCED (``fence`` is not the session's); RETRY; OVERLOADED (the window, or SESSION_RESULT_BYTES_MAX
+    of results: raise ``lowest_unacked``); TOO_BIG (SUBMIT_OPS_MAX, SUBMIT_EXTENTS_MAX); INVALID (numbers that make no
+    sense). Else each operation stands alone: one that Failed left no trace, the others count.
     """
 
     session: int
@@ -406,7 +447,11 @@ class SubmitReply(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Read(msgspec.Struct, frozen=True, array_like=True):
-    """Answer ``queries``, all from one state that is at least as new as any mutation acknowledged before."""
+    """Answer ``queries``, all from one state that is at least as new as any mutation acknowledged before.
+
+    At most READ_QUERIES_MAX, else TOO_BIG. A query whose answer does not fit into this reply any more is Failed
+    OVERLOADED: ask it again in another Read.
+    """
 
     session: int
     queries: tuple[Query, ...]
@@ -483,7 +528,7 @@ class GetClusterMap(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ClusterMap(msgspec.Struct, frozen=True, array_like=True):
-    """``table[pg]`` is the ordered servers of a placement group; a block's group is the first bytes of its name,
+    """``table[pg]`` is the ordered servers of a placement group; a block's group is the first 8 bytes of its name,
     big-endian, modulo len(table)."""
 
     pg_epoch: int
