@@ -6,7 +6,8 @@ for concurrent use: one task owns it.
 
 Where to read
 -------------
-``core`` the interface; ``state`` the fields, Config; ``election``, ``replication``, ``reads`` the protocol;
+``core`` the interface; ``ready`` its output; ``state`` the fields, Config; ``election``, ``replication``, ``reads``
+the protocol;
 ``log`` the log with what is not yet durable; ``progress`` a leader's view of one member; ``quorum``, ``membership``,
 ``readindex`` pure rules; ``storage`` what the core asks of the stable log; ``messages`` what travels.
 

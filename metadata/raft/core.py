@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from metadata.raft import election, membership, reads, replication
-from metadata.raft.messages import ConfChange, ConfState, Entry, EntryKind, HardState, Kind, Message, SnapshotMeta
+from metadata.raft.messages import ConfChange, ConfState, Entry, EntryKind, Kind, Message, SnapshotMeta
 from metadata.raft.progress import State
+from metadata.raft.ready import Ready, StorageAppend, StorageApply
 from metadata.raft.state import (
     NONE,
     Config,
     ConfChangeRefused,
     Core,
+    MalformedMessage,
     ProposalDropped,
     ReadMode,
     ReadState,
@@ -23,54 +24,14 @@ from metadata.raft.state import (
 from metadata.raft.storage import ENTRY_OVERHEAD_BYTES, Storage
 
 __all__ = [
-    "Config", "ConfChangeRefused", "ProposalDropped", "RawNode", "ReadMode", "ReadState", "Ready", "Role", "SoftState",
-    "Status", "StorageAppend", "StorageApply",
+    "Config", "ConfChangeRefused", "MalformedMessage", "ProposalDropped", "RawNode", "ReadMode", "ReadState", "Ready",
+    "Role", "SoftState", "Status", "StorageAppend", "StorageApply",
 ]  # fmt: skip
 
 _LOCAL_TERM = frozenset((Kind.READ_INDEX, Kind.FORWARD_PROPOSAL, Kind.TRANSFER_LEADER, Kind.APPLY_DONE))
 _FROM_LEADER = frozenset((Kind.APPEND, Kind.HEARTBEAT, Kind.SNAPSHOT))
 _VOTE_REQUESTS = frozenset((Kind.VOTE, Kind.PRE_VOTE))
-
-
-@dataclass(slots=True)
-class StorageAppend:
-    """Work for the log's one writer, in order: make it durable as a whole, then deliver ``responses``.
-
-    ``snapshot`` is installed first, then ``entries`` are appended (dropping what the log has from the first one's
-    index on), then ``hard_state`` recorded. With ``must_sync`` false nothing new is promised and no sync is needed,
-    but the responses still wait for all work before.
-    """
-
-    entries: list[Entry]
-    hard_state: HardState | None
-    snapshot: SnapshotMeta | None
-    responses: list[Message]
-    must_sync: bool
-
-
-@dataclass(slots=True)
-class StorageApply:
-    """Work for the state machine, in order: apply ``entries``, then deliver ``responses``."""
-
-    entries: list[Entry]
-    responses: list[Message]
-
-
-@dataclass(slots=True)
-class Ready:
-    """What is to be done. With asynchronous storage ``append`` and ``apply`` say it; otherwise they are None."""
-
-    soft_state: SoftState | None = None
-    hard_state: HardState | None = None
-    entries: list[Entry] = field(default_factory=list)
-    snapshot: SnapshotMeta | None = None
-    messages: list[Message] = field(default_factory=list)
-    messages_after_append: list[Message] = field(default_factory=list)
-    committed: list[Entry] = field(default_factory=list)
-    read_states: list[ReadState] = field(default_factory=list)
-    must_sync: bool = False
-    append: StorageAppend | None = None
-    apply: StorageApply | None = None
+_FROM_WORKERS = frozenset((Kind.APPEND_DONE, Kind.APPLY_DONE))
 
 
 class RawNode(Core):
@@ -94,8 +55,10 @@ class RawNode(Core):
         election.tick(self)
 
     def campaign(self) -> None:
-        """Try to become leader now. Does nothing where this member may not."""
-        election.campaign(self)
+        """Try to become leader now. Does nothing where this member may not, nor while a leader may be answering reads
+        by a lease that this member supports."""
+        if self.config.read_mode != ReadMode.LEASE or not election.sticky(self):
+            election.campaign(self)
 
     def propose(self, data: bytes) -> tuple[int, int]:
         """Append ``data`` as an entry; returns its (index, term). Leader only: raises ProposalDropped otherwise.
@@ -125,8 +88,8 @@ class RawNode(Core):
 
     def read_index(self, context: int) -> bool:
         """Ask up to where state must be applied to answer a read that begins now; a ReadState with this ``context``
-        tells. False where no leader is known. An answer may fail to come (messages lost, leader changed): the caller
-        asks again, and fails its reads when the leader of ``soft_state`` changes."""
+        tells. False where no leader is known or too many reads wait. An answer may fail to come (messages lost, leader
+        changed): the caller asks again, and fails its reads when the leader of ``soft_state`` changes."""
         return reads.read_index(self, context)
 
     def transfer_leader(self, to: int) -> None:
@@ -167,11 +130,21 @@ class RawNode(Core):
     # --- messages -----------------------------------------------------------------------------------------------
 
     def step(self, message: Message) -> None:
-        """Take a message from a peer, or a response that a worker of this member delivers."""
+        """Take a message from a peer, or a response that a worker of this member delivers.
+
+        Messages for others, and workers' responses that come from others, are ignored. Raises MalformedMessage,
+        without effect, where no correct peer can have sent this.
+        """
         kind = message.kind
         term = message.term
-        if message.to != self.id:
+        if message.to != self.id or (kind in _FROM_WORKERS and message.sender != self.id):
             return
+        if kind == Kind.APPEND:
+            entries = message.entries
+            if entries and not message.index + 1 == entries[0].index == entries[-1].index - len(entries) + 1:
+                raise MalformedMessage("an append whose entries do not follow on")
+        elif kind == Kind.SNAPSHOT and message.snapshot is None:
+            raise MalformedMessage("a snapshot message without a snapshot")
         if term != self.term and kind not in _LOCAL_TERM:
             if term < self.term:
                 self._step_lower_term(message)
@@ -192,7 +165,7 @@ class RawNode(Core):
                 return True  # asks what would be; nothing changes
         elif kind == Kind.PRE_VOTE_REPLY and not message.reject:
             return True  # the term that we asked about
-        elif kind in (Kind.APPEND_DONE, Kind.APPLY_DONE):
+        elif kind in _FROM_WORKERS:
             raise AssertionError("a worker's response from the future")
         self.become_follower(message.term, message.sender if kind in _FROM_LEADER else NONE)
         return True

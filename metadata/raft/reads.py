@@ -5,15 +5,19 @@ from __future__ import annotations
 from metadata.raft.messages import Kind, Message
 from metadata.raft.readindex import ReadRequest, Round
 from metadata.raft.state import NONE, Core, ReadMode, ReadState, Role
+from node.wire import limits
+
+LEASE_MARGIN_TICKS = 2
 
 
 def read_index(core: Core, context: int) -> bool:
-    """Begin a read of this member's own. False: no leader is known, so it will not be answered."""
+    """Begin a read of this member's own. False: no leader is known, or too many wait; it will not be answered."""
     if core.role == Role.LEADER:
-        request(core, core.id, context)
-        return True
+        return request(core, core.id, context)
     if core.leader == NONE:
         return False
+    if len(core.forwarded) >= limits.RAFT_READS_WAITING_MAX:
+        del core.forwarded[next(iter(core.forwarded))]  # the oldest; its answer was lost
     if not core.forward_number:
         core.forward_number = core.random(1 << 53)
     core.forward_number += 1
@@ -22,10 +26,14 @@ def read_index(core: Core, context: int) -> bool:
     return True
 
 
-def request(core: Core, sender: int, context: int) -> None:
-    """Leader: a read arrived. It is answered at once where that is safe, or waits for a round."""
-    core.reads.waiting.append(ReadRequest(sender, context))
+def request(core: Core, sender: int, context: int) -> bool:
+    """Leader: a read arrived. It is answered at once where that is safe, or waits for a round. False: too many wait."""
+    waiting = core.reads.waiting
+    if len(waiting) >= limits.RAFT_READS_WAITING_MAX:
+        return False
+    waiting.append(ReadRequest(sender, context))
     release_waiting(core)
+    return True
 
 
 def release_waiting(core: Core) -> None:
@@ -47,13 +55,14 @@ def release_waiting(core: Core) -> None:
 def lease_valid(core: Core) -> bool:
     """Whether no other member can have been elected yet, by this member's ticks.
 
-    A quorum heard of us no earlier than ``confirmed_tick`` and follows nobody else for election_ticks; one tick is
-    kept as a margin. A transfer of leadership overrides that stickiness, even long after it was given up.
+    A quorum heard of us no earlier than ``confirmed_tick`` and follows nobody else for election_ticks of its own.
+    The margin covers the parts of a tick at both ends and clocks that drift. A transfer of leadership overrides that
+    stickiness, even long after it was given up.
     """
     config = core.config
     if config.read_mode != ReadMode.LEASE or not config.check_quorum or core.transferred:
         return False
-    return core.ticks - core.reads.confirmed_tick < config.election_ticks - 1
+    return core.ticks - core.reads.confirmed_tick < config.election_ticks - LEASE_MARGIN_TICKS
 
 
 def broadcast_heartbeat(core: Core, context: int) -> None:

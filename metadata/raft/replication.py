@@ -301,7 +301,7 @@ def handle_heartbeat(core: Core, message: Message) -> None:
 def handle_snapshot(core: Core, message: Message) -> None:
     """The snapshot's bytes are here (the driver saw to that); take its place in the log if it is news."""
     snapshot = message.snapshot
-    assert snapshot is not None
+    assert snapshot is not None  # checked when the message came in
     log = core.log
     index = log.committed
     if snapshot.index > log.committed:

@@ -42,6 +42,10 @@ class ConfChangeRefused(ProposalDropped):
     """The change of membership is not possible now."""
 
 
+class MalformedMessage(ValueError):
+    """No correct peer can have sent this message."""
+
+
 class SoftState(NamedTuple):
     """What is worth knowing but need not be durable."""
 

@@ -29,7 +29,7 @@ STORE_PENDING_BYTES_MAX = 64 * MIB  # puts that a chunk server holds in memory; 
 STORE_RESERVE_BYTES = 16 * MIB  # of a disk, kept free of data so that touches and deletions work on a full one
 STORE_OPEN_SEGMENTS_MAX = 128
 CATALOG_MAP_BYTES = 64 * GIB
-CATALOG_PENDING_MAX = 16_384  # entries; then the catalog is committed
+CATALOG_PENDING_MAX = 65_536  # entries; then the catalog is committed
 CATALOG_LAG_BYTES_MAX = 256 * MIB  # of segments that a start has to scan
 CATALOG_COMMIT_S = 5.0
 
@@ -88,6 +88,7 @@ RAFT_MESSAGE_BYTES_MAX = 1 * MIB  # soft: at least one entry always travels
 RAFT_INFLIGHT_MESSAGES_MAX = 256
 RAFT_INFLIGHT_BYTES_MAX = 16 * MIB
 RAFT_UNCOMMITTED_BYTES_MAX = 64 * MIB
+RAFT_READS_WAITING_MAX = 65_536  # linearizable reads that one member has under way
 RAFT_ENVELOPE_BYTES_MAX = 4 * MIB  # soft: one message always travels
 PEER_GREET_RETRY_S = 0.2
 LOG_SEGMENT_BYTES = 64 * MIB

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from metadata.raft.core import Config, ProposalDropped, RawNode, ReadMode, StorageAppend, StorageApply
+from metadata.raft.core import Config, ProposalDropped, RawNode, StorageAppend, StorageApply
 from metadata.raft.log import LogDamaged
 from metadata.raft.membership import ConfChangeInvalid, decode_change, encode_change
 from metadata.raft.messages import (
     ConfChange,
-    ConfChangeItem,
-    ConfChangeKind,
     ConfState,
     ConfTransition,
     Entry,
@@ -21,21 +19,8 @@ from metadata.raft.messages import (
     SnapshotMeta,
 )
 from metadata.raft.storage import MemoryStorage
-from tests.golden.raft import describe
+from tests.golden.raft import arguments, describe
 from tests.golden.raft.script import Command, Directive, ScriptError, parse_command
-
-UNLIMITED = 1 << 60
-ELECTION_TICKS = 3
-HEARTBEAT_TICKS = 1
-_TRUTH = {"true": True, "1": True, "t": True, "false": False, "0": False, "f": False}
-_LEVELS = ("debug", "info", "warn", "error", "fatal", "none")
-_LISTS = frozenset(("voters", "learners", "drop"))
-_CHANGES = {"v": ConfChangeKind.ADD_VOTER, "l": ConfChangeKind.ADD_LEARNER, "r": ConfChangeKind.REMOVE}
-_TRANSITIONS = {
-    "auto": ConfTransition.AUTO,
-    "implicit": ConfTransition.JOINT_AUTO_LEAVE,
-    "explicit": ConfTransition.JOINT_EXPLICIT,
-}
 
 
 class Player:
@@ -112,7 +97,7 @@ class World:
         plain = command.plain()
         if not least <= len(plain) <= most:
             raise ScriptError(f"line {line}: {command.verb} takes {least} to {most} plain arguments, not {len(plain)}")
-        empty = [key for key, values in command.options().items() if not values and key not in _LISTS]
+        empty = [key for key, values in command.options().items() if not values and key not in arguments.LISTS]
         if empty:
             raise ScriptError(f"line {line}: {empty[0]} has no value")
         try:
@@ -129,7 +114,7 @@ class World:
             self.lines += lines
 
     def player(self, text: str) -> Player:
-        number = integer(text)
+        number = arguments.integer(text)
         if not 1 <= number <= len(self.players):
             raise ScriptError(f"there is no member {number}")
         return self.players[number - 1]
@@ -140,14 +125,14 @@ class World:
     # --- verbs --------------------------------------------------------------------------------------------------
 
     def add_nodes(self, plain: list[str], options: dict[str, list[str]]) -> None:
-        index = integer(options.get("index", ["0"])[0])
-        voters = tuple(integer(v) for v in options.get("voters", []))
-        learners = tuple(integer(v) for v in options.get("learners", []))
+        index = arguments.integer(options.get("index", ["0"])[0])
+        voters = tuple(arguments.integer(v) for v in options.get("voters", []))
+        learners = tuple(arguments.integer(v) for v in options.get("learners", []))
         if index == 1 or (index == 0 and (voters or learners)):
             raise ScriptError("index must be more than 1: members begin after a snapshot")
         conf = ConfState(voters, learners)
-        for _ in range(integer(plain[0])):
-            config = _config(len(self.players) + 1, index, options)
+        for _ in range(arguments.integer(plain[0])):
+            config = arguments.config(len(self.players) + 1, index, options)
             self.players.append(Player(config, MemoryStorage(conf, index, 1 if index else 0)))
 
     def campaign(self, plain: list[str], options: dict[str, list[str]]) -> None:
@@ -155,7 +140,7 @@ class World:
 
     def compact(self, plain: list[str], options: dict[str, list[str]]) -> None:
         player = self.player(plain[0])
-        index = integer(plain[1])
+        index = arguments.integer(plain[1])
         conf = next((snap.conf for snap in reversed(player.history) if snap.index <= index), None)
         if conf is None or index > player.storage.last_index():
             raise ScriptError(f"cannot compact to {index}")
@@ -163,9 +148,9 @@ class World:
         self.raft_log(plain[:1], {})
 
     def deliver_msgs(self, plain: list[str], options: dict[str, list[str]]) -> None:
-        kind = _kind(options)
-        drops = [integer(v) for v in options.get("drop", [])]
-        targets = [integer(v) for v in plain]
+        kind = arguments.kind(options)
+        drops = [arguments.integer(v) for v in options.get("drop", [])]
+        targets = [arguments.integer(v) for v in plain]
         if set(drops) & set(targets):
             raise ScriptError("cannot both deliver and drop messages to one member")
         count = 0
@@ -199,8 +184,8 @@ class World:
 
     def duplicate_msgs(self, plain: list[str], options: dict[str, list[str]]) -> None:
         """Put a second copy of each waiting message to these members behind all others."""
-        kind = _kind(options)
-        targets = {integer(v) for v in plain}
+        kind = arguments.kind(options)
+        targets = {arguments.integer(v) for v in plain}
         copies = [
             m for m in self.network if m.to in targets and m.sender != m.to and (kind is None or m.kind == kind)
         ]
@@ -268,7 +253,7 @@ class World:
     def stabilize(self, plain: list[str], options: dict[str, list[str]]) -> None:
         quiet = self.quiet
         if "log-level" in options:
-            self.quiet = _level(options["log-level"][0]) == "none"
+            self.quiet = arguments.level(options["log-level"][0]) == "none"
         players = [self.player(text) for text in plain] or list(self.players)
         while self._stabilize_once(players):
             pass
@@ -295,7 +280,7 @@ class World:
         return busy
 
     def log_level(self, plain: list[str], options: dict[str, list[str]]) -> None:
-        self.quiet = _level(plain[0]) == "none"
+        self.quiet = arguments.level(plain[0]) == "none"
 
     def raft_log(self, plain: list[str], options: dict[str, list[str]]) -> None:
         storage = self.player(plain[0]).storage
@@ -303,7 +288,7 @@ class World:
         if last < first:
             self.say(f"empty log: first {first}, last {last}")
             return
-        self.say(*map(describe.entry, storage.entries(first, last + 1, UNLIMITED)))
+        self.say(*map(describe.entry, storage.entries(first, last + 1, arguments.UNLIMITED)))
 
     def raft_state(self, plain: list[str], options: dict[str, list[str]]) -> None:
         for player in self.players:
@@ -318,16 +303,16 @@ class World:
         value = options["timeout"][0] if "timeout" in options else plain[1] if len(plain) > 1 else None
         if value is None:
             raise ScriptError("timeout=TICKS is missing")
-        self.player(plain[0]).node.election_timeout = integer(value)
+        self.player(plain[0]).node.election_timeout = arguments.integer(value)
 
     def tick_election(self, plain: list[str], options: dict[str, list[str]]) -> None:
-        self._tick(plain[0], ELECTION_TICKS)
+        self._tick(plain[0], arguments.ELECTION_TICKS)
 
     def tick_heartbeat(self, plain: list[str], options: dict[str, list[str]]) -> None:
-        self._tick(plain[0], HEARTBEAT_TICKS)
+        self._tick(plain[0], arguments.HEARTBEAT_TICKS)
 
     def tick(self, plain: list[str], options: dict[str, list[str]]) -> None:
-        self._tick(plain[0], integer(plain[1]))
+        self._tick(plain[0], arguments.integer(plain[1]))
 
     def _tick(self, text: str, count: int) -> None:
         for _ in range(count):
@@ -336,7 +321,7 @@ class World:
     def transfer_leadership(self, plain: list[str], options: dict[str, list[str]]) -> None:
         if "from" not in options or "to" not in options:
             raise ScriptError("transfer-leadership from=ID to=ID")
-        self.player(options["from"][0]).node.transfer_leader(integer(options["to"][0]))
+        self.player(options["from"][0]).node.transfer_leader(arguments.integer(options["to"][0]))
 
     def forget_leader(self, plain: list[str], options: dict[str, list[str]]) -> None:
         self.player(plain[0]).node.forget_leader()
@@ -364,11 +349,12 @@ class World:
             raise ScriptError(f"line {line}: propose-conf-change takes one member")
         try:
             player = self.player(command.plain()[0])
-            items = tuple(_item(word) for text in directive.input for word in text.split())
-            transition = _TRANSITIONS.get(options.get("transition", ["auto"])[0])
+            items = tuple(arguments.item(word) for text in directive.input for word in text.split())
+            transition = arguments.TRANSITIONS.get(options.get("transition", ["auto"])[0])
             if transition is None:
                 raise ScriptError(f"unknown transition {options['transition'][0]!r}")
-            if truth(options.get("v1", ["false"])[0]) and (len(items) != 1 or transition != ConfTransition.AUTO):
+            single = len(items) == 1 and transition == ConfTransition.AUTO
+            if arguments.truth(options.get("v1", ["false"])[0]) and not single:
                 raise ScriptError("a v1 change has one operation and no transition")
         except ScriptError as error:
             raise ScriptError(f"line {line}: {error}") from error
@@ -378,22 +364,23 @@ class World:
             self.say(f"dropped: {error}")
 
     def report_unreachable(self, plain: list[str], options: dict[str, list[str]]) -> None:
-        self.player(plain[0]).node.report_unreachable(integer(plain[1]))
+        self.player(plain[0]).node.report_unreachable(arguments.integer(plain[1]))
 
     def report_snapshot(self, plain: list[str], options: dict[str, list[str]]) -> None:
         """report-snapshot LEADER MEMBER ok=false"""
-        self.player(plain[0]).node.report_snapshot(integer(plain[1]), truth(options.get("ok", ["true"])[0]))
+        ok = arguments.truth(options.get("ok", ["true"])[0])
+        self.player(plain[0]).node.report_snapshot(arguments.integer(plain[1]), ok)
 
     def read_index(self, plain: list[str], options: dict[str, list[str]]) -> None:
         """read-index MEMBER NUMBER: begin a linearizable read."""
-        if not self.player(plain[0]).node.read_index(integer(plain[1])):
+        if not self.player(plain[0]).node.read_index(arguments.integer(plain[1])):
             self.say("no leader to ask")
 
     def restart(self, plain: list[str], options: dict[str, list[str]]) -> None:
         """Crash: work that its workers have not done is lost. The state machine keeps what it applied; with
         wiped=true nothing is kept but the membership that it was founded with."""
         player = self.player(plain[0])
-        if truth(options.get("wiped", ["false"])[0]):
+        if arguments.truth(options.get("wiped", ["false"])[0]):
             player.config.applied = player.history[0].index
             founded = MemoryStorage(player.history[0].conf, player.history[0].index, player.history[0].term)
             self.players[player.node.id - 1] = Player(player.config, founded)
@@ -408,72 +395,8 @@ class World:
         """Does nothing."""
 
 
-def integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ScriptError(f"{text!r} is not a number") from None
-
-
-def truth(text: str) -> bool:
-    try:
-        return _TRUTH[text.lower()]
-    except KeyError:
-        raise ScriptError(f"{text!r} is neither true nor false") from None
-
-
 def void(_: object) -> None:
     """Drop a result."""
-
-
-def _level(name: str) -> str:
-    if name.lower() not in _LEVELS:
-        raise ScriptError(f"log levels are {', '.join(_LEVELS)}")
-    return name.lower()
-
-
-def _kind(options: dict[str, list[str]]) -> Kind | None:
-    if "type" not in options:
-        return None
-    kind = describe.kind_named(options["type"][0])
-    if kind is None:
-        raise ScriptError(f"unknown type of message {options['type'][0]!r}")
-    return kind
-
-
-def _item(word: str) -> ConfChangeItem:
-    if len(word) < 2 or word[0] not in _CHANGES:
-        raise ScriptError(f"{word!r} is no change: v1 voter, l1 learner, r1 remove")
-    return ConfChangeItem(_CHANGES[word[0]], integer(word[1:]))
-
-
-def _config(member: int, index: int, options: dict[str, list[str]]) -> Config:
-    def flag(name: str) -> bool:
-        return truth(options.get(name, ["false"])[0])
-
-    mode = options.get("read-only", ["safe"])[0]
-    if mode not in ("safe", "lease-based"):
-        raise ScriptError(f"read-only is safe or lease-based, not {mode!r}")
-    config = Config(
-        member, ELECTION_TICKS, HEARTBEAT_TICKS, UNLIMITED, UNLIMITED, 0, UNLIMITED, UNLIMITED,
-        pre_vote=flag("prevote"), check_quorum=flag("checkquorum"), applied=index,
-        async_storage=flag("async-storage-writes"), coalesce=flag("coalesce"),
-        step_down_on_removal=flag("step-down-on-removal"),
-        validate_conf_changes=not flag("disable-conf-change-validation"),
-    )  # fmt: skip
-    if "inflight" in options:
-        config.max_inflight_messages = integer(options["inflight"][0])
-    if "inflight-bytes" in options:
-        config.max_inflight_bytes = integer(options["inflight-bytes"][0])
-    if "max-message-bytes" in options:
-        config.max_message_bytes = integer(options["max-message-bytes"][0])
-    if "max-uncommitted-bytes" in options:
-        config.max_uncommitted_bytes = integer(options["max-uncommitted-bytes"][0])
-    if "max-committed-size-per-ready" in options:
-        config.max_apply_bytes = integer(options["max-committed-size-per-ready"][0])
-    if mode == "lease-based":
-        config.read_mode = ReadMode.LEASE
-    return config
 
 
 _Verb = tuple[Callable[[World, list[str], dict[str, list[str]]], None], frozenset[str], int, int]
