@@ -34,6 +34,7 @@ class Transport:
     """
 
     def __init__(self, *, insecure_tcp: bool = False, io_threads: int = 1) -> None:
+        self.closing: set[str] = set()  # addresses of closed servers that libzmq may not have let go of yet
         self._insecure_tcp = insecure_tcp
         self._io_threads = io_threads
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None

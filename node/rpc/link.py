@@ -60,7 +60,7 @@ ServerReceive = Callable[[bytes, bytes, list[memoryview]], None]  # peer, first 
 class ServerLink(Protocol):
     """One address that many peers connect to."""
 
-    def open(self) -> None:
+    async def open(self) -> None:
         """Bind. OSError EADDRINUSE when somebody serves there."""
 
     async def run(self, receive: ServerReceive, turn: Callable[[], float]) -> None:

@@ -213,7 +213,7 @@ class MemoryServerLink:
         self._transport = transport
         self._address = address
 
-    def open(self) -> None:
+    async def open(self) -> None:
         if self._address in self._transport._servers:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), self._address)
         self._transport._servers[self._address] = self

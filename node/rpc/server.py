@@ -147,7 +147,7 @@ class Server:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Bind, then serve until cancelled. OSError (EADDRINUSE) before ``started()`` when the address is taken."""
-        self._link.open()
+        await self._link.open()
         self._next_sweep = trio.current_time() + PEER_SWEEP_S
         try:
             async with trio.open_nursery() as nursery:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from node.rpc.context import Transport
 
 _HANDSHAKE_FAILURES_MAX = 3  # in a row; a peer that just died accounts for one
+_RELEASE_POLL_S = 0.002
 _FRAME_BYTES_MAX = max(MESSAGE_BYTES_MAX, BODY_BYTES_MAX + HEADER_BYTES)
 
 
@@ -216,7 +217,24 @@ class ZmqServerLink:
         self._receive: ServerReceive | None = None
         self._turns: Callable[[], float] = lambda: math.inf
 
-    def open(self) -> None:
+    async def open(self) -> None:
+        """Bind. Where this process has just closed a server, wait for libzmq, which lets go of an address later."""
+        closing = self._transport.closing
+        end = trio.current_time() + LINGER_S
+        while self._address in closing and trio.current_time() < end:
+            try:
+                self._bind()
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                await trio.sleep(_RELEASE_POLL_S)
+            else:
+                break
+        else:
+            self._bind()
+        closing.discard(self._address)
+
+    def _bind(self) -> None:
         if self._address.startswith("ipc://"):
             _check_ipc(self._address[len("ipc://"):])
         sock = self._transport.context.socket(zmq.ROUTER)
@@ -245,6 +263,7 @@ class ZmqServerLink:
             await self._owned.run()
         finally:
             self._owned = None
+            self._transport.closing.add(self._address)
             self._sock.close()
 
     def send(self, peer: bytes, head: bytes, data: Sequence[Buffer]) -> bool:
