@@ -33,23 +33,23 @@ class Dialer:
         self._cluster = cluster
         self._keys = keys
 
-    def member(self, peer: Peer) -> Connection:
+    async def member(self, peer: Peer) -> Connection:
         """Connect to a metadata member."""
-        return self._dial(peer, metadata_api.CATALOGUE)
+        return await self._dial(peer, metadata_api.CATALOGUE)
 
-    def server(self, record: ServerRecord) -> Connection:
+    async def server(self, record: ServerRecord) -> Connection:
         """Connect to a chunk server of the cluster map."""
         public_key = self._cluster.server_keys.get(record.name, b"")
-        return self._dial(Peer(record.address, public_key), storage_api.CATALOGUE)
+        return await self._dial(Peer(record.address, public_key), storage_api.CATALOGUE)
 
-    def _dial(self, peer: Peer, catalogue: Catalogue) -> Connection:
+    async def _dial(self, peer: Peer, catalogue: Catalogue) -> Connection:
         security = Security.plain()
         if self._keys is not None and peer.public_key:
             security = Security.curve_client(self._keys, peer.public_key)
         connection = Connection(
             self._transport, peer.address, catalogue, cluster_id=self._cluster.cluster_id, security=security
         )
-        self._nursery.start_soon(connection.run)
+        await self._nursery.start(connection.run)
         return connection
 
 
@@ -81,7 +81,7 @@ async def open_volume(
             dialer = Dialer(opened, nursery, cluster, keys)
             volume = Volume(
                 nursery,
-                {ident: dialer.member(peer) for ident, peer in cluster.members.items()},
+                {ident: await dialer.member(peer) for ident, peer in cluster.members.items()},
                 dialer.server,
                 mount=mount,
                 options=options,

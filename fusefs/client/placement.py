@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Optional
 
 import msgspec
@@ -28,13 +28,14 @@ def group_of(block: bytes, groups: int) -> int:
 class Placement:
     """The newest cluster map that is known. ``dial`` makes a connection to a server and starts it."""
 
-    def __init__(self, session: Session, dial: Callable[[ServerRecord], Caller]) -> None:
+    def __init__(self, session: Session, dial: Callable[[ServerRecord], Awaitable[Caller]]) -> None:
         self._session = session
         self._dial = dial
         self._map: Optional[ClusterMap] = None
         self._records: dict[int, ServerRecord] = {}
         self._callers: dict[int, tuple[str, Caller]] = {}
         self._refresh_lock = trio.Lock()
+        self._dial_lock = trio.Lock()
         self._refreshes = 0
 
     @property
@@ -90,11 +91,19 @@ class Placement:
             raise FsError(Code.UNREACHABLE, f"chunk server {server} is not in the cluster map")
         known = self._callers.get(server)
         if known is None or known[0] != record.address:
-            if known is not None:
-                known[1].close()
-            known = record.address, self._dial(record)
-            self._callers[server] = known
+            known = await self._connect(record)
         return await known[1].call(request, data, timeout_s=timeout_s)
+
+    async def _connect(self, record: ServerRecord) -> tuple[str, Caller]:
+        """Make the connection to a server, unless another task has just done so."""
+        async with self._dial_lock:
+            known = self._callers.get(record.server)
+            if known is None or known[0] != record.address:
+                if known is not None:
+                    known[1].close()
+                known = record.address, await self._dial(record)
+                self._callers[record.server] = known
+            return known
 
     def name_of(self, server: int) -> str:
         """What a person calls a server."""

@@ -8,7 +8,7 @@ after it was called. Cancelling a caller never loses dirty data: write-back runs
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Optional
 
 import trio
@@ -48,7 +48,7 @@ class Volume:
         self,
         nursery: trio.Nursery,
         members: Mapping[int, Caller],
-        dial: Callable[[ServerRecord], Caller],
+        dial: Callable[[ServerRecord], Awaitable[Caller]],
         *,
         mount: str,
         options: ClientOptions,

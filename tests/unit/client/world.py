@@ -310,6 +310,10 @@ class World:
         self.now_ns += 1000
         return self.now_ns
 
+    async def dial(self, record: api.ServerRecord) -> Store:
+        await trio.lowlevel.checkpoint()
+        return self.stores[record.server]
+
     @asynccontextmanager
     async def mount(self, **options: Any) -> AsyncIterator[Volume]:
         """A volume on this cluster. Leaving it stops it; an error inside comes out as it is."""
@@ -320,7 +324,7 @@ class World:
             volume = Volume(
                 nursery,
                 self.metadata,
-                lambda record: self.stores[record.server],
+                self.dial,
                 mount=f"/mnt{self._mounts}",
                 options=ClientOptions(**options),
                 now_ns=self.clock,
