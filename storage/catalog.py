@@ -18,11 +18,13 @@ from typing import NamedTuple, NoReturn, Optional, Protocol
 
 import lmdb
 import msgspec
+from msgspec.structs import replace
 
 from node.host.disk import FatalDiskError
 from node.wire.limits import CATALOG_MAP_BYTES
 
 VERSION = 1
+_STEP_ENTRIES = 4096
 
 _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError, struct.error)
 _ENTRY = struct.Struct("<IIIIIIB")
@@ -51,8 +53,17 @@ class Entry(NamedTuple):
         return _ENTRY.pack(*self)
 
 
+def counts(entry: Optional[Entry]) -> bool:
+    """Whether an entry is one of the blocks that the store says it has."""
+    return entry is not None and entry.state != State.QUARANTINED
+
+
 def _unpack(value: bytes) -> Entry:
     return Entry._make(_ENTRY.unpack(value))
+
+
+def _counts(value: Optional[bytes]) -> bool:
+    return value is not None and value[-1] != State.QUARANTINED
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,9 +99,10 @@ class Catalog(Protocol):
         """Begin a flush: what was set so far belongs to this summary. The one who sets must be the one who calls."""
 
     def flush(self) -> None:
-        """Make durable what was frozen, all or nothing. Returns at once when nothing is. Raises OSError and keeps all.
+        """Make durable what was frozen. Returns at once when nothing is. Raises OSError and keeps all.
 
-        May run in a thread of its own while others get and set."""
+        May run in a thread of its own while others get and set. A crash leaves the old position, with any of the new
+        entries, or the new one with all of them."""
 
     def clear(self) -> None:
         """Forget everything, durably."""
@@ -225,18 +237,38 @@ class LmdbCatalog:
             if summary is None:
                 return
             try:
-                with self._environment.begin(write=True) as transaction:
-                    for block in sorted(self._old):  # neighbours share pages
-                        value = self._old[block]
-                        if value is None:
-                            transaction.delete(block, db=self._blocks)
-                        else:
-                            transaction.put(block, value, db=self._blocks)
-                    transaction.put(b"summary", msgspec.msgpack.encode(summary), db=self._about)
+                self._write(sorted(self._old), summary)
             except lmdb.Error as error:
                 raise OSError(f"catalog {self._directory}: {error}") from error
-            self._summary, self._frozen = summary, None
+            self._frozen = None
             self._old = {}
+
+    def _write(self, order: list[bytes], summary: Summary) -> None:
+        """Commit the updates in the order of names and in steps, so that each step touches its own few pages.
+
+        Names are random: one large transaction would copy nearly every page, and the file would be twice as long. After
+        a crash in between, some entries are newer than the position: applying the records behind it once more changes
+        nothing, and the number of blocks is kept right for what is in.
+        """
+        blocks = self._summary.blocks
+        for at in range(0, len(order), _STEP_ENTRIES):
+            last = at + _STEP_ENTRIES >= len(order)
+            with self._environment.begin(write=True) as transaction:
+                for block in order[at : at + _STEP_ENTRIES]:
+                    value = self._old[block]
+                    before = transaction.get(block, db=self._blocks)
+                    blocks += _counts(value) - _counts(before)
+                    if value is None:
+                        transaction.delete(block, db=self._blocks)
+                    else:
+                        transaction.put(block, value, db=self._blocks)
+                reached = summary if last else replace(self._summary, blocks=blocks)
+                transaction.put(b"summary", msgspec.msgpack.encode(reached), db=self._about)
+            self._summary = reached
+        if not order:
+            with self._environment.begin(write=True) as transaction:
+                transaction.put(b"summary", msgspec.msgpack.encode(summary), db=self._about)
+            self._summary = summary
 
     def clear(self) -> None:
         with self._flushing:

@@ -10,7 +10,7 @@ from typing import Optional
 
 from msgspec.structs import replace
 
-from storage.catalog import Catalog, Entry, State, Summary
+from storage.catalog import Catalog, Entry, State, Summary, counts
 from storage.records import (
     FIRST_OF_GROUP, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Damage, Found, Kind, Record, scan
 )
@@ -64,11 +64,6 @@ def transition(entry: Optional[Entry], record: Record, segment: int, offset: int
     if kind == Kind.DELETE:
         return entry._replace(state=State.QUARANTINED, time_s=record.time_s)
     return entry
-
-
-def counts(entry: Optional[Entry]) -> bool:
-    """Whether an entry is one of the blocks that the store says it has."""
-    return entry is not None and entry.state != State.QUARANTINED
 
 
 @dataclass(slots=True)

@@ -21,9 +21,9 @@ from node.wire.limits import (
 )
 from node.wire.types import BLOCK_ID_BYTES, Buffer
 from storage import block as blocks
-from storage.catalog import Catalog, Entry, State
+from storage.catalog import Catalog, Entry, State, counts
 from storage.records import FIRST_OF_GROUP, RECORD_HEADER_BYTES, Kind, Record, payload_checksum
-from storage.recover import counts, recover, transition
+from storage.recover import recover, transition
 from storage.segments import Segments, segment_name
 
 EPOCH_MAX = (1 << 32) - 1

@@ -8,14 +8,17 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from node.host.disk import Disk, FatalDiskError, SystemDisk
 from node.wire.errors import Code
 from storage.catalog import Catalog, Entry, LmdbCatalog, MemoryCatalog, Summary
 from storage.store import BlockStore, StoreOptions
-from tests.unit.storage.faultdisk import FaultDisk
+from tests.unit.storage.faultdisk import FaultDisk, PowerLoss
 from tests.unit.storage.stores import CLUSTER, clock, commit, delete, outcome, plain, put, randomness, read, store_all
 from tests.unit.storage.stores import touch
 
@@ -300,3 +303,72 @@ def test_reads_beside_writes_and_checkpoints(open_store: Open) -> None:
         thread.join()
     assert not wrong
     assert open_store().block_count == 150
+
+
+def test_a_crash_between_the_steps_of_a_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries newer than the position change nothing when the records behind it are applied again."""
+    monkeypatch.setattr("storage.catalog._STEP_ENTRIES", 7)
+    disk = FaultDisk()
+
+    def start() -> tuple[BlockStore, LmdbCatalog]:
+        catalog = LmdbCatalog(tmp_path / "catalog", map_bytes=1 << 26)
+        options = StoreOptions(reserve_bytes=0, deletion=True)
+        return BlockStore(disk, catalog, CLUSTER, clock=clock(), random=randomness(), options=options), catalog
+
+    store, catalog = start()
+    names = store_all(store, [plain(seed) for seed in range(40)])
+    store.checkpoint()
+    commit(store, *(delete(each, 1) for each in names[::2]))
+    commit(store, *(touch(each, 5) for each in names[::3]), *(put(plain(seed)) for seed in range(40, 60)))
+    expected = {each: store.locate(each) for each in names}
+    count = store.block_count
+    real, steps = LmdbCatalog._write, []
+
+    def crash(self: LmdbCatalog, order: list[bytes], summary: Summary) -> None:
+        half = len(order) // 2
+        steps.append(half)
+        real(self, order[:half], self._summary)  # the old position, half of the new entries
+        blocks = sum(entry.state != 2 for _, entry in self.scan())
+        with self._environment.begin(write=True) as transaction:
+            about = msgspec.structs.replace(self._summary, blocks=blocks)
+            transaction.put(b"summary", msgspec.msgpack.encode(about), db=self._about)
+        raise PowerLoss
+
+    monkeypatch.setattr(LmdbCatalog, "_write", crash)
+    with pytest.raises(PowerLoss):
+        store.checkpoint()
+    monkeypatch.setattr(LmdbCatalog, "_write", real)
+    catalog.close()
+    store, catalog = start()
+    assert steps[0] > 7
+    assert not store.recovery.rebuilt
+    assert store.recovery.records > 0
+    assert {each: store.locate(each) for each in names} == expected
+    assert store.block_count == count == sum(entry.state != 2 for _, entry in catalog.scan())
+    store.close()
+
+
+def test_the_steps_of_a_flush_count_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.catalog._STEP_ENTRIES", 3)
+    catalog = LmdbCatalog(tmp_path / "catalog", map_bytes=1 << 24)
+    seen: list[tuple[int, int]] = []
+    for number in range(10):
+        catalog.set(name(number), entry(number))
+    catalog.freeze(replace(summary(1), blocks=10))
+    catalog.flush()
+    for number in range(0, 10, 2):
+        catalog.set(name(number), None)
+    real = catalog._environment
+
+    class Watched:
+        def begin(self, **options: Any) -> Any:
+            seen.append((catalog._summary.sequence, catalog._summary.blocks))
+            return real.begin(**options)
+
+    monkeypatch.setattr(catalog, "_environment", Watched())
+    catalog.freeze(replace(summary(2), blocks=5))
+    catalog.flush()
+    monkeypatch.setattr(catalog, "_environment", real)
+    assert seen == [(1, 10), (1, 7)]
+    assert catalog.summary() == replace(summary(2), blocks=5)
+    catalog.close()
