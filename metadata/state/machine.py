@@ -30,7 +30,9 @@ from metadata.state.tables import Tables
 from metadata.state.turn import Turn
 from node.wire.errors import Code, FsError
 from node.wire.limits import ORPHANS_PAGE_MAX
+from node.wire.types import slot_of
 
+ENTRY_TIME_MAX_NS = 1 << 62  # the year 2116: a leader's clock beyond is wrong, and must not use up the time there is
 _DIGEST_PAGE = 1024
 
 
@@ -83,7 +85,7 @@ class Machine:
             self._finish(Applied(index, term, applied.time_ns))
             return Outcome(Nothing())
         command = decode_command(data)
-        time_ns = max(command.time_ns, applied.time_ns + 1)
+        time_ns = max(min(command.time_ns, ENTRY_TIME_MAX_NS), applied.time_ns + 1)
         turn = Turn(time_ns, 0, self._sessions.live, self._root.record.gc_epoch, self._root.groups)
         encoded = b""
         reply: msgspec.Struct | FsError
@@ -182,6 +184,10 @@ class Machine:
     def file_bytes(self) -> int:
         """Logical bytes that the extents of all inodes cover."""
         return self._shard.inodes.bytes
+
+    def group_of(self, ino: int) -> int:
+        """The group that owns an inode number, by the slot table."""
+        return self._root.group_of_slot(slot_of(ino))
 
     def sessions(self) -> tuple[Session, ...]:
         """All registered sessions."""

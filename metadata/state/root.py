@@ -105,6 +105,11 @@ class Root:
         self._tables.put(keys.slot(0), keys.NUMBER.pack(0))
         return FormatReply(body.cluster, body.replicas)
 
+    def group_of_slot(self, slot: int) -> int:
+        """The group of a slot: what the row at it, or the next one below, says."""
+        rows = self._tables.range(keys.slot(0), keys.slot(slot + 1), 1, reverse=True)
+        return int(keys.NUMBER.unpack(rows[0][1])[0]) if rows else 0
+
     # --- sessions ---------------------------------------------------------------------------------------------
 
     def open_session(self, body: OpenSession, turn: Turn) -> OpenSessionReply:

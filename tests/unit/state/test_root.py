@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from metadata import api
+from metadata.state import keys
 from metadata.state.command import (
     HEADER_BYTES,
     AdvanceEpoch,
@@ -165,3 +166,17 @@ def test_a_body_is_taken_as_it_is() -> None:
     assert data[HEADER_BYTES:] == body
     assert struct.unpack_from(">Q", data, 8) == (77,)
     assert decode_command(data).body == api.Submit(1, 2, 1, (api.Release((5,)),))
+
+
+def test_a_wild_clock_does_not_use_up_the_time(world: World) -> None:
+    for _ in range(3):
+        world.apply(encode_command(CommandKind.RECLAIM, (1 << 64) - 1, Reclaim(1)))
+    assert world.machine.time_ns == (1 << 62) + 2
+    world.make(b"f")
+    world.sound()
+
+
+def test_every_slot_belongs_to_group_0_until_the_table_says_otherwise(world: World) -> None:
+    assert {world.machine.group_of(ino) for ino in (1, 1 << 44, (1 << 64) - 1)} == {0}
+    world.tables.put(keys.slot(5), keys.NUMBER.pack(3))
+    assert [world.machine.group_of(slot << 44) for slot in (4, 5, 6)] == [0, 3, 3]
