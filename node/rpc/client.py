@@ -238,7 +238,7 @@ class Connection:
         if sent:
             self._flying[entry.number] = entry
             self._flying_bytes += entry.weight
-            entry.body = b""
+            entry.body, entry.data = b"", ()  # a timer may keep the entry for long after its payload was sent
         return sent
 
     def _put(self, kind: int, body: bytes, data: Sequence[Buffer] = (), **fields: int) -> bool:
