@@ -44,8 +44,9 @@ _ENTRY_BYTES = 120  # what an entry takes in memory beside its data
 class LogStore:
     """The log; also the core's ``Storage``. One thread uses it.
 
-    FatalDiskError from any method: the process has to end. FsError(NO_SPACE): the disk is full and the reserve used
-    up; nothing is lost, nothing new is durable, and the call ``sync`` may be repeated once there is room.
+    FatalDiskError from any method: the process has to end. ``append`` and ``install`` only take memory. FsError
+    (NO_SPACE) from ``sync``: the disk is full and the reserve used up; nothing is lost, nothing new is durable, and
+    ``sync`` may be repeated until there is room.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class LogStore:
         self._index = found.index
         self._hard = found.hard
         self._conf = found.mark.snapshot.conf
-        self._chain = found.chain
+        self._chain = found.chain  # the segments in use that are on disk
         self._cut = found.cut
         self._next_number = found.next_number
         self._writer: SegmentWriter | None = None
@@ -86,7 +87,9 @@ class LogStore:
             raise FsError(Code.EXISTS, f"{path}: there is a log already")
         mark = Mark(SnapshotMeta(0, 0, conf or ConfState()), 1, 0)
         cut = Cut(0, 0, mark, 0, 0, HardState())
-        SegmentWriter(disk, path, 1, encode_segment(1, cluster_id, cut, []), 0).close()
+        writer = SegmentWriter(disk, path, 1, encode_segment(1, cluster_id, cut, []), 0)
+        writer.sync()
+        writer.close()
 
     @classmethod
     def open(
@@ -117,6 +120,7 @@ class LogStore:
                     disk.remove(f"{path}/{name}")
             if found.tail:
                 log._begin(encode_segment(found.next_number, cluster_id, found.cut, found.tail))
+                log.sync()
             log._remove_unused()
         except BaseException:
             log._close_files()
@@ -301,13 +305,15 @@ class LogStore:
             return  # nothing was written since the start, which left everything durable
         self._guarded(writer.sync)
         self._syncs += 1
+        if writer.number not in self._chain[-1:]:
+            self._chain.append(writer.number)
         self._lost = (self._mark.lost_term, self._mark.lost_index)
-        if writer.end >= self._segment_bytes:
-            self._roll(writer)
         if self._obsolete:
             self._obsolete = False
             self._remove_unused()
             self._reserve.regain()
+        if writer.end >= self._segment_bytes:
+            self._roll(writer)
 
     # --- segments ---------------------------------------------------------------------------------------------
 
@@ -318,24 +324,18 @@ class LogStore:
         return self._writer or self._begin(encode_segment(self._next_number, self._cluster_id, self._cut, []))
 
     def _begin(self, content: bytes) -> SegmentWriter:
-        number, size = self._next_number, self._segment_bytes
-        writer = self._guarded(lambda: SegmentWriter(self._disk, self.path, number, content, size))
+        """Go on in a new segment; where there is a current one, everything in it is durable."""
         if self._writer is not None:
             self._writer.close()
+        writer = SegmentWriter(self._disk, self.path, self._next_number, content, self._segment_bytes)
         self._writer = writer
-        self._next_number = number + 1
-        self._chain.append(number)
+        self._next_number += 1
         return writer
 
     def _roll(self, writer: SegmentWriter) -> None:
-        """Go on in a new segment. Everything in this one is durable. On a full disk this one grows on instead."""
         index = self._index
         cut = Cut(writer.number, writer.end, self._mark, index.last, index.last_term, self._hard)
-        try:
-            self._begin(encode_segment(self._next_number, self._cluster_id, cut, []))
-        except FsError as error:
-            if error.code != Code.NO_SPACE:
-                raise
+        self._begin(encode_segment(self._next_number, self._cluster_id, cut, []))
 
     def _put(self, writer: SegmentWriter, kind: int, payload: bytes) -> None:
         index = self._index
@@ -357,13 +357,14 @@ class LogStore:
         self._put(writer, RecordKind.MARK, msgspec.msgpack.encode(mark))
 
     def _guarded(self, action: Callable[[], _T]) -> _T:
-        """Run; on a full disk once more without the reserve. Remember a disk that failed."""
+        """Run; on a full disk once more, without the reserve and without zeros ahead. Remember a disk that failed."""
         try:
             try:
                 return action()
             except FsError as error:
-                if error.code != Code.NO_SPACE or not self._reserve.release():
+                if error.code != Code.NO_SPACE:
                     raise
+                self._reserve.release()
                 return action()
         except FatalDiskError:
             self._broken = True

@@ -78,9 +78,11 @@ class Life:
             self.compact(hard.commit)
         elif way > 0.97:
             log.install(SnapshotMeta(last + 3, hard.term + 1, CONF))
-        self.disk.cut_at, cut_at = None, self.disk.cut_at  # looking is not part of the story
+        disk = self.disk
+        faults = disk.cut_at, disk.fail_sync_at
+        disk.cut_at = disk.fail_sync_at = None  # looking may flush, but is not part of the story
         self.possible.append(seen(log))
-        self.disk.cut_at = cut_at
+        disk.cut_at, disk.fail_sync_at = faults
 
     def compact(self, index: int) -> None:
         """Compaction syncs in the middle, so its state has to be foretold."""
