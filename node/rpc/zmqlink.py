@@ -41,7 +41,7 @@ from node.wire.types import Buffer
 if TYPE_CHECKING:
     from node.rpc.context import Transport
 
-_HANDSHAKE_FAILURES_MAX = 3  # in a row; a peer that just died accounts for one
+_BROKEN_OFF_MAX = 3  # a peer that just died accounts for one
 _RELEASE_POLL_S = 0.002
 _FRAME_BYTES_MAX = max(MESSAGE_BYTES_MAX, BODY_BYTES_MAX + HEADER_BYTES)
 
@@ -84,7 +84,8 @@ class ZmqClientLink:
         self._session: trio.CancelScope | None = None
         self._life: trio.CancelScope | None = None
         self._announce = False  # connected, but the socket may not take messages yet
-        self._failures = 0
+        self._stands = False  # this socket's connection came up
+        self._broken_off = 0  # handshakes in a row that the peer hung up on
         self._backoff_s = 0.0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC128
@@ -104,7 +105,7 @@ class ZmqClientLink:
             watch = sock.get_monitor_socket()
             with _os_errors(self._address):
                 sock.connect(self._address)
-            self._announce = False
+            self._announce = self._stands = False
             owned = OwnedSocket(sock, 1, self._message, self._turn)
             monitor = OwnedSocket(watch, 2, self._event, never)
             with trio.CancelScope() as self._session:
@@ -181,12 +182,12 @@ class ZmqClientLink:
         event = parse_monitor_message(list(heads))
         kind = event["event"]
         if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._failures = 0
-            self._announce = True
+            self._broken_off = 0
+            self._announce = self._stands = True
             if self._owned is not None:
                 self._owned.wake()
         elif kind == zmq.EVENT_DISCONNECTED:
-            if self._failures == 0:
+            if self._stands:
                 self._events.link_down("the connection broke")
                 self.reset()
         elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -194,12 +195,12 @@ class ZmqClientLink:
         elif kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             self._refused(f"{self._address} speaks another security mechanism")
         elif kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-            self._failures += 1
-            if self._security.keys is not None and self._failures >= _HANDSHAKE_FAILURES_MAX:
+            hung_up = event["value"] == errno.EPIPE  # EAGAIN: it said nothing within HANDSHAKE_TIMEOUT_S
+            self._broken_off = self._broken_off + 1 if hung_up else 0
+            if self._security.keys is not None and self._broken_off >= _BROKEN_OFF_MAX:
                 self._refused(f"{self._address} broke off the handshake: it does not own the expected key")
 
     def _refused(self, detail: str) -> None:
-        self._failures += 1  # the DISCONNECTED that follows says nothing new
         error = FsError(Code.UNAUTHORIZED, detail)
         self._events.link_refused(error)
         self.reset(error)

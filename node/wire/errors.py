@@ -92,7 +92,7 @@ _RETRYABLE = frozenset({Code.NOT_LEADER, Code.OVERLOADED, Code.RETRY, Code.UNREA
 class FsError(Exception):
     """A request failed in a way that the taxonomy names. ``detail`` is one line for a person."""
 
-    def __init__(self, code: Code, detail: str = "", *, hint: int = 0) -> None:
+    def __init__(self, code: Code, detail: str = "", *, hint: int = 0) -> None:  # noqa: B042  never pickled
         super().__init__(code, detail)
         self.code = code
         self.detail = detail
@@ -115,5 +115,5 @@ class FsError(Exception):
 class ProtocolError(FsError):
     """A peer broke the protocol; it costs that peer the connection and nothing else."""
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, detail: str) -> None:  # noqa: B042  never pickled
         super().__init__(Code.PROTOCOL, detail)
