@@ -430,7 +430,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     that has a result is answered with it, whatever else the request says. Refused whole, nothing executed or recorded:
     UNKNOWN_SESSION; FENCED (``fence`` is not the session's); RETRY; OVERLOADED (the window, or SESSION_RESULT_BYTES_MAX
     of results: raise ``lowest_unacked``); TOO_BIG (SUBMIT_OPS_MAX, SUBMIT_EXTENTS_MAX); INVALID (numbers that make no
-    sense). Else each operation stands alone: one that Failed left no trace, the others count.
+    sense). Else each operation stands alone: one that Failed left no trace, the others count. What is left of a Submit
+    after SUBMIT_WORK_MAX rows and extents were touched (by clones, truncates, releases) is Failed OVERLOADED.
     """
 
     session: int

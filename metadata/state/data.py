@@ -32,6 +32,7 @@ from node.wire.limits import (
     FILE_BYTES_MAX,
     INLINE_EXTENTS_MAX,
     PURGES_MAX,
+    SUBMIT_WORK_MAX,
 )
 
 CHUNKS_END = FILE_BYTES_MAX // CHUNK + 1
@@ -41,12 +42,13 @@ _PAGE = 128  # rows read at a time, because a row may be 20 KiB
 class Change:
     """What is to become of an inode's extents; nothing is written yet."""
 
-    __slots__ = ("inode", "references", "stored", "inline", "rows", "purge", "detach")
+    __slots__ = ("inode", "references", "stored", "work", "inline", "rows", "purge", "detach")
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
         self.references: dict[bytes, int] = {}
         self.stored = 0
+        self.work = 0  # extents that come and go
         self.inline: tuple[Extent, ...] = ()
         self.rows: dict[int, tuple[bool, list[Extent]]] = {}  # chunk -> whether there is a row now, what it becomes
         self.purge: tuple[int, int] | None = None
@@ -58,6 +60,7 @@ class Change:
         for extent in extents:
             references[extent.block] = references.get(extent.block, 0) - 1
             self.stored -= extent.length
+        self.work += len(extents)
 
     def add(self, extents: Sequence[Extent]) -> None:
         """These records come."""
@@ -65,6 +68,7 @@ class Change:
         for extent in extents:
             references[extent.block] = references.get(extent.block, 0) + 1
             self.stored += extent.length
+        self.work += len(extents)
 
     def set_row(self, chunk: int, row: Row | None, extents: list[Extent]) -> None:
         """A chunk's row becomes ``extents``; an empty one goes. TOO_BIG when they are too many."""
@@ -98,14 +102,14 @@ class Data:
             change.set_row(chunk, row, algebra.overlay(alive(inode, chunk, row), pieces))
         return change
 
-    def plan_erase(self, inode: Inode, low: int, high: int, new: Sequence[Extent] = ()) -> Change:
+    def plan_erase(self, inode: Inode, low: int, high: int, turn: Turn, new: Sequence[Extent] = ()) -> Change:
         """[low, high) becomes a hole but for ``new``, which lies within it. BUSY when too much is being purged."""
         if not inode.rows:
             return self._plan_whole(inode, algebra.overlay(algebra.erase(inode.extents, low, high), new))
         change = Change(inode)
         first, last = low // CHUNK, (high - 1) // CHUNK
         pieces = algebra.by_chunk(new)
-        rows = self._few_rows(inode, first, last + 1)
+        rows = self._few_rows(inode, first, last + 1, turn)
         if rows is None and low == 0 and high >= inode.size and not new:
             change.detach = True
             change.stored = -inode.stored
@@ -133,10 +137,10 @@ class Data:
                 change.set_row(chunk, None, pieces)
         return change
 
-    def _few_rows(self, inode: Inode, first: int, end: int) -> dict[int, Row | None] | None:
-        """The rows of chunks [first, end), or None where they are too many to remove at once."""
+    def _few_rows(self, inode: Inode, first: int, end: int, turn: Turn) -> dict[int, Row | None] | None:
+        """The rows of chunks [first, end), or None where they are too many to remove at once, in this entry."""
         rows: dict[int, Row | None] = {}
-        extents = 0
+        extents = 0 if turn.work < SUBMIT_WORK_MAX // 2 else ERASE_EXTENTS_MAX - INLINE_EXTENTS_MAX
         for chunk, row in self._rows(inode, first, end):
             rows[chunk] = row
             extents += len(row.extents)
@@ -154,6 +158,7 @@ class Data:
     def carry_out(self, change: Change, turn: Turn) -> None:
         """Write a plan, for the inode's data version as it is now (the caller raised it). Cannot fail."""
         inode = change.inode
+        turn.work += change.work
         if change.detach:
             self._tables.put(keys.job(keys.JOB_DATA, inode.ino, inode.generation), b"")
             inode.generation += 1

@@ -62,7 +62,7 @@ class Files:
     def truncate(self, inode: Inode, size: int, mtime_ns: int, turn: Turn) -> None:
         """Set the size; what is beyond goes, and reads as zeros should the file grow again."""
         if size < inode.size:
-            change = self._data.plan_erase(inode, size, FILE_BYTES_MAX)
+            change = self._data.plan_erase(inode, size, FILE_BYTES_MAX, turn)
         else:
             change = self._data.plan_overlay(inode, ())
         self._write(change, size, mtime_ns, turn)
@@ -70,7 +70,7 @@ class Files:
     def punch(self, op: PunchHole, turn: Turn) -> AttrResult:
         inode = self.regular(op.ino)
         check_range(op.offset, op.length)
-        change = self._data.plan_erase(inode, op.offset, op.offset + op.length)
+        change = self._data.plan_erase(inode, op.offset, op.offset + op.length, turn)
         self._write(change, inode.size, turn.time_ns, turn)
         return AttrResult(attr_of(inode))
 
@@ -88,7 +88,7 @@ class Files:
         if more:
             raise FsError(Code.TOO_BIG, f"more than {COMMIT_EXTENTS_MAX} extents in one clone: take it in parts")
         pieces = algebra.shift(algebra.clip(found, op.source_offset, end), distance)
-        change = self._data.plan_erase(target, op.target_offset, end + distance, pieces)
+        change = self._data.plan_erase(target, op.target_offset, end + distance, turn, pieces)
         self._write(change, max(target.size, end + distance), turn.time_ns, turn)
         return Committed(attr_of(target), op.target_offset)
 

@@ -23,7 +23,7 @@ from metadata.state import keys
 from metadata.state.command import ROOT, Command, Format, FormatReply, Nothing, decode_command
 from metadata.state.query import Queries
 from metadata.state.records import Applied, Session, decode_applied, encode
-from metadata.state.root import Root, server_record
+from metadata.state.root import UUID_BYTES, Root, server_record
 from metadata.state.sessions import Sessions
 from metadata.state.shard import Shard
 from metadata.state.tables import Tables
@@ -203,7 +203,7 @@ class Machine:
 
     def server_of(self, uuid: bytes) -> ServerRecord | None:
         """The chunk server whose store has this identity, or None."""
-        value = self._tables.get(keys.server_uuid(uuid)) if uuid else None
+        value = self._tables.get(keys.server_uuid(uuid)) if len(uuid) == UUID_BYTES else None
         return None if value is None else server_record(self._root.servers[keys.NUMBER.unpack(value)[0]])
 
     def orphans_of(self, session: int, after: int = 0, limit: int = ORPHANS_PAGE_MAX) -> tuple[int, ...]:

@@ -212,15 +212,15 @@ class Names:
         if other is not None and other[0] == ino:
             return Renamed(ino)
         if kind == _DIRECTORY and source is not target:
-            self._check_outside(ino, target)
+            self._check_outside(ino, target, turn)
         if op.flags & RENAME_EXCHANGE:
             assert other is not None
             if other[1] == _DIRECTORY and source is not target:
-                self._check_outside(other[0], source)
+                self._check_outside(other[0], source, turn)
             return self._exchange(op, source, target, ino, other[0], turn)
         return self._move(op, source, target, ino, other, turn)
 
-    def _check_outside(self, moved: int, directory: Inode) -> None:
+    def _check_outside(self, moved: int, directory: Inode, turn: Turn) -> None:
         """Refuse to move a directory below itself: walk from ``directory`` up to the root."""
         at = directory
         for _ in range(DIRECTORY_DEPTH_MAX):
@@ -229,6 +229,7 @@ class Names:
             if at.ino == ROOT_INO:
                 return
             at = self._inodes.load(at.parent)
+            turn.work += 1
         raise FsError(Code.LOOP, f"more than {DIRECTORY_DEPTH_MAX} directories deep")
 
     def _move(

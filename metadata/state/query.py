@@ -52,6 +52,8 @@ from node.wire.limits import (
 _ATTR_BYTES = 14 * 9 + 8
 _ENTRY_BYTES = 9 + 9 + 8  # beside its name
 _EXTENT_BYTES = 80
+_NAME_BYTES = 16  # and what finding it costs
+_STEP_BYTES = 64  # a step of a path takes none, but time
 _RESULT_BYTES = _ATTR_BYTES + 64
 
 _REPLY_BYTES_MAX = BODY_BYTES_MAX - 512 * KIB  # the largest single result may begin just below this
@@ -122,6 +124,8 @@ class Queries:
     def walk(self, query: Walk) -> AttrResult:
         if len(query.names) > LOOKUP_PATH_DEPTH_MAX:
             raise FsError(Code.NAME_TOO_LONG, f"a path of {len(query.names)} names")
+        self._check_budget()
+        self._spend(len(query.names) * _STEP_BYTES)
         inode = self._shard.inodes.load(query.parent)
         for name in query.names:
             inode = self._step(inode, name)
@@ -174,7 +178,7 @@ class Queries:
     def list_xattr(self, query: ListXattr) -> Names:
         self._check_budget()
         names = self._shard.attributes.list_xattr(query.ino)
-        self._spend(sum([len(name) + 2 for name in names]))
+        self._spend(sum([len(name) + _NAME_BYTES for name in names]))
         return Names(names)
 
     def get_extents(self, query: GetExtents) -> Extents:

@@ -113,7 +113,8 @@ class Root:
     # --- sessions ---------------------------------------------------------------------------------------------
 
     def open_session(self, body: OpenSession, turn: Turn) -> OpenSessionReply:
-        session = self._sessions.by_nonce(body.nonce) if body.nonce else None
+        self._sessions.check_nonce(body.nonce)
+        session = self._sessions.by_nonce(body.nonce)
         if session is None:
             self._sessions.check_open(body)
             ident = self.record.next_session

@@ -67,10 +67,14 @@ class Sessions:
         value = self._tables.get(keys.nonce(nonce))
         return None if value is None else self.by_id[keys.NUMBER.unpack(value)[0]]
 
+    @staticmethod
+    def check_nonce(nonce: bytes) -> None:
+        """Raise INVALID for what cannot be a nonce."""
+        if len(nonce) != NONCE_BYTES:
+            raise FsError(Code.INVALID, f"a nonce of {len(nonce)} bytes")
+
     def check_open(self, body: OpenSession) -> None:
         """Raise where a session cannot be opened."""
-        if len(body.nonce) != NONCE_BYTES:
-            raise FsError(Code.INVALID, f"a nonce of {len(body.nonce)} bytes")
         if max(len(body.host), len(body.mount), len(body.version)) > SESSION_TEXT_BYTES_MAX:
             raise FsError(Code.INVALID, "host, mount or version is too long")
         if len(self.by_id) >= SESSIONS_MAX:

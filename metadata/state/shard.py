@@ -46,7 +46,7 @@ from metadata.state.tables import Tables
 from metadata.state.turn import Turn
 from metadata.state.validate import PERMISSIONS, check_owner, check_submit
 from node.wire.errors import Code, FsError
-from node.wire.limits import INO_RANGE_MAX, RECLAIM_BLOCKS_MAX, RECLAIM_ROWS_MAX, RELEASE_INOS_MAX
+from node.wire.limits import INO_RANGE_MAX, RECLAIM_BLOCKS_MAX, RECLAIM_ROWS_MAX, RELEASE_INOS_MAX, SUBMIT_WORK_MAX
 from node.wire.types import ROOT_INO
 
 _SKIPPED = Failed(Code.SKIPPED, "an operation before it failed")
@@ -134,6 +134,8 @@ class Shard:
         operations = self._operations
         for op in submit.ops:
             try:
+                if turn.work > SUBMIT_WORK_MAX:
+                    raise FsError(Code.OVERLOADED, "this Submit did enough: send the rest in another")
                 results.append(operations[type(op)](op, turn))
             except FsError as error:
                 results.append(Failed(error.code, error.detail[:_DETAIL_MAX]))
@@ -148,6 +150,7 @@ class Shard:
     def _release(self, op: Release, turn: Turn) -> Done:
         if len(op.inos) > RELEASE_INOS_MAX:
             raise FsError(Code.TOO_BIG, f"{len(op.inos)} inodes in one Release")
+        turn.work += len(op.inos)
         for ino in op.inos:
             self.inodes.release(turn.session, ino, turn)
         return Done()

@@ -13,7 +13,7 @@ from node.wire.errors import Code, FsError
 class Turn:
     """One entry being applied. The epochs are those before the entry; ``live`` are all registered sessions."""
 
-    __slots__ = ("time_ns", "session", "live", "gc_epoch", "groups", "orphaned", "freed", "ended")
+    __slots__ = ("time_ns", "session", "live", "gc_epoch", "groups", "work", "orphaned", "freed", "ended")
 
     def __init__(
         self, time_ns: int, session: int, live: Sequence[int], gc_epoch: int, groups: Sequence[Group]
@@ -23,6 +23,7 @@ class Turn:
         self.live = live
         self.gc_epoch = gc_epoch
         self.groups = groups
+        self.work = 0  # rows and extents touched so far, where an operation may touch many
         self.orphaned: dict[int, list[int]] = {}  # session -> removed inodes it may hold, for the leader to ask
         self.freed: list[int] = []  # inodes that ceased to exist
         self.ended: list[int] = []  # sessions that ceased to exist

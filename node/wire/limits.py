@@ -42,6 +42,7 @@ CHUNK_EXTENTS_MAX = 256  # refused above: what a chunk may hold at all
 SUBMIT_EXTENTS_MAX = 8192  # of all operations of a Submit together, so that applying it is short
 ERASE_ROWS_MAX = 1024  # rows of extents that a truncate or punch removes at once; the rest is paced
 ERASE_EXTENTS_MAX = 4096
+SUBMIT_WORK_MAX = 65_536  # rows and extents that a Submit may touch beside its own; the rest of it is refused
 PURGES_MAX = 8  # paced erasures of one file at a time
 
 # Requests
@@ -74,7 +75,7 @@ NOT_HELD_MAX = 4096
 ORPHANS_PAGE_MAX = 4096
 
 # The state machine
-DIRECTORY_DEPTH_MAX = 65_536  # directories between the root and the target of a directory's rename
+DIRECTORY_DEPTH_MAX = 16_384  # directories between the root and the target of a directory's rename
 RECLAIM_ROWS_MAX = 4096  # of one paced step
 RECLAIM_BLOCKS_MAX = 16_384  # block names in one command of the garbage collector
 INODE_CACHE_MAX = 16_384

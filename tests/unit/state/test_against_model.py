@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from functools import partial
 from random import Random
@@ -337,7 +338,7 @@ def stride(walk: Comparison, random: Random) -> None:
 
 
 @pytest.mark.parametrize("erase_rows", [3, 1000])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(100 if os.environ.get("LONG") else 2))
 def test_long_walks_agree_with_the_model(monkeypatch: pytest.MonkeyPatch, erase_rows: int, seed: int) -> None:
     small_geometry(monkeypatch, CHUNK, erase_rows)
     random = Random(seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from metadata import api
+from metadata.state import data as data_module
 from metadata.state.command import (
     AdoptBlocks,
     AdvanceEpoch,
@@ -38,7 +39,7 @@ def advance(world: World) -> int:
     return world.machine.gc_epoch
 
 
-def test_a_commit_brings_bytes_size_and_times_together(world: World) -> None:
+def test_rule_19_a_commit_brings_bytes_size_and_times_together(world: World) -> None:
     ino = world.make(b"f")
     before = world.attr(ino)
     committed = world.write(ino, extent(0, 10, 1), size=100)
@@ -57,7 +58,7 @@ def test_the_size_covers_the_extents(world: World) -> None:
     assert world.write(ino, extent(50, 10, 1), size=0).attr.size == 60
 
 
-def test_each_commit_of_data_raises_mtime(world: World) -> None:
+def test_rule_6_each_commit_of_data_raises_mtime(world: World) -> None:
     ino = world.make(b"f", mtime_ns=1000)
     assert world.do(api.Commit(ino, (), 5, 900, 1)).attr.mtime_ns == 1001
     assert world.do(api.Commit(ino, (), 5, 5000, 1)).attr.mtime_ns == 5000
@@ -113,7 +114,7 @@ def test_sizes_and_ranges_that_cannot_be(world: World) -> None:
     world.sound()
 
 
-def test_base_version_guards_a_commit(world: World) -> None:
+def test_rule_1_base_version_guards_a_commit(world: World) -> None:
     ino = world.make(b"f")
     seen = world.attr(ino).data_version
     world.do(api.SetAttr(ino, mode=0o600))
@@ -122,7 +123,7 @@ def test_base_version_guards_a_commit(world: World) -> None:
     assert world.extents(ino) == [extent(0, 1, 1)]
 
 
-def test_appends_land_at_the_true_end(world: World) -> None:
+def test_rule_9_appends_land_at_the_true_end(world: World) -> None:
     ino = world.make(b"f")
     world.write(ino, extent(0, 10, 1))
     landed = world.do(api.Commit(ino, (extent(0, 8, 2),), 8, 0, 1, append=True, expected_size=0))
@@ -192,7 +193,7 @@ def test_old_touches_are_refused(world: World) -> None:
     world.do(api.Commit(ino, (), 5, 0, 0))  # nothing is referenced, so no touch is asked for
 
 
-def test_a_changed_placement_group_refuses_commits_of_before(world: World) -> None:
+def test_rule_16_a_changed_placement_group_refuses_commits_of_before(world: World) -> None:
     ino = world.make(b"f")
     server = world.run(CommandKind.REGISTER_SERVER, RegisterServer(b"u" * 16, "a", "b", "c", "d", 1.0, 5)).server
     table = SetTable(0, tuple(TableItem(group, (server,)) for group in range(4)), 4)
@@ -221,7 +222,7 @@ def test_candidates_come_and_go_with_references(world: World) -> None:
     world.sound()
 
 
-def test_forgetting_and_adopting_blocks(world: World) -> None:
+def test_rule_17_forgetting_and_adopting_blocks(world: World) -> None:
     ino = world.make(b"f")
     world.write(ino, extent(0, 1, 1), extent(1, 1, 2))
     world.write(ino, extent(0, 1, 3))
@@ -235,7 +236,7 @@ def test_forgetting_and_adopting_blocks(world: World) -> None:
     world.sound()
 
 
-def test_clones_share_blocks(world: World) -> None:
+def test_rule_20_clones_share_live_blocks(world: World) -> None:
     source, target = world.make(b"s"), world.make(b"t")
     world.write(source, whole(0, 1), whole(2, 2), size=3 * CHUNK)
     world.write(target, whole(1, 3))
@@ -325,4 +326,28 @@ def test_freeing_a_file_frees_its_attributes(world: World) -> None:
     world.sound()
     world.reclaim(budget=7)
     assert not world.tables.range(b"E", b"F")
+    world.sound()
+
+
+def test_one_submit_does_only_so_much(world: World) -> None:
+    source, target = big(world, b"s", 4096), world.make(b"t")
+    clone = api.CloneRange(source, 0, target, 0, 4096 * CHUNK)
+    results = world.submit(*[clone] * 20, api.Remove(ROOT, b"t"))
+    failed = [result for result in results if isinstance(result, api.Failed)]
+    assert 5 < len(results) - len(failed) < 20
+    assert {result.code for result in failed} == {Code.OVERLOADED}
+    assert failed == list(results[-len(failed) :])
+    world.do(api.Remove(ROOT, b"t"))
+    world.sound()
+
+
+def test_a_busy_submit_leaves_truncates_to_jobs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_module, "SUBMIT_WORK_MAX", 1000)
+    inos = [big(world, b"%d" % number, 200) for number in range(5)]
+    world.submit(*[api.SetAttr(ino, size=5) for ino in inos])
+    assert world.machine.reclaim_pending()
+    assert [world.extents(ino) for ino in inos] == [[api.Extent(0, 5, block(0), 0, CHUNK)]] * 5
+    world.sound()
+    world.reclaim()
+    assert world.machine.file_bytes == 25
     world.sound()
