@@ -26,6 +26,7 @@ import trio
 from metadata.raft.core import ProposalDropped, RawNode, Ready, Role, StorageAppend, StorageApply
 from metadata.raft.membership import ConfChangeInvalid, decode_change
 from metadata.raft.messages import ConfChange, Entry, EntryKind, Kind, Message, SnapshotMeta
+from metadata.raft.progress import State
 from metadata.server.stable import Stable
 from metadata.server.ticker import Ticker
 from metadata.server.waiting import Done, Proposals, Reads
@@ -78,6 +79,7 @@ class Node:
         self._proposals: Proposals[Outcome] = Proposals()
         self._reads = Reads(READ_ROUND_PATIENCE_S)
         self._stuck: Optional[StorageAppend] = None  # written, but the disk is full: not durable yet
+        self._held: dict[int, Message] = {}  # to each follower: an append that tells only the commit index
         self._campaign_in = 0  # ticks until this member campaigns for a leader that was lost, 0: it does not
         self._parked: Optional[trio.lowlevel.Task] = None
         self._woken = False
@@ -221,6 +223,7 @@ class Node:
 
     def _tick(self) -> None:
         self._hooks.tick()
+        self._flush_held()
         if self.stable.store.damaged and self.role is Role.FOLLOWER:
             return  # never campaigns; its leader's messages need no ticks
         self.core.tick()
@@ -233,7 +236,7 @@ class Node:
         if ready.soft_state is not None:
             self._take_role(ready.soft_state.leader, ready.soft_state.role)
         if ready.messages:
-            self._hooks.send(ready.messages)
+            self._send(ready.messages)
         if ready.append is not None:
             self._append(ready.append)
         for state in ready.read_states:
@@ -287,7 +290,33 @@ class Node:
             else:
                 away.append(message)
         if away:
-            self._hooks.send(away)
+            self._send(away)
+
+    # --- messages --------------------------------------------------------------------------------------------
+
+    def _send(self, messages: Sequence[Message]) -> None:
+        """Send, but let an append that only tells a follower the new commit index wait for the next one with entries,
+        or for the tick: nobody waits for it, and it would cost as much as the append before it."""
+        now = []
+        for message in messages:
+            if message.kind == Kind.APPEND:
+                if not message.entries and self._tells_only_commit(message):
+                    self._held[message.to] = message
+                    continue
+                self._held.pop(message.to, None)
+            now.append(message)
+        if now:
+            self._hooks.send(now)
+
+    def _tells_only_commit(self, message: Message) -> bool:
+        """Whether the follower is known to have all that the leader has: then this is no probe and no repetition."""
+        progress = self.core.progress.get(message.to)
+        return progress is not None and progress.state == State.REPLICATE and progress.match == message.index
+
+    def _flush_held(self) -> None:
+        if self._held:
+            held, self._held = list(self._held.values()), {}
+            self._hooks.send(held)
 
     # --- the state machine -----------------------------------------------------------------------------------
 
@@ -326,6 +355,7 @@ class Node:
             self.elections += 1
         elif led:
             self.settled = False
+            self._held.clear()
             self._proposals.fail(self.not_leader())
             self._reads.fail(self.not_leader())
         log.info("role", role=role.name.lower(), term=self.core.term, leader=leader)
