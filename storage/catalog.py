@@ -187,6 +187,7 @@ class LmdbCatalog:
             self._open()
 
     def _open(self) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # LMDB would give it the mode of a file
         self._environment = lmdb.open(
             str(self._directory), map_size=self._map_bytes, max_dbs=2, max_spare_txns=4, mode=0o600, meminit=False,
         )
