@@ -29,6 +29,7 @@ _COPY_BELOW_BYTES = 64 * 1024  # below, a copy is cheaper than the bookkeeping o
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 _POLLIN = int(zmq.POLLIN)
+_POLLOUT = int(zmq.POLLOUT)
 
 Receive = Callable[[Sequence[bytes], list[memoryview]], None]
 
@@ -40,7 +41,7 @@ class OwnedSocket:
     called before each wait and returns the time (trio's clock) at which the owner must not wait any longer.
     """
 
-    def __init__(self, sock: zmq.Socket[bytes], heads: int, receive: Receive, turn: Callable[[int], float]) -> None:
+    def __init__(self, sock: zmq.Socket[bytes], heads: int, receive: Receive, turn: Callable[[], float]) -> None:
         self.sock = sock
         self._heads = heads
         self._receive = receive
@@ -69,6 +70,10 @@ class OwnedSocket:
         if not self._awake and self._events() & _POLLIN:
             self.wake()
 
+    def takes_messages(self) -> bool:
+        """Whether a send would succeed."""
+        return bool(self._events() & _POLLOUT)
+
     def wake(self) -> None:
         """Make the owner take another turn."""
         self._awake = True
@@ -87,7 +92,7 @@ class OwnedSocket:
         while True:
             self._awake = True
             self._drain()
-            deadline = self._turn(self._events())
+            deadline = self._turn()
             if self._events() & _POLLIN:
                 await trio.lowlevel.checkpoint()
                 continue
@@ -126,7 +131,7 @@ class OwnedSocket:
         return heads, data
 
 
-def never(_events: int = 0) -> float:
+def never() -> float:
     """A turn that has nothing to do."""
     return math.inf
 

@@ -172,8 +172,8 @@ class ZmqClientLink:
         if self._owned is not None:
             self._events.link_message(heads[0], data)
 
-    def _turn(self, events: int) -> float:
-        if self._announce and events & zmq.POLLOUT:
+    def _turn(self) -> float:
+        if self._announce and self._owned is not None and self._owned.takes_messages():
             self._announce = False
             self._events.link_up()
         return self._events.link_turn()
@@ -282,7 +282,7 @@ class ZmqServerLink:
         assert self._receive is not None
         self._receive(heads[0], heads[1] if len(heads) > 1 else b"", data)
 
-    def _turn(self, _events: int) -> float:
+    def _turn(self) -> float:
         return self._turns()
 
 

@@ -131,4 +131,9 @@ def to_ms(remaining_s: float) -> int:
 
 
 def _size(buffer: Buffer) -> int:
-    return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
+    """Bytes of a payload frame. A TypeError here, before anything is sent, since a message cannot stop half-way."""
+    if isinstance(buffer, (bytes, bytearray)):
+        return len(buffer)
+    if isinstance(buffer, memoryview) and buffer.c_contiguous:
+        return buffer.nbytes
+    raise TypeError(f"a payload frame is contiguous bytes, not {type(buffer).__name__}")

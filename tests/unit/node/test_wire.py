@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -114,6 +116,12 @@ def test_what_the_peer_would_refuse_is_not_sent() -> None:
         with pytest.raises(FsError) as caught:
             frames.bound(body_bytes, data)
         assert caught.value.code == Code.TOO_BIG
+
+
+@pytest.mark.parametrize("part", ["text", 7, None, memoryview(b"abcdef")[::2]])
+def test_what_is_no_payload_is_refused_before_anything_is_sent(part: Any) -> None:
+    with pytest.raises(TypeError):
+        frames.bound(0, [b"fine", part])
 
 
 def test_both_ends_weigh_alike() -> None:
