@@ -39,6 +39,7 @@ def _tick_leader(core: Core) -> None:
     if core.role == Role.LEADER and core.heartbeat_elapsed >= config.heartbeat_ticks:
         core.heartbeat_elapsed = 0
         heartbeat(core)
+        replication.leave_joint_automatically(core)
 
 
 def heartbeat(core: Core) -> None:

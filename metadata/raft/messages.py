@@ -105,7 +105,8 @@ class Message(msgspec.Struct, frozen=True, array_like=True, omit_defaults=False)
     sender: int
     term: int = 0
     log_term: int = 0  # APPEND: term of the entry before ``entries``; VOTE: last term of the candidate
-    index: int = 0  # APPEND: index before ``entries``; APPEND_REPLY: last index proved or rejected
+    # APPEND: index before ``entries``; APPEND_REPLY: last index proved or rejected; HEARTBEAT_REPLY: commit index
+    index: int = 0
     commit: int = 0
     entries: tuple[Entry, ...] = ()
     reject: bool = False

@@ -88,15 +88,15 @@ def accept_forwarded(core: Core, message: Message) -> None:
 def leave_joint_automatically(core: Core) -> None:
     """Propose to leave a joint configuration that leaves by itself, once it is applied and nothing is pending.
 
-    Called whenever something was applied, by any leader: so a leader that takes over in the middle, or whose
-    proposal was dropped during a transfer, does it too.
+    Called by any leader whenever something was applied, so one that takes over in the middle does it too, and with
+    each heartbeat, because during a transfer of leadership the proposal is dropped.
     """
     if not core.conf.auto_leave or core.role != Role.LEADER or core.log.applied < core.pending_conf_index:
         return
     try:
         propose_conf(core, ConfChange())
     except ProposalDropped:
-        return  # tried again when the next entry is applied
+        return  # tried again
 
 
 # --- leader: to the others ----------------------------------------------------------------------------------------
@@ -256,6 +256,9 @@ def handle_heartbeat_reply(core: Core, message: Message) -> None:
         return
     progress.recent_active = True
     progress.paused = False
+    if progress.state == State.SNAPSHOT and message.index >= progress.pending_snapshot:
+        # It has what the snapshot was for, and the reply that said so was lost.
+        progress.become_probe()
     if progress.match < core.log.last or progress.state == State.PROBE:
         send_append(core, message.sender, progress, True)
     reads.handle_ack(core, message.sender, message.context)
@@ -294,7 +297,9 @@ def _reply(core: Core, leader: int, index: int, session: int) -> None:
 def handle_heartbeat(core: Core, message: Message) -> None:
     core.log.commit_to(message.commit)
     core.messages.append(
-        Message(Kind.HEARTBEAT_REPLY, message.sender, core.id, core.term, context=message.context)
+        Message(
+            Kind.HEARTBEAT_REPLY, message.sender, core.id, core.term, index=core.log.committed, context=message.context
+        )  # fmt: skip
     )
 
 

@@ -65,7 +65,9 @@ def entries(values: Iterable[Entry]) -> str:
 def message(value: Message) -> str:
     """One line; fields at their default are left out, and so are contexts and sessions, which only compare."""
     text = f"{value.sender}->{value.to} {Kind(value.kind).name} term:{value.term}"
-    if value.log_term or value.index:
+    if value.kind == Kind.HEARTBEAT_REPLY:
+        text += f" commit:{value.index}"
+    elif value.log_term or value.index:
         text += f" log:{value.log_term}/{value.index}"
     if value.reject:
         text += f" rejected hint:{value.hint_term}/{value.hint_index}"

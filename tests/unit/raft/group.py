@@ -180,15 +180,23 @@ class Group:
 
     def send(self, messages: Iterable[Message]) -> None:
         for message in messages:
-            lost = (message.sender, message.to) in self.cut or message.to not in self.members
-            (self.lost if lost else self.network).append(message)
+            if (message.sender, message.to) in self.cut or message.to not in self.members:
+                self.lose(message)
+            else:
+                self.network.append(message)
+
+    def lose(self, message: Message) -> None:
+        """A message is lost; of a snapshot the sender's driver notices."""
+        self.lost.append(message)
+        if message.kind == Kind.SNAPSHOT:
+            self[message.sender].report_snapshot(message.to, False)
 
     def deliver(self, keep: Callable[[Message], bool] = lambda message: True) -> int:
         """Deliver what is on the network now. Messages for which ``keep`` is false are lost."""
         batch, self.network = self.network, []
         for message in batch:
             if (message.sender, message.to) in self.cut or not keep(message):
-                self.lost.append(message)
+                self.lose(message)
             else:
                 self[message.to].step(message)
         return len(batch)
