@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import trio
@@ -15,6 +16,7 @@ import trio
 from fusefs.client.codec import Codec
 from fusefs.client.placement import Placement
 from node.wire.errors import Code, FsError
+from node.wire.limits import KIB
 from node.wire.types import Buffer
 from storage.api import BlockRange, Get
 
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 TRY_TIMEOUT_S = 5.0
 PAUSE_S_MIN = 0.05
 PAUSE_S_MAX = 0.5
+SMALL_BLOCK_BYTES = 64 * KIB  # at most: always fetched whole, and several in one request
+BATCH_BLOCKS_MAX = 64
 FETCHES_AHEAD_MAX = 16  # whole blocks under way; beyond, nothing is fetched on suspicion
 
 _PASSING = frozenset({Code.UNREACHABLE, Code.TIMEOUT, Code.OVERLOADED, Code.SHUTTING_DOWN, Code.RETRY})
@@ -82,7 +86,7 @@ class Blocks:
         self._fetches: dict[bytes, _Fetch] = {}
         self._turn = 0
         self.cache = BlockCache(cache_bytes_max)
-        self._fetched = 0
+        self._requests = 0
         self._bad = 0
 
     def prefetch(self, block: bytes, length: int) -> None:
@@ -90,10 +94,24 @@ class Blocks:
         if block not in self.cache and block not in self._fetches and len(self._fetches) < FETCHES_AHEAD_MAX:
             self._start(block, length)
 
-    def want(self, block: bytes, length: int) -> None:
-        """Fetch a whole block that ``whole`` will be asked for in a moment."""
-        if block not in self.cache and block not in self._fetches:
-            self._start(block, length)
+    def want(self, blocks: Sequence[tuple[bytes, int]]) -> None:
+        """Fetch whole blocks (name, length) that ``whole`` will be asked for in a moment: small ones of one server in
+        one request, large ones side by side."""
+        batches: dict[int, list[tuple[bytes, int]]] = {}
+        for block, length in blocks:
+            if block in self.cache or block in self._fetches:
+                continue
+            servers = self._order(block) if length <= SMALL_BLOCK_BYTES else ()
+            if not servers:
+                self._start(block, length)
+                continue
+            self._fetches[block] = _Fetch()
+            batch = batches.setdefault(servers[0], [])
+            batch.append((block, length))
+            if len(batch) == BATCH_BLOCKS_MAX:
+                self._nursery.start_soon(self._fetch_batch, servers[0], batches.pop(servers[0]))
+        for server, batch in batches.items():
+            self._nursery.start_soon(self._fetch_batch, server, batch)
 
     async def whole(self, block: bytes, length: int, deadline: float) -> Buffer:
         """Return the plaintext of a block. IO, with a log line that names it, when no server has it intact."""
@@ -132,13 +150,43 @@ class Blocks:
     async def _fetch_whole(self, fetch: _Fetch, block: bytes, length: int) -> None:
         try:
             deadline = trio.current_time() + self._timeout_s
-            fetch.plain = await self._fetch(block, 0, length, length, deadline)
-            self.cache.put(block, fetch.plain)
+            self._finish(block, await self._fetch(block, 0, length, length, deadline))
         except FsError as error:
             fetch.error = error
+        except Exception:  # a bug costs this read, not the mount
+            log.exception("the fetch of block %s failed unexpectedly", block.hex())
+            fetch.error = FsError(Code.IO, f"block {block.hex()}: the fetch failed unexpectedly")
         finally:
-            del self._fetches[block]
+            if self._fetches.get(block) is fetch:
+                del self._fetches[block]
             fetch.done.set()
+
+    async def _fetch_batch(self, server: int, batch: Sequence[tuple[bytes, int]]) -> None:
+        """Fetch small blocks in one request; what does not come that way is fetched one by one, from anywhere."""
+        left = dict(batch)
+        try:
+            if len(batch) > 1:
+                ranges = tuple(BlockRange(block) for block, _ in batch)
+                answer = await self._placement.call(server, Get(ranges), (), TRY_TIMEOUT_S)
+                self._requests += 1
+                for (block, length), code, frame in zip(batch, answer.body.codes, answer.data):
+                    if not code:
+                        plain = await self._codec.decode(frame, block, 0, length, length)
+                        self._finish(block, plain)
+                        del left[block]
+        except FsError as error:
+            log.info("%d blocks from %s: %s", len(left), self._placement.name_of(server), error)
+        except Exception:
+            log.exception("a fetch of %d blocks failed unexpectedly", len(left))
+        finally:
+            for block, length in left.items():
+                self._nursery.start_soon(self._fetch_whole, self._fetches[block], block, length)
+
+    def _finish(self, block: bytes, plain: Buffer) -> None:
+        fetch = self._fetches.pop(block)
+        fetch.plain = plain
+        self.cache.put(block, plain)
+        fetch.done.set()
 
     async def _fetch(self, block: bytes, offset: int, length: int, block_length: int, deadline: float) -> Buffer:
         pause_s = PAUSE_S_MIN
@@ -172,7 +220,7 @@ class Blocks:
         whole = length == block_length
         wanted = BlockRange(block) if whole else BlockRange(block, offset, length)
         answer = await self._placement.call(server, Get((wanted,)), (), timeout_s)
-        self._fetched += 1
+        self._requests += 1
         if len(answer.body.codes) != 1 or len(answer.data) != 1:
             raise FsError(Code.PROTOCOL, "not one frame for one block")
         code = answer.body.codes[0]
@@ -201,7 +249,7 @@ class Blocks:
             "cache_bytes": self.cache.bytes,
             "cache_hits": self.cache.hits,
             "cache_misses": self.cache.misses,
-            "fetched": self._fetched,
+            "requests": self._requests,
             "fetching": len(self._fetches),
             "bad": self._bad,
         }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fusefs.client.blocks import Blocks
+from fusefs.client.blocks import SMALL_BLOCK_BYTES, Blocks
 from fusefs.client.codec import join
 from fusefs.client.dirty import Piece
 from fusefs.client.files import File
@@ -18,10 +18,8 @@ from fusefs.client.handles import Handle
 from fusefs.client.readplan import Segment, plan
 from fusefs.client.session import Session
 from metadata.api import Attr, Extent, Extents, GetExtents
-from node.wire.limits import BLOCK_BYTES_MAX, KIB
+from node.wire.limits import BLOCK_BYTES_MAX
 from node.wire.types import Buffer
-
-SMALL_BLOCK_BYTES = 64 * KIB  # at most: always fetched whole
 
 
 class Reader:
@@ -77,13 +75,11 @@ class Reader:
         self, segments: Sequence[Segment], whole: bool, deadline: float, later: Sequence[Extent]
     ) -> list[Buffer]:
         """Have the bytes of each segment; blocks come in parallel."""
-        single = sum(segment.extent is not None for segment in segments) == 1
-        for segment in segments:
-            extent = segment.extent
-            if extent is not None and not (single and not self._take_whole(segment, whole)):
-                self._blocks.want(extent.block, extent.block_length)
-        for extent in later:
-            self._blocks.prefetch(extent.block, extent.block_length)
+        wanted = [segment for segment in segments if segment.extent is not None]
+        if len(wanted) > 1 or (wanted and self._take_whole(wanted[0], whole)):
+            self._blocks.want([(one.extent.block, one.extent.block_length) for one in wanted if one.extent is not None])
+        for next_one in later:
+            self._blocks.prefetch(next_one.block, next_one.block_length)
         parts: list[Buffer] = []
         for segment in segments:
             extent = segment.extent

@@ -205,6 +205,9 @@ class Writer:
                 failure = FsError(Code.PROTOCOL, f"{len(codes)} codes for {len(batch)} blocks")
         except FsError as error:
             failure = error
+        except Exception:  # a bug costs these blocks this attempt, not the mount
+            log.exception("a put to %s failed unexpectedly", self._placement.name_of(server))
+            failure = FsError(Code.IO, "a put failed unexpectedly")
         finally:
             outbox.in_flight -= 1
         if failure is not None:

@@ -350,3 +350,38 @@ async def test_many_small_appends_are_rewritten_too() -> None:
         assert len(extents.extents) <= 64  # type: ignore[union-attr]
         assert await contents(volume, attr.ino) == b"".join(b"line %04d\n" % index for index in range(150))
     world.check()
+
+
+async def test_many_small_blocks_come_in_few_requests() -> None:
+    world = World()
+    async with world.mount() as volume:
+        handle, attr = await volume.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+        model = bytearray(400_000)
+        for at in range(0, 400_000, 10_000):
+            model[at : at + 100] = bytes([at // 10_000]) * 100
+            await volume.write(handle, at, bytes(model[at : at + 100]))
+        await volume.flush(handle)
+        await volume.setattr(attr.ino, size=400_000)
+        for store in world.stores.values():
+            store.gets.clear()
+        assert bytes(await volume.read(handle, 0, 400_000)) == bytes(model)
+        assert len(world.store.gets) == 1
+        assert volume.statistics()["blocks"]["fetching"] == 0
+        await volume.release(handle)
+
+
+async def test_a_lost_block_among_small_ones_is_an_error_that_names_it(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    async with world.mount() as volume:
+        handle, attr = await volume.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+        for at in range(0, 100_000, 10_000):
+            await volume.write(handle, at, b"%d" % at)
+        await volume.flush(handle)
+        lost = world.ops(api.Commit)[0].extents[4].block
+        del world.store.blocks[lost]
+        with pytest.raises(FsError) as raised:
+            await volume.read(handle, 0, 100_000)
+        assert raised.value.errno == 5 and lost.hex() in raised.value.detail
+        assert lost.hex() in caplog.text
+        assert bytes(await volume.read(handle, 0, 10)) == b"0" + bytes(9)
+        await volume.release(handle)
