@@ -51,10 +51,13 @@ def transition(entry: Optional[Entry], record: Record, segment: int, offset: int
         if not good:
             state = State.DAMAGED
             return entry or Entry(segment, offset, record.stored, record.plain, record.epoch, record.time_s, state)
-        epoch = max(record.epoch, entry.epoch) if entry is not None else record.epoch
-        state = State(entry.state) if entry is not None and kind == Kind.MOVE else State.LIVE
-        time_s = entry.time_s if entry is not None and kind == Kind.MOVE else record.time_s
-        return Entry(segment, offset, record.stored, record.plain, epoch, time_s, state)
+        whole = Entry(segment, offset, record.stored, record.plain, record.epoch, record.time_s, State.LIVE)
+        if entry is None:
+            return whole
+        if kind == Kind.MOVE:
+            state = State.QUARANTINED if entry.state == State.QUARANTINED else State.LIVE
+            whole = whole._replace(state=state, time_s=entry.time_s)
+        return whole._replace(epoch=max(record.epoch, entry.epoch))
     if entry is None or kind == Kind.PURGE:
         return None
     if kind == Kind.TOUCH:
