@@ -241,7 +241,7 @@ def _outcome(walk: _Walk, numbers: list[int]) -> Replay:
 
 
 def _damaged(walk: _Walk, numbers: list[int], path: str) -> Replay:
-    """Keep what was there before the loss, the newest term and vote, and what may have been acknowledged."""
+    """Keep what was there before the loss and a mark of what may have been acknowledged; go on in a new term."""
     newest, mark = walk.newest, walk.newest_mark
     if newest is None or mark is None:
         raise Damaged(segment_path(path, numbers[0]), 0, 0)
@@ -259,11 +259,15 @@ def _damaged(walk: _Walk, numbers: list[int], path: str) -> Replay:
         damage = Damaged(segment_path(path, numbers[0]), 0, mark.first_index)
         commit = mark.snapshot.index
         cut, tail = Cut(0, 0, kept, index.last, index.last_term, newest.hard), []
-    hard = HardState(newest.hard.term, newest.hard.vote, commit)
     lost = max((mark.lost_term, mark.lost_index), (newest.last_term, newest.last))
     nothing = (index.last_term, index.last) >= lost  # what is lost added nothing to what was kept
+    hard = HardState(newest.hard.term, newest.hard.vote, commit)
     if nothing:
         lost = (0, 0)
+    else:
+        # A leader of this term believes that it knows this log, and would never send again what was acknowledged.
+        # A member in a newer term makes it step down; the next leader finds out anew.
+        hard = HardState(newest.hard.term + 1, 0, commit)
     kept = msgspec.structs.replace(kept, reset=False, lost_term=lost[0], lost_index=lost[1])
     tail = [record._replace(hard=hard) for record in tail]
     payload = memoryview(msgspec.msgpack.encode(kept))

@@ -263,15 +263,15 @@ def test_bug_37_a_flipped_bit_in_the_middle_is_loss_not_the_end(flip: int) -> No
     log = reopen(disk, sole_voter=False)
     assert log.damage is not None and damaged(log)
     assert shown(log) == entries(1, 5, 1)
-    assert log.initial_state()[0] == HardState(12, 3, 0)  # the newest term and vote were behind the loss
+    assert log.initial_state()[0] == HardState(13, 0, 0)  # the newest term was behind the loss; a new one has no vote
     for seed in range(3):
         disk.crash(Random(seed))
         log = reopen(disk, sole_voter=True)  # nothing more is lost, but it stays marked
         assert damaged(log) and shown(log) == entries(1, 5, 1)
-    log.append(HardState(12, 3, 0), entries(6, 5, 6))
+    log.append(HardState(13, 3, 0), entries(6, 5, 6))
     log.sync()
     assert damaged(log)
-    log.append(HardState(12, 3, 0), entries(11, 5, 11))
+    log.append(HardState(13, 3, 0), entries(11, 5, 11))
     assert damaged(log), "fetched, but not durable"
     log.sync()
     assert not damaged(log)
@@ -283,10 +283,10 @@ def test_bug_37_a_flipped_bit_in_the_middle_is_loss_not_the_end(flip: int) -> No
 def test_bug_37_the_mark_of_loss_needs_the_term_too() -> None:
     """A longer log of an older term does not make good what was acknowledged in a newer one."""
     log = reopen(damaged_disk(0), sole_voter=False)
-    log.append(HardState(12, 3, 0), entries(6, 40, 6))
+    log.append(HardState(13, 3, 0), entries(6, 40, 6))
     log.sync()
     assert damaged(log)
-    log.append(HardState(13, 0, 0), entries(7, 1, 13))  # a later leader, who has everything committed before
+    log.append(HardState(13, 3, 0), entries(7, 1, 13))  # a later leader, who has everything committed before
     log.sync()
     assert not damaged(log)
 
