@@ -61,9 +61,9 @@ Rules for the driver
    after it.
 5. *Identity.* A member that lost its disk has forgotten what it promised. It must not come back under its id; it
    joins under a new one as a learner.
-6. *Founding.* All first members start from one and the same snapshot at an index of at least 1, with term 1, whose
-   ConfState names them. A later member starts empty (index 0): its log cannot match, so it gets a snapshot, and with it
-   the membership, which no entry tells.
+6. *Founding.* All first members start with one and the same membership (``Storage.initial_state``) at the same index,
+   or from the same snapshot. A later member starts with an empty log and an empty membership: no entry tells who the
+   founders are, so it takes no entries before it got a snapshot.
 7. *Proposals* are accepted by the leader only, may be lost until they are applied with the same (index, term), and
    may be applied after the proposer gave up. Exactly-once is the business of the state machine.
 8. *ProposalDropped* is back-pressure: too much is uncommitted, or leadership is on its way elsewhere.

@@ -114,5 +114,5 @@ class Message(msgspec.Struct, frozen=True, array_like=True, omit_defaults=False)
     hint_term: int = 0
     session: int = 0  # replication session: replies of an earlier one cannot move progress
     context: int = 0  # position of a read-index round, chosen by the leader, monotone
-    force: bool = False  # VOTE: a transfer of leadership, overrides leader stickiness
+    force: bool = False  # VOTE: a transfer of leadership, overrides stickiness; APPEND_REPLY: only a snapshot helps
     snapshot: Optional[SnapshotMeta] = None

@@ -212,6 +212,9 @@ def handle_append_reply(core: Core, message: Message) -> None:
         return  # caused by what an earlier incarnation of this member was sent
     progress.recent_active = True
     if message.reject:
+        if message.force and progress.match == 0 and progress.state != State.SNAPSHOT:
+            send_snapshot(core, sender, progress)
+            return
         hint = message.hint_index
         if message.hint_term > 0:
             # Skip our entries of terms that the follower cannot have there.
@@ -270,6 +273,13 @@ def handle_heartbeat_reply(core: Core, message: Message) -> None:
 def handle_append(core: Core, message: Message) -> None:
     log = core.log
     leader, session = message.sender, message.session
+    if not core.conf.voters:
+        # A newcomer cannot learn from entries who the founding members are. Guessing would make it a group of its own.
+        reply = Message(
+            Kind.APPEND_REPLY, leader, core.id, core.term, index=message.index, reject=True, force=True, session=session
+        )  # fmt: skip
+        core.after_append.append(reply)
+        return
     if message.index < log.committed:
         # Old news. What is committed here matches the leader's log by itself.
         _reply(core, leader, log.committed, session)

@@ -70,12 +70,12 @@ def message(value: Message) -> str:
     elif value.log_term or value.index:
         text += f" log:{value.log_term}/{value.index}"
     if value.reject:
-        text += f" rejected hint:{value.hint_term}/{value.hint_index}"
+        text += " needs a snapshot" if value.force else f" rejected hint:{value.hint_term}/{value.hint_index}"
     if value.commit:
         text += f" commit:{value.commit}"
     if value.entries:
         text += f" {entries(value.entries)}"
-    if value.force:
+    if value.force and not value.reject:
         text += " force"
     if value.kind in (Kind.READ_INDEX, Kind.READ_INDEX_REPLY, Kind.TRANSFER_LEADER) and value.context:
         text += f" for:{value.context}"

@@ -365,6 +365,26 @@ def test_a_snapshot_brings_the_membership() -> None:
     assert group[4].conf.state() == ConfState((1, 2, 3), (4,))
 
 
+def test_a_newcomer_takes_no_entries_before_it_knows_the_membership() -> None:
+    """The log goes back to the founding, and yet no entry names the founders: replaying it would make the newcomer the
+    only voter it knows, and leader of a group of its own."""
+    group = Group(3)
+    group.elect(1)
+    group.conf = ConfState()
+    group.add(4)
+    group.members[1].storage.snapshot_ready = False
+    group[1].propose_conf(change((ADD, 4)))
+    group.stabilize()
+    group.tick(6)
+    assert (group[4].log.last, group[4].conf.state()) == (0, ConfState())
+    group.tick(50, members=(4,))
+    assert group[4].term == 1
+    group.members[1].storage.snapshot_ready = True
+    group.tick(6)
+    assert group[4].conf.voters == {1, 2, 3, 4}
+    assert group[4].log.applied == group[1].log.last and terms(group.members[1]) == [1, 1]
+
+
 def test_no_campaign_while_a_snapshot_is_being_installed() -> None:
     one = member(async_storage=True)
     one.node.step(Message(Kind.SNAPSHOT, 1, 2, 3, snapshot=SnapshotMeta(9, 2, ConfState((1, 2, 3)))))
