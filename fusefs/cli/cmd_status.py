@@ -65,6 +65,8 @@ def report_of(config: ClusterConfig, answers: Answers) -> dict[str, Any]:
         for session in (leader.sessions if leader else ())
     ]
     volume = _volume(config, leader)
+    if leader is not None and all(isinstance(answer, ServerStatus) for answer in answers.servers.values()):
+        volume["stored_bytes"] = sum(server["used_bytes"] for server in servers)  # fresher than the last heartbeats
     return {
         "health": _health(leader, members, servers, volume),
         "members": members,

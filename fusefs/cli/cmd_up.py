@@ -129,23 +129,33 @@ async def _run(layout: Layout, config: ClusterConfig, names: list[str], wish: Wi
     """Start, mount, and unless detached watch until told to stop; then bring everything down."""
     check_ports(config, names)
     cluster = Cluster(layout, config, client_keys(config, layout.config_path, None))
-    async with stop_signals() as asked:
-        mount_pid = await _start(cluster, layout, names, wish, asked)
-        _announce(layout, config, cluster, mount_pid, wish, output)
-        if wish.detach:
-            return
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_when, asked, nursery.cancel_scope)
-            if mount_pid is not None:
-                nursery.start_soon(_report_mount, str(wish.mount), mount_pid, output)
-            await cluster.watch(output)
-            nursery.cancel_scope.cancel()
-    if wish.only is None:
-        bring_down(layout, output)
-        if not asked.is_set() and any(child.process.returncode for child in cluster.children.values()):
-            raise Failure("no server is left running")
-    else:
-        cluster.stop_started()
+    started = False
+    try:
+        async with stop_signals() as asked:
+            mount_pid = await _start(cluster, layout, names, wish, asked)
+            started = True
+            _announce(layout, config, cluster, mount_pid, wish, output)
+            if not wish.detach:
+                await _watch(cluster, mount_pid, wish, asked, output)
+    finally:
+        # Also when the announcement failed because nobody reads it: what is in the foreground does not outlive us.
+        if started and not wish.detach:
+            if wish.only is None:
+                bring_down(layout, output)
+            else:
+                cluster.stop_started()
+    if started and not wish.detach and not asked.is_set() and cluster.failed:
+        raise Failure("no server is left running")
+
+
+async def _watch(cluster: Cluster, mount_pid: int | None, wish: Wish, asked: trio.Event, output: Output) -> None:
+    """Report what ends; return when told to stop or when no server is left."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_when, asked, nursery.cancel_scope)
+        if mount_pid is not None:
+            nursery.start_soon(_report_mount, str(wish.mount), mount_pid, output)
+        await cluster.watch(output)
+        nursery.cancel_scope.cancel()
 
 
 async def _start(cluster: Cluster, layout: Layout, names: list[str], wish: Wish, asked: trio.Event) -> int | None:

@@ -45,15 +45,16 @@ class Child:
         return self.process.poll() is not None
 
     def last_words(self) -> str:
-        """Return the last line that it wrote to its log since it was started, without the marks of the journal."""
+        """Return the last line that it wrote to its log since it was started, without the drawing of tracebacks."""
         try:
             with self.log.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(self.log_start, size - _TAIL_BYTES))
-                lines = file.read().decode(errors="replace").strip().splitlines()
+                lines = file.read().decode(errors="replace").splitlines()
         except OSError:
             return ""
-        return lines[-1].strip() if lines else ""
+        words = (line.strip("|+-^ ") for line in reversed(lines))
+        return next((line for line in words if line), "")
 
 
 def command_of(layout: Layout, name: str) -> list[str]:

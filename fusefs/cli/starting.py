@@ -145,6 +145,11 @@ class Cluster:
             child.process.wait()
             self._layout.pid(child.name).unlink(missing_ok=True)
 
+    @property
+    def failed(self) -> bool:
+        """Whether any server ended otherwise than in order."""
+        return any(child.process.poll() for child in self.children.values())
+
     async def watch(self, output: Output) -> None:
         """Report each server that ends; return when none is left."""
         async with trio.open_nursery() as nursery:

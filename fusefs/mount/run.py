@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import socket
 from collections.abc import Callable
 from importlib.metadata import version
@@ -35,6 +36,7 @@ from node.wire.limits import STOP_FLUSH_S
 
 log = get_logger(__name__)
 
+DEVICE = "/dev/fuse"
 WORKERS_MIN, WORKERS_MAX = 8, 32  # each holds a buffer of 1 MiB
 READ_AHEAD_KIB = 1024  # of the kernel: reads then come in requests of 1 MiB
 FLUSH_PAUSE_S = 1.0
@@ -72,7 +74,8 @@ async def serve(life: Lifecycle, plan: Plan, announcer: Announcer) -> None:
         with trio.CancelScope() as starting:
             await _serve_volume(life, plan, announcer, starting)
     except Exception as error:
-        state.failure_path.write_text(describe(error) or f"unexpected {type(error).__name__}")
+        if life.served:  # nobody waits for a word at the pipe any more, but whoever unmounts will look for one
+            state.failure_path.write_text(describe(error) or f"unexpected {type(error).__name__}")
         raise
     finally:
         state.clear()
@@ -166,8 +169,7 @@ class _Kernel:
         words = kernel_options(
             self._plan.options, source=table.source_of(self._plan.cluster_path), privileged=os.geteuid() == 0
         )
-        if not os.path.exists("/dev/fuse"):
-            raise FsError(Code.NOT_SUPPORTED, "/dev/fuse is missing; load the kernel module: modprobe fuse")
+        check_fuse()
         try:
             pyfuse3.init(self._operations, self._plan.mount, words)
         except RuntimeError as error:
@@ -214,6 +216,16 @@ class _Kernel:
     def _is_ours(self) -> bool:
         mount = table.mounted_at(self._plan.mount)
         return mount is not None and mount.device == self._device
+
+
+def check_fuse() -> None:
+    """Raise FsError saying what this host or user lacks to mount anything."""
+    if not os.path.exists(DEVICE):
+        raise FsError(Code.NOT_SUPPORTED, f"{DEVICE} is missing; load the kernel module: modprobe fuse")
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        raise FsError(Code.PERMISSION, f"this user may not open {DEVICE}; mount as root or have it chmod 666")
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise FsError(Code.NOT_SUPPORTED, "fusermount3 is missing; install the package fuse3")
 
 
 def _raise_read_ahead(device: str) -> None:

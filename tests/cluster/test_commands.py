@@ -103,6 +103,23 @@ def test_foreground_prints_ready_and_ctrl_c_is_down(cluster: Cluster, tmp_path: 
     assert (mount / "file").read_text() == "kept"
 
 
+def test_a_stop_during_the_start_leaves_nothing(cluster: Cluster) -> None:
+    with subprocess.Popen([FUSEFS, "up", str(cluster.directory)], stdout=subprocess.PIPE, text=True) as process:
+        wait_for((cluster.directory / "run" / "metadata-1.pid").exists, 30, "the first server")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) in (0, 130)
+    assert cluster.pids() == []
+
+
+def test_a_foreground_cluster_does_not_outlive_its_reader(cluster: Cluster) -> None:
+    with subprocess.Popen([FUSEFS, "up", str(cluster.directory)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 1
+    assert cluster.pids() == []
+
+
 def test_welcome_prints_where_it_is_ready(cluster: Cluster, tmp_path: Path) -> None:
     need_fuse()
     mount = tmp_path / "mnt"
@@ -369,6 +386,22 @@ def test_status_degraded_and_down(cluster: Cluster) -> None:
     assert done.returncode == 4
     status = json.loads(done.stdout)
     assert status["health"] == "down" and status["members"][0]["role"] == "down"
+
+
+def test_a_minority_of_members_may_be_down(tmp_path: Path) -> None:
+    made = Cluster(tmp_path / "d", members=3)
+    try:
+        made.up()
+        leader = next(m["name"] for m in made.status()["members"] if m["role"] == "leader")
+        made.kill(made.server_pids()[leader])
+        wait_for(lambda: made.status()["health"] == "degraded", 20, "another leader")
+        roles = {member["name"]: member["role"] for member in made.status()["members"]}
+        assert roles.pop(leader) == "down"
+        assert sorted(roles.values()) == ["follower", "leader"]
+        run(FUSEFS, "up", made.directory, "--only", leader, "--detach")
+        wait_for(lambda: made.status()["health"] == "healthy", 20, "it is back")
+    finally:
+        made.clean()
 
 
 def test_status_of_stopped_processes_is_bounded(cluster: Cluster) -> None:
