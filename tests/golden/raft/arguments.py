@@ -8,8 +8,6 @@ from tests.golden.raft import describe
 from tests.golden.raft.script import ScriptError
 
 UNLIMITED = 1 << 60
-ELECTION_TICKS = 3
-HEARTBEAT_TICKS = 1
 TRUTH = {"true": True, "1": True, "t": True, "false": False, "0": False, "f": False}
 LEVELS = ("debug", "info", "warn", "error", "fatal", "none")
 LISTS = frozenset(("voters", "learners", "drop"))
@@ -63,23 +61,28 @@ def config(member: int, index: int, options: dict[str, list[str]]) -> Config:
     mode = options.get("read-only", ["safe"])[0]
     if mode not in ("safe", "lease-based"):
         raise ScriptError(f"read-only is safe or lease-based, not {mode!r}")
-    made = Config(
-        member, ELECTION_TICKS, HEARTBEAT_TICKS, UNLIMITED, UNLIMITED, 0, UNLIMITED, UNLIMITED,
-        pre_vote=flag("prevote"), check_quorum=flag("checkquorum"), applied=index,
-        async_storage=flag("async-storage-writes"), coalesce=flag("coalesce"),
-        step_down_on_removal=flag("step-down-on-removal"),
-        validate_conf_changes=not flag("disable-conf-change-validation"),
-    )  # fmt: skip
-    if "inflight" in options:
-        made.max_inflight_messages = integer(options["inflight"][0])
-    if "inflight-bytes" in options:
-        made.max_inflight_bytes = integer(options["inflight-bytes"][0])
-    if "max-message-bytes" in options:
-        made.max_message_bytes = integer(options["max-message-bytes"][0])
-    if "max-uncommitted-bytes" in options:
-        made.max_uncommitted_bytes = integer(options["max-uncommitted-bytes"][0])
-    if "max-committed-size-per-ready" in options:
-        made.max_apply_bytes = integer(options["max-committed-size-per-ready"][0])
-    if mode == "lease-based":
-        made.read_mode = ReadMode.LEASE
-    return made
+
+    def number(name: str, otherwise: int) -> int:
+        return integer(options[name][0]) if name in options else otherwise
+
+    try:
+        return Config(
+            member,
+            election_ticks=number("election-tick", 3),
+            heartbeat_ticks=number("heartbeat-tick", 1),
+            max_message_bytes=number("max-message-bytes", UNLIMITED),
+            max_inflight_messages=number("inflight", UNLIMITED),
+            max_inflight_bytes=number("inflight-bytes", 0),
+            max_uncommitted_bytes=number("max-uncommitted-bytes", UNLIMITED),
+            max_apply_bytes=number("max-committed-size-per-ready", UNLIMITED),
+            pre_vote=flag("prevote"),
+            check_quorum=flag("checkquorum"),
+            read_mode=ReadMode.LEASE if mode == "lease-based" else ReadMode.READ_INDEX,
+            applied=index,
+            async_storage=flag("async-storage-writes"),
+            coalesce=flag("coalesce"),
+            step_down_on_removal=flag("step-down-on-removal"),
+            validate_conf_changes=not flag("disable-conf-change-validation"),
+        )
+    except ValueError as error:
+        raise ScriptError(str(error)) from None

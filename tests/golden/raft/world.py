@@ -306,10 +306,10 @@ class World:
         self.player(plain[0]).node.election_timeout = arguments.integer(value)
 
     def tick_election(self, plain: list[str], options: dict[str, list[str]]) -> None:
-        self._tick(plain[0], arguments.ELECTION_TICKS)
+        self._tick(plain[0], self.player(plain[0]).config.election_ticks)
 
     def tick_heartbeat(self, plain: list[str], options: dict[str, list[str]]) -> None:
-        self._tick(plain[0], arguments.HEARTBEAT_TICKS)
+        self._tick(plain[0], self.player(plain[0]).config.heartbeat_ticks)
 
     def tick(self, plain: list[str], options: dict[str, list[str]]) -> None:
         self._tick(plain[0], arguments.integer(plain[1]))
@@ -416,7 +416,7 @@ VERBS: dict[str, _Verb] = {
         World.add_nodes, 1, 1, "voters", "learners", "index", "content", "inflight", "inflight-bytes",
         "async-storage-writes", "prevote", "checkquorum", "coalesce", "max-committed-size-per-ready",
         "max-message-bytes", "max-uncommitted-bytes", "disable-conf-change-validation", "step-down-on-removal",
-        "read-only",
+        "read-only", "election-tick", "heartbeat-tick",
     ),
     "campaign": _verb(World.campaign, 1, 1),
     "compact": _verb(World.compact, 2, 2),
