@@ -441,10 +441,15 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     after: int = 0
     stop_on_error: bool = False
     fence: int = 0
+    lease: bool = False  # this and the next as in Read
+    lease_term: int = 0
 
 
 class SubmitReply(msgspec.Struct, frozen=True, array_like=True):
+    """``lease_term``: as in ReadReply, for the inodes whose attributes are in the results."""
+
     results: tuple[Result, ...]
+    lease_term: int = 0
 
 
 class Read(msgspec.Struct, frozen=True, array_like=True):
@@ -452,14 +457,24 @@ class Read(msgspec.Struct, frozen=True, array_like=True):
 
     At most READ_QUERIES_MAX, else TOO_BIG. A query whose answer does not fit into this reply any more is Failed
     OVERLOADED: ask it again in another Read.
+
+    With ``lease`` the session asks for read leases on the inodes that the answers speak of (of a directory: its names
+    too). ``lease_term`` is the term of the leader whose leases the session holds, 0 when it holds none; LEASES_GONE
+    when that was an earlier leader: drop everything, then ask again with 0.
     """
 
     session: int
     queries: tuple[Query, ...]
+    lease: bool = False
+    lease_term: int = 0
 
 
 class ReadReply(msgspec.Struct, frozen=True, array_like=True):
+    """``lease_term``: 0, or the results may be cached until they are recalled, and no longer than SESSION_LEASE_S
+    from when the request was sent; a later grant or renewal of the same term prolongs all of them alike."""
+
     results: tuple[Result, ...]
+    lease_term: int = 0
 
 
 class OpenSession(msgspec.Struct, frozen=True, array_like=True):
@@ -484,6 +499,7 @@ class RenewSession(msgspec.Struct, frozen=True, array_like=True):
 
     session: int
     orphans_after: int = 0  # page: removed inodes above this number
+    lease_term: int = 0  # as in Read
 
 
 class RenewSessionReply(msgspec.Struct, frozen=True, array_like=True):
@@ -493,6 +509,30 @@ class RenewSessionReply(msgspec.Struct, frozen=True, array_like=True):
     gc_epoch: int
     pg_epoch: int
     orphans: tuple[int, ...] = ()
+    lease_term: int = 0  # leases of this term are prolonged, from when the request was sent
+
+
+class Recall(msgspec.Struct, frozen=True, array_like=True):
+    """Pushed by the leader: another session changed these inodes, and waits until nobody sees them as they were.
+
+    The session drops what it and its kernel cache of their attributes, data and (of directories) names, and then
+    sends Recalled. An answer to a request that it sent before the recall came must not be cached (rule 4).
+    """
+
+    session: int
+    number: int
+    inos: tuple[int, ...]
+
+
+class Recalled(msgspec.Struct, frozen=True, array_like=True):
+    """The session caches nothing of recall ``number`` any more."""
+
+    session: int
+    number: int
+
+
+class RecalledReply(msgspec.Struct, frozen=True, array_like=True):
+    pass
 
 
 class CloseSession(msgspec.Struct, frozen=True, array_like=True):
@@ -586,5 +626,7 @@ CATALOGUE = Catalogue(
         Method(0x205, GetClusterMap, ClusterMap),
         Method(0x206, GetStatus, StatusReply),
         Method(0x207, Heartbeat, HeartbeatReply),
+        Method(0x208, Recall, None),
+        Method(0x209, Recalled, RecalledReply),
     ],
 )

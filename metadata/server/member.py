@@ -19,11 +19,12 @@ from typing import Optional
 
 import trio
 
-from metadata.api import CATALOGUE, GetStatus, MemberStatus, StatusReply
+from metadata.api import CATALOGUE, GetStatus, MemberStatus, Recall, StatusReply
 from metadata.raft.core import Config, RawNode, Role
 from metadata.raft.messages import ConfState
 from metadata.server import wire
 from metadata.server.leader import Leader
+from metadata.server.leasing import Leasing
 from metadata.server.node import Hooks, Node
 from metadata.server.peers import Peers
 from metadata.server.pins import FilePins
@@ -81,6 +82,7 @@ class MetadataMember:
         self.node: Optional[Node] = None
         self.service: Optional[Service] = None
         self.leader: Optional[Leader] = None
+        self.leasing: Optional[Leasing] = None
         self._transport = transport
         self._disk = disk
         self._report = report
@@ -247,8 +249,11 @@ class MetadataMember:
         )
         self.node = node = Node(core, stable, machine, hooks)
         self.leader = leader = Leader(node, machine, config, wall_ns=self._wall_ns, owner=volume_owner())
-        hooks.lead = leader.begin
-        self.service = Service(node, machine, leader, Reporter(node, machine, leader, config), wall_ns=self._wall_ns)
+        self.leasing = leasing = Leasing(node, machine, self._push)
+        hooks.lead = self._lead
+        hooks.applied = leasing.applied
+        reporter = Reporter(node, machine, leader, leasing, config)
+        self.service = Service(node, machine, leader, reporter, leasing, wall_ns=self._wall_ns)
         self.peers.attach(node, self.peers.first or ConfState(), source=stable.view, receiver=receiver)
         return receiver
 
@@ -264,14 +269,26 @@ class MetadataMember:
         else:
             raise FsError(Code.NOT_LEADER, f"member {self.place.own.id} waits for the others")
 
+    def _push(self, peer: bytes, recall: Recall) -> bool:
+        return self.server.notify(peer, recall, CATALOGUE)
+
+    def _lead(self) -> None:
+        assert self.leader is not None and self.leasing is not None
+        self.leasing.begin()
+        self.leader.begin()
+
     def _on_role(self) -> None:
         node = self.node
-        assert node is not None
+        assert node is not None and self.leasing is not None
+        if node.role is not Role.LEADER:
+            self.leasing.end()
         self._report(f"{role_of(node)}, term {node.core.term}")
 
     def _on_tick(self) -> None:
         self._tick()
         self.peers.watch()
+        if self.leasing is not None:
+            self.leasing.look_after()
 
     async def _finish(self) -> None:
         """Hand over, answer what runs."""

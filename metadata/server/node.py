@@ -45,6 +45,10 @@ def _nothing() -> None:
     """A hook that does nothing."""
 
 
+def _ignore(outcome: Outcome) -> None:
+    """A hook that does nothing with what was applied."""
+
+
 def _no_snapshot(meta: SnapshotMeta) -> Iterable[tuple[bytes, bytes]]:
     raise AssertionError(f"no snapshot {meta} was received")
 
@@ -59,6 +63,7 @@ class Hooks:
     lead: Callable[[], None] = _nothing  # this member leads and has applied all that earlier leaders committed
     received: Callable[[SnapshotMeta], Iterable[tuple[bytes, bytes]]] = _no_snapshot  # content of a stepped snapshot
     installed: Callable[[], None] = _nothing
+    applied: Callable[[Outcome], None] = _ignore  # on the leader, before whoever proposed it is answered
 
 
 class Node:
@@ -328,6 +333,8 @@ class Node:
                 outcome = apply(entry.index, entry.term, b"")
             else:
                 outcome = apply(entry.index, entry.term, entry.data)
+            if self.settled:
+                self._hooks.applied(outcome)
             applied(entry.index, entry.term, outcome)
         last = work.entries[-1]
         self.stable.applied_to(last.index, last.term, len(work.entries))

@@ -16,6 +16,7 @@ import msgspec
 from metadata import api
 from metadata.raft.core import Role
 from metadata.server.leader import Leader
+from metadata.server.leasing import Leasing, leasable, shown, spoken_of
 from metadata.server.node import Node
 from metadata.server.status import Reporter
 from metadata.state.command import CommandKind, encode_command
@@ -26,6 +27,8 @@ from node.wire.limits import METADATA_WAITING_MAX, READ_QUERIES_MAX, SESSION_LEA
 from storage.api import Heartbeat
 
 
+Then = Callable[[Call, Optional[Outcome], Optional[FsError]], None]
+
 FREEING = frozenset({api.Remove, api.Release, api.PunchHole})  # what is taken on a full disk
 
 
@@ -33,12 +36,20 @@ class Service:
     """The handlers over one node. ``wall_ns`` is the clock that stamps entries."""
 
     def __init__(
-        self, node: Node, machine: Machine, leader: Leader, reporter: Reporter, *, wall_ns: Callable[[], int]
+        self,
+        node: Node,
+        machine: Machine,
+        leader: Leader,
+        reporter: Reporter,
+        leasing: Leasing,
+        *,
+        wall_ns: Callable[[], int],
     ) -> None:
         self.node = node
         self.machine = machine
         self.leader = leader
         self.reporter = reporter
+        self.leasing = leasing
         self._wall_ns = wall_ns
         self._counts = {"submits": 0, "reads": 0, "queries": 0, "overloaded": 0}
 
@@ -51,6 +62,8 @@ class Service:
             api.GetClusterMap: self.cluster_map,
             api.GetStatus: self.status,
             Heartbeat: self.heartbeat,
+            api.Recall: self.misdirected,
+            api.Recalled: leasing.recalled,
         }
         assert self._handlers.keys() == api.CATALOGUE.by_request.keys()
 
@@ -66,9 +79,27 @@ class Service:
             raise FsError(Code.INVALID, f"{len(request.ops)} operations")
         if self.node.full and not all(type(op) in FREEING for op in request.ops):
             raise FsError(Code.NO_SPACE, "the disk of the metadata leader is full: only removals are taken")
+        if self.node.role is Role.LEADER:
+            self.leasing.hear(call, request.session, request.lease_term)
         self._counts["submits"] += 1
-        self._propose(call, CommandKind.SUBMIT)
+        self._propose(call, CommandKind.SUBMIT, self._submitted)
         self.leader.heard_session(request.session)
+
+    def _submitted(self, call: Call, outcome: Optional[Outcome], error: Optional[FsError]) -> None:
+        """Answer a Submit when nobody sees any more what was before it."""
+        if outcome is None or isinstance(outcome.reply, FsError):
+            answer(call, outcome, error)
+            return
+        request: api.Submit = call.request
+        reply = outcome.reply
+        assert isinstance(reply, api.SubmitReply)
+
+        def settled(call: Call) -> None:
+            term = self.leasing.grant(request.session, shown(reply.results)) if request.lease else 0
+            call.reply(api.SubmitReply(reply.results, term) if term else reply)
+
+        if not self.leasing.waits(call, outcome.touched, request.session, settled):
+            settled(call)
 
     def open_session(self, call: Call) -> None:
         self._propose(call, CommandKind.OPEN_SESSION)
@@ -76,9 +107,9 @@ class Service:
     def close_session(self, call: Call) -> None:
         self._propose(call, CommandKind.CLOSE_SESSION)
 
-    def _propose(self, call: Call, kind: CommandKind) -> None:
+    def _propose(self, call: Call, kind: CommandKind, then: Optional[Then] = None) -> None:
         self._check()
-        self.node.propose(encode_command(kind, self._wall_ns(), call.request), partial(answer, call))
+        self.node.propose(encode_command(kind, self._wall_ns(), call.request), partial(then or answer, call))
 
     def _check(self) -> None:
         if not self.machine.formatted and self.node.role is Role.LEADER:
@@ -95,9 +126,14 @@ class Service:
             raise FsError(Code.INVALID, f"{len(request.queries)} queries")
         self._counts["reads"] += 1
         self._counts["queries"] += len(request.queries)
+        if self.node.role is Role.LEADER:
+            self.leasing.hear(call, request.session, request.lease_term)
         self._read(call, self._answer_read)
 
     def renew_session(self, call: Call) -> None:
+        request: api.RenewSession = call.request
+        if self.node.role is Role.LEADER:
+            self.leasing.hear(call, request.session, request.lease_term)
         self._read(call, self._answer_renew)
 
     def cluster_map(self, call: Call) -> None:
@@ -124,7 +160,15 @@ class Service:
         results = self.machine.query(request.queries)
         if any(type(query) is api.StatVolume for query in request.queries):
             results = self.leader.with_capacity(results)
-        call.reply(api.ReadReply(results))
+        inos = spoken_of(request.queries, results)
+        if self.leasing.waits(call, inos, request.session, self._read_again):
+            return
+        leased = request.lease and leasable(request.queries)
+        call.reply(api.ReadReply(results, self.leasing.grant(request.session, inos) if leased else 0))
+
+    def _read_again(self, call: Call) -> None:
+        """A read that waited for acknowledgements looks at the state as it is now."""
+        self._read(call, self._answer_read)
 
     def _answer_renew(self, call: Call) -> None:
         request: api.RenewSession = call.request
@@ -133,7 +177,8 @@ class Service:
             raise FsError(Code.UNKNOWN_SESSION, f"session {request.session}")
         self.leader.heard_session(request.session)
         orphans = machine.orphans_of(request.session, request.orphans_after)
-        call.reply(api.RenewSessionReply(SESSION_LEASE_S, machine.gc_epoch, machine.pg_epoch, orphans))
+        term = self.leasing.renewed(request.session, request.lease_term)
+        call.reply(api.RenewSessionReply(SESSION_LEASE_S, machine.gc_epoch, machine.pg_epoch, orphans, term))
 
     def _answer_map(self, call: Call) -> None:
         request: api.GetClusterMap = call.request
@@ -144,11 +189,15 @@ class Service:
     def heartbeat(self, call: Call) -> None:
         self.leader.heartbeat(call)
 
+    def misdirected(self, call: Call) -> None:
+        """A message that only members send."""
+        raise FsError(Code.INVALID, f"{type(call.request).__name__} is not for a member")
+
     def status(self, call: Call) -> None:
         call.reply(self.reporter.report())
 
     def statistics(self) -> dict[str, float]:
-        return dict(self._counts)
+        return {**self._counts, **self.leasing.statistics()}
 
 
 def answer(call: Call, outcome: Optional[Outcome], error: Optional[FsError]) -> None:

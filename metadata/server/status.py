@@ -5,6 +5,7 @@ from __future__ import annotations
 from metadata import api
 from metadata.raft.core import Role
 from metadata.server.leader import Leader
+from metadata.server.leasing import Leasing
 from metadata.server.node import Node
 from metadata.state.machine import Machine
 from node.host.cluster import ClusterConfig, Member
@@ -25,10 +26,13 @@ def role_of(node: Node) -> str:
 class Reporter:
     """Puts the answers to GetStatus together."""
 
-    def __init__(self, node: Node, machine: Machine, leader: Leader, config: ClusterConfig) -> None:
+    def __init__(
+        self, node: Node, machine: Machine, leader: Leader, leasing: Leasing, config: ClusterConfig
+    ) -> None:
         self._node = node
         self._machine = machine
         self._leader = leader
+        self._leasing = leasing
         self._config = config
         self._own = config.member(node.member)
 
@@ -37,11 +41,11 @@ class Reporter:
         own = self._status()
         if not self._node.settled:
             return api.StatusReply(own)
-        machine, leader = self._machine, self._leader
+        machine, leader, held = self._machine, self._leader, self._leasing.held
         return api.StatusReply(
             own,
             self._members(own),
-            tuple([api.SessionStatus(s.id, s.host, s.mount, 0) for s in machine.sessions()]),
+            tuple([api.SessionStatus(s.id, s.host, s.mount, held(s.id)) for s in machine.sessions()]),
             leader.fleet.records(machine.servers()),
             leader.volume(),
             leader.fleet.stored_bytes(),

@@ -56,6 +56,10 @@ class Inodes:
             put(keys.SHARD_KEY, encode(self._saved))
         self.trim()
 
+    def changed(self) -> tuple[int, ...]:
+        """The inodes that this entry changed and did not free."""
+        return tuple(self._dirty)
+
     def trim(self) -> None:
         """Bound the cache. Between entries only: within one, the cache is the truth."""
         assert not self._dirty

@@ -45,6 +45,8 @@ class Outcome:
     orphaned: dict[int, list[int]] = field(default_factory=dict)  # session -> removed inodes that it may hold
     freed: list[int] = field(default_factory=list)  # inodes that ceased to exist
     ended: list[int] = field(default_factory=list)  # sessions that ceased to exist
+    touched: tuple[int, ...] = ()  # inodes whose attributes, data or names changed, the freed ones included
+    session: int = 0  # whose Submit it was
 
 
 class Machine:
@@ -97,8 +99,9 @@ class Machine:
                 reply = self._execute(command, turn)
         except FsError as error:
             reply = error
+        touched = (*self._shard.inodes.changed(), *turn.freed)
         self._finish(Applied(index, term, time_ns))
-        return Outcome(reply, encoded, turn.orphaned, turn.freed, turn.ended)
+        return Outcome(reply, encoded, turn.orphaned, turn.freed, turn.ended, touched, turn.session)
 
     def _execute(self, command: Command, turn: Turn) -> msgspec.Struct:
         body = command.body

@@ -63,6 +63,8 @@ CREDIT_BYTES = 32 * MIB  # payload in flight to one peer
 # Sessions
 SESSION_LEASE_S = 10.0
 SESSION_RENEW_S = 2.5
+LEASE_MARGIN_S = 0.5  # how far two clocks may drift apart in the course of a lease: 5 %
+LEASES_PER_SESSION_MAX = 100_000
 SESSION_EXPIRY_S = 60.0
 RESULT_WINDOW = 4096  # unacknowledged results kept for a session
 SESSIONS_MAX = 4096

@@ -1,0 +1,190 @@
+"""Leases in a member's process: who is connected where, what is recalled, whose answer has to wait.
+
+The rules are in ``metadata.leases``; this is their shell. It lives as long as the process and works while this
+member leads and is settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from metadata import api
+from metadata.leases import LeaseTable
+from metadata.server.node import Node
+from metadata.state.machine import Machine, Outcome
+from node.host.logging import get_logger
+from node.rpc.server import Call
+from node.wire.errors import Code, FsError
+from node.wire.limits import LEASE_MARGIN_S, LEASES_PER_SESSION_MAX, SESSION_LEASE_S
+
+log = get_logger(__name__)
+
+Notify = Callable[[bytes, api.Recall], bool]
+
+
+class Leasing:
+    """Read leases of the sessions that this leader serves."""
+
+    def __init__(self, node: Node, machine: Machine, notify: Notify) -> None:
+        self.table = LeaseTable(SESSION_LEASE_S, LEASE_MARGIN_S, LEASES_PER_SESSION_MAX)
+        self._node = node
+        self._machine = machine
+        self._notify = notify
+        self._peers: dict[int, bytes] = {}  # session -> the connection that its last request came by
+        self._early: set[int] = set()  # told a leader that was not settled yet that they hold nothing
+        self._parked: dict[int, Call] = {}  # answers that wait
+        self._numbers = 0
+
+    # --- leadership -------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """This member leads and holds all that earlier leaders acknowledged."""
+        doubtful = [session.id for session in self._machine.sessions() if session.id not in self._early]
+        self.table.begin(self._node.core.term, doubtful, self._node.running_s)
+
+    def end(self) -> None:
+        """This member leads no longer: whoever waits has to ask the next leader."""
+        self.table.end()
+        self._peers.clear()
+        self._early.clear()
+        parked, self._parked = self._parked, {}
+        for call in parked.values():
+            call.fail(self._node.not_leader())
+
+    def look_after(self) -> None:
+        """End what has ended by time."""
+        for session in self.table.lapse(self._node.running_s):
+            log.warning("leases broken: no acknowledgement before they ended", session=session)
+
+    # --- what sessions say ------------------------------------------------------------------------------------
+
+    def hear(self, call: Call, session: int, lease_term: int) -> None:
+        """A session asks. Raises LEASES_GONE while it holds leases of an earlier leader."""
+        self._peers[session] = call.peer
+        if not self.table.term:
+            if not lease_term:
+                self._early.add(session)
+            return
+        if lease_term not in (0, self.table.term):
+            raise FsError(Code.LEASES_GONE, f"leases of term {lease_term} ended with it, this is {self.table.term}")
+        self.table.clear(session)
+
+    def renewed(self, session: int, lease_term: int) -> int:
+        """A renewal is answered now; returns the term whose leases it prolongs."""
+        if lease_term and lease_term == self.table.term:
+            self.table.prolong(session, self._node.running_s)
+            return lease_term
+        return 0
+
+    def recalled(self, call: Call) -> None:
+        """Handle Recalled."""
+        request: api.Recalled = call.request
+        self.table.acknowledge(request.session, request.number)
+        call.reply(api.RecalledReply())
+
+    # --- changes and answers ----------------------------------------------------------------------------------
+
+    def applied(self, outcome: Outcome) -> None:
+        """Recall what an entry changed from everybody else."""
+        table = self.table
+        if not table.term:
+            return
+        if outcome.touched:
+            for recall in table.change(outcome.touched, outcome.session):
+                self._send(*recall)
+        for session in outcome.ended:
+            table.drop(session)
+            table.clear(session)
+            self._peers.pop(session, None)
+
+    def _send(self, session: int, number: int, inos: tuple[int, ...]) -> None:
+        peer = self._peers.get(session)
+        # One that cannot be reached loses its leases by time.
+        if peer is None or not self._notify(peer, api.Recall(session, number, inos)):
+            log.info("recall could not be sent", session=session, inodes=len(inos))
+
+    def grant(self, session: int, inos: Sequence[int]) -> int:
+        """Lease inodes to a session that is answered now; returns the term, 0 when it may cache nothing."""
+        table = self.table
+        if session not in self._peers or not table.grant(session, inos, self._node.running_s):
+            return 0
+        surplus = table.surplus(session)
+        if surplus:
+            self._send(*table.recall(session, surplus))
+        return table.term
+
+    def waits(self, call: Call, inos: Iterable[int], session: int, then: Callable[[Call], None]) -> bool:
+        """Whether an answer about ``inos`` has to wait; then ``then(call)`` is called when it need not any more."""
+        table = self.table
+        if not table.term:
+            return False
+        if table.in_grace:
+            table.wait_grace(self._park(call, then))
+            return True
+        debts = table.debts(inos, session)
+        if debts:
+            table.wait(debts, self._park(call, then))
+            return True
+        return False
+
+    def _park(self, call: Call, then: Callable[[Call], None]) -> Callable[[], None]:
+        self._numbers += 1
+        self._parked[self._numbers] = call
+        return partial(self._unpark, self._numbers, then)
+
+    def _unpark(self, number: int, then: Callable[[Call], None]) -> None:
+        call = self._parked.pop(number, None)
+        if call is None:
+            return
+        try:
+            then(call)
+        except FsError as error:
+            call.fail(error)
+
+    def held(self, session: int) -> int:
+        """How many leases a session holds."""
+        return self.table.held(session)
+
+    def statistics(self) -> dict[str, float]:
+        return {**self.table.statistics(), "parked": len(self._parked)}
+
+
+def spoken_of(queries: Sequence[api.Query], results: Sequence[api.Result]) -> list[int]:
+    """The inodes that answers to queries depend on."""
+    inos: list[int] = []
+    for query, result in zip(queries, results, strict=True):
+        kind = type(query)
+        if kind is api.Lookup:
+            inos.append(query.parent)  # type: ignore[union-attr]
+        elif kind is api.Walk:
+            inos.append(query.parent)  # type: ignore[union-attr]
+        elif kind is not api.StatVolume:
+            inos.append(query.ino)  # type: ignore[union-attr]
+        if type(result) is api.AttrResult:
+            inos.append(result.attr.ino)
+        elif type(result) is api.Entries:
+            inos.extend([entry.ino for entry in result.entries if entry.attr is not None])
+    return inos
+
+
+def leasable(queries: Sequence[api.Query]) -> bool:
+    """Whether answers to these may be cached: a walk passes directories that its answer does not name."""
+    return not any(type(query) in (api.Walk, api.StatVolume) for query in queries)
+
+
+def shown(results: Sequence[api.Result]) -> list[int]:
+    """The inodes whose attributes are in the results of a Submit."""
+    inos: list[int] = []
+    for result in results:
+        kind = type(result)
+        if kind is api.Made:
+            inos.append(result.attr.ino)  # type: ignore[union-attr]
+            if result.parent is not None:  # type: ignore[union-attr]
+                inos.append(result.parent.ino)  # type: ignore[union-attr]
+        elif kind is api.Removed:
+            if result.parent is not None:  # type: ignore[union-attr]
+                inos.append(result.parent.ino)  # type: ignore[union-attr]
+        elif kind is api.AttrResult or kind is api.Committed:
+            inos.append(result.attr.ino)  # type: ignore[union-attr]
+    return inos
