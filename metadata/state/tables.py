@@ -67,10 +67,21 @@ class Engine(Tables, Protocol):
     def replace(self, items: Iterable[tuple[bytes, bytes]]) -> None:
         """Replace the whole state by ``items`` (in strictly rising key order), durably and atomically.
 
-        The new state is written beside the old one, synced and verified before the switch. Where ``items`` raises,
-        or power fails before the switch, the old committed state stays; uncommitted changes are dropped by the
-        switch.
+        ``switch(load(items))``: where ``items`` raises, or power fails before the switch, the old committed state
+        stays; uncommitted changes are dropped by the switch.
         """
+        ...
+
+    def load(self, items: Iterable[tuple[bytes, bytes]]) -> int:
+        """Write a whole state beside the present one, synced and verified; return what ``switch`` wants to be told.
+
+        The only method that may run in another thread, while the engine is in use. One at a time; a load that is
+        never switched to is dropped by the next one.
+        """
+        ...
+
+    def switch(self, loaded: int) -> None:
+        """Make a loaded state the state, durably and at once. Uncommitted changes are dropped."""
         ...
 
     def close(self) -> None:

@@ -71,6 +71,9 @@ class _Environment:
     def used_bytes(self) -> int:
         return int(self.lmdb.info()["last_pgno"] + 1) * _PAGE_BYTES
 
+    def map_bytes(self) -> int:
+        return int(self.lmdb.info()["map_size"])
+
     def retire(self) -> None:
         self.retired = True
         if not self.views:
@@ -89,17 +92,18 @@ class LmdbEngine:
         self._map_bytes = map_bytes
         self._commits = 0
         self._retired: list[_Environment] = []  # replaced, but still viewed
+        self._loaded: _Environment | None = None  # to be switched to
         disk.make_directory(path)
         disk.sync_directory(path.rpartition("/")[0])
         self._number = self._read_current()
+        self._remove_others()
         if self._number == 0:
+            self._environment = self._open(1, map_bytes)
+            self._point_to(1)
             self._number = 1
-            self._remove_others("")
-            self._environment = self._open(self._number)
-            self._point_to(self._number)
         else:
-            self._environment = self._open(self._number)
-        self._remove_others(self._name(self._number))
+            self._environment = self._open(self._number, map_bytes)
+        self._map_bytes = self._environment.map_bytes()
         self._grow()
         self._begin()
 
@@ -185,27 +189,44 @@ class LmdbEngine:
                 environment.retire()
 
     def replace(self, items: Iterable[tuple[bytes, bytes]]) -> None:
+        self.switch(self.load(items))
+
+    def load(self, items: Iterable[tuple[bytes, bytes]]) -> int:
+        if self._loaded is not None:
+            self._loaded.lmdb.close()
+            self._loaded = None
+        self._remove_others()
         number = self._number + 1
-        self._remove_others(self._name(self._number))
         try:
-            expected = self._load(number, items)
-            fresh = self._open(number)
+            expected, map_bytes = self._load(number, items)
+            fresh = self._open(number, map_bytes)
         except Exception:
-            self._remove_others(self._name(self._number))
+            self._remove_others()
             raise
         if _digest_of(fresh) != expected:
             fresh.lmdb.close()
-            self._remove_others(self._name(self._number))
+            self._remove_others()
             raise FsError(Code.IO, f"{fresh.path}: what was loaded reads back differently")
-        self._point_to(number)
+        self._loaded = fresh
+        return number
+
+    def switch(self, loaded: int) -> None:
+        fresh = self._loaded
+        assert fresh is not None and loaded == self._number + 1, "this load was dropped by a later one"
+        self._loaded = None
+        self._point_to(loaded)
         self._transaction.abort()
-        old, self._environment, self._number = self._environment, fresh, number
+        old, self._environment, self._number = self._environment, fresh, loaded
+        self._map_bytes = fresh.map_bytes()
         self._retired.append(old)
         old.retire()
         self._grow()
         self._begin()
 
     def close(self) -> None:
+        if self._loaded is not None:
+            self._loaded.lmdb.close()
+            self._loaded = None
         self._transaction.abort()
         self._environment.lmdb.close()
 
@@ -246,10 +267,9 @@ class LmdbEngine:
     def _name(number: int) -> str:
         return f"state-{number:08d}.mdb"
 
-    def _open(self, number: int, *, sync: bool = True) -> _Environment:
-        environment = _Environment(self._disk, f"{self._path}/{self._name(number)}", self._map_bytes, sync=sync)
+    def _open(self, number: int, map_bytes: int, *, sync: bool = True) -> _Environment:
+        environment = _Environment(self._disk, f"{self._path}/{self._name(number)}", map_bytes, sync=sync)
         self._disk.sync_directory(self._path)
-        self._map_bytes = max(self._map_bytes, int(environment.lmdb.info()["map_size"]))
         return environment
 
     def _read_current(self) -> int:
@@ -265,17 +285,18 @@ class LmdbEngine:
     def _point_to(self, number: int) -> None:
         write_file(self._disk, f"{self._path}/{_CURRENT}", b"%d\n" % number)
 
-    def _remove_others(self, keep: str) -> None:
-        """Remove every environment but one and those that a view still reads."""
+    def _remove_others(self) -> None:
+        """Remove every environment but the current one and those that a view still reads."""
         self._retired = [environment for environment in self._retired if environment.views]
-        names = {keep, *(environment.path.rpartition("/")[2] for environment in self._retired)}
+        keep = {self._name(self._number), *(environment.path.rpartition("/")[2] for environment in self._retired)}
         for name in self._disk.list(self._path):
-            if name.startswith("state-") and name.removesuffix("-lock") not in names:
+            if name.startswith("state-") and name.removesuffix("-lock") not in keep:
                 self._disk.remove(f"{self._path}/{name}")
 
-    def _load(self, number: int, items: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, int]:
-        """Write a whole state into a new environment and sync it; return its digest and number of keys."""
-        environment = self._open(number, sync=False)
+    def _load(self, number: int, items: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, int], int]:
+        """Write a whole state into a new environment and sync it; return digest and number of keys, and the map."""
+        map_bytes = self._map_bytes
+        environment = self._open(number, map_bytes, sync=False)
         digest, count = xxh3_128(), 0
         try:
             remaining = iter(items)
@@ -286,9 +307,9 @@ class LmdbEngine:
                             raise FsError(Code.IO, f"{environment.path}: keys do not rise at {key!r}")
                         _count_in(digest, key, value)
                 count += len(batch)
-                if environment.used_bytes() * 2 > self._map_bytes:
-                    self._map_bytes *= 2
-                    environment.lmdb.set_mapsize(self._map_bytes)
+                while environment.used_bytes() * 2 > map_bytes:
+                    map_bytes *= 2
+                    environment.lmdb.set_mapsize(map_bytes)
             environment.lmdb.sync(True)
         except lmdb.Error as error:
             if self._disk.free_bytes(self._path) < STATE_MARGIN_BYTES:
@@ -296,7 +317,7 @@ class LmdbEngine:
             raise FatalDiskError(f"{environment.path}: {error}") from error
         finally:
             environment.lmdb.close()
-        return digest.digest(), count
+        return (digest.digest(), count), map_bytes
 
 
 def _count_in(digest: xxh3_128, key: bytes, value: bytes) -> None:

@@ -32,6 +32,8 @@ class MemoryEngine:
         self._values: dict[bytes, bytes] = {}
         self._committed: dict[bytes, bytes | None] = {}  # of each key changed since the last commit
         self._commits = 0
+        self._loads = 0
+        self._loaded: tuple[int, dict[bytes, bytes]] = (0, {})
 
     def get(self, key: bytes) -> bytes | None:
         assert 0 < len(key) <= KEY_BYTES_MAX, len(key)
@@ -87,14 +89,25 @@ class MemoryEngine:
         yield MemoryView(values)
 
     def replace(self, items: Iterable[tuple[bytes, bytes]]) -> None:
+        self.switch(self.load(items))
+
+    def load(self, items: Iterable[tuple[bytes, bytes]]) -> int:
         values: dict[bytes, bytes] = {}
         last = b""
         for key, value in items:
             assert last < key and len(key) <= KEY_BYTES_MAX, "keys must rise"
             values[key] = bytes(value)
             last = key
+        self._loads += 1
+        self._loaded = (self._loads, values)
+        return self._loads
+
+    def switch(self, loaded: int) -> None:
+        number, values = self._loaded
+        assert number == loaded, "this load was dropped by a later one"
+        self._loaded = (0, {})
         self._values = values
-        self._keys = list(values)
+        self._keys = list(self._values)
         self.commit()
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -197,6 +198,51 @@ def test_a_replacement_that_fails_leaves_the_old_state(bench: Bench) -> None:
     engine.commit()
     engine = bench.reopen(engine)
     assert everything(engine) == [(b"old", b"1"), (b"open", b"2")]
+    engine.close()
+
+
+def test_a_state_is_loaded_by_a_thread_while_the_engine_is_used(bench: Bench) -> None:
+    engine = bench.make()
+    engine.put(b"old", b"1")
+    engine.commit()
+    going, told = threading.Event(), []
+
+    def items() -> Iterator[tuple[bytes, bytes]]:
+        for index in range(2000):
+            yield b"%06d" % index, bytes(100)
+            if index == 1000:
+                going.wait(30)
+
+    loader = threading.Thread(target=lambda: told.append(engine.load(items())))
+    loader.start()
+    for index in range(100):
+        engine.put(b"meanwhile", b"%d" % index)
+        engine.commit()
+    going.set()
+    loader.join()
+    with engine.snapshot() as view:
+        engine.put(b"dropped", b"")
+        engine.switch(told[0])
+        assert list(view.items()) == [(b"meanwhile", b"99"), (b"old", b"1")]
+    engine = bench.reopen(engine)
+    assert engine.statistics()["keys"] == 2000 and engine.get(b"old") is None
+    engine.close()
+
+
+def test_a_load_that_is_not_switched_to_leaves_nothing(bench: Bench) -> None:
+    engine = bench.make()
+    engine.put(b"old", b"1")
+    engine.commit()
+    first = engine.load([(b"a", b"")])
+    second = engine.load([(b"b", b"")])
+    assert everything(engine) == [(b"old", b"1")]
+    engine.switch(second)
+    assert everything(engine) == [(b"b", b"")]
+    with pytest.raises(AssertionError):
+        engine.switch(first)
+    engine.load([(b"c", b"")])
+    engine = bench.reopen(engine)
+    assert everything(engine) == [(b"b", b"")]
     engine.close()
 
 
