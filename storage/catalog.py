@@ -182,8 +182,8 @@ class LmdbCatalog:
         self._frozen: Optional[Summary] = None
         try:
             self._open()
-        except (lmdb.Error, msgspec.MsgspecError, OSError):
-            shutil.rmtree(directory, ignore_errors=True)
+        except (*_DAMAGE, lmdb.VersionMismatchError, msgspec.MsgspecError):
+            shutil.rmtree(directory)
             self._open()
 
     def _open(self) -> None:
@@ -192,6 +192,9 @@ class LmdbCatalog:
             str(self._directory), map_size=self._map_bytes, max_dbs=2, max_spare_txns=4, mode=0o600, meminit=False,
         )
         try:
+            length = (self._directory / "data.mdb").stat().st_size
+            if length < (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]:
+                raise lmdb.CorruptedError("cut off")  # reading the missing pages would end the process by SIGBUS
             self._blocks = self._environment.open_db(b"blocks")
             self._about = self._environment.open_db(b"about")
             with self._environment.begin() as transaction:

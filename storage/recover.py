@@ -104,15 +104,22 @@ def recover(segments: Segments, catalog: Catalog, *, commit_entries: int) -> tup
             for _ in _read_segment(segments, number, start, catalog, at, found):
                 if catalog.pending() >= commit_entries:
                     # The old position stays: reading the same records again changes nothing.
-                    catalog.freeze(replace(summary, blocks=at.blocks))
-                    catalog.flush()
+                    _flush(catalog, replace(summary, blocks=at.blocks))
     if found.damaged or found.unfinished:
         # A lost record may have been a touch: until epochs have moved on, no block counts as older than what was seen.
         at.epoch_floor = at.epoch_max + 1
     at.offset = segments.length(segments.active)
-    catalog.freeze(at.summary(segments))
-    catalog.flush()
+    _flush(catalog, at.summary(segments))
     return at, found
+
+
+def _flush(catalog: Catalog, summary: Summary) -> None:
+    """Commit the catalog if the disk has room; a full one must not keep a server from serving what it has."""
+    catalog.freeze(summary)
+    try:
+        catalog.flush()
+    except OSError as error:
+        _log.warning("catalog not committed, it stays in memory: %s", error)
 
 
 def _fits(summary: Summary, segments: Segments) -> bool:

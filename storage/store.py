@@ -80,6 +80,7 @@ class BlockStore:
         self._index = threading.Lock()  # a catalog update and the position that belongs to it; held for microseconds
         self._checkpointing = threading.Lock()
         self._checkpointed_bytes = self._segments.used_bytes
+        self._checkpoint_failed = False
         self._bad: dict[bytes, None] = {}  # found damaged and not yet reported, in the order found
         self._totals = dict.fromkeys(("stored", "touched", "deleted", "commits", "fetched", "corrupt", "refused"), 0)
 
@@ -314,8 +315,11 @@ class BlockStore:
             try:
                 self._catalog.flush()
             except OSError as error:
-                _log.warning("catalog not committed, it stays in memory: %s", error)
+                if not self._checkpoint_failed:  # said once, not every few seconds
+                    _log.warning("catalog not committed, it stays in memory: %s", error)
+                self._checkpoint_failed = True
                 return
+            self._checkpoint_failed = False
             self._checkpointed_bytes = used_bytes
 
     def close(self) -> None:

@@ -182,11 +182,12 @@ def test_readers_beside_a_flush(reopen: OpenCatalog) -> None:
     assert not missed
 
 
-@pytest.mark.parametrize("damage", ["garbage", "empty", "version"])
+@pytest.mark.parametrize("damage", ["garbage", "empty", "version", "cut"])
 def test_an_unusable_lmdb_catalog_begins_anew(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "catalog"
     catalog = LmdbCatalog(path, map_bytes=1 << 24)
-    catalog.set(name(1), entry(1))
+    for number in range(1000):
+        catalog.set(name(number), entry(number))
     catalog.freeze(summary(1) if damage != "version" else Summary(version=99))
     catalog.flush()
     catalog.close()
@@ -194,6 +195,8 @@ def test_an_unusable_lmdb_catalog_begins_anew(tmp_path: Path, damage: str) -> No
         (path / "data.mdb").write_bytes(os.urandom(20_000))
     elif damage == "empty":
         (path / "data.mdb").write_bytes(b"")
+    elif damage == "cut":
+        os.truncate(path / "data.mdb", 3 * 4096)
     catalog = LmdbCatalog(path, map_bytes=1 << 24)
     assert catalog.summary() == Summary()
     assert catalog.get(name(1)) is None
@@ -220,6 +223,20 @@ def test_a_catalog_that_is_full_keeps_everything(tmp_path: Path) -> None:
         catalog.flush()
     assert all(catalog.get(name(number)) == entry(number) for number in range(3000))
     catalog.close()
+
+
+def test_a_start_on_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The catalog stays in memory, and all that is stored is served."""
+    disk = FaultDisk()
+    options = StoreOptions(reserve_bytes=0, commit_entries=500)
+    first = BlockStore(disk, MemoryCatalog(), CLUSTER, clock=clock(), random=randomness(), options=options)
+    names = store_all(first, [plain(seed, 20) for seed in range(2000)])
+    catalog = LmdbCatalog(tmp_path / "catalog", map_bytes=1 << 16)
+    store = BlockStore(disk, catalog, CLUSTER, clock=clock(), random=randomness(), options=options)
+    assert "catalog not committed" in caplog.text
+    assert [read(store, each) for each in names] == [plain(seed, 20) for seed in range(2000)]
+    assert store.block_count == 2000
+    store.close()
 
 
 # -- stores
