@@ -86,8 +86,7 @@ class Leader:
         if not self._node.settled:
             return
         if not self._machine.formatted:
-            uid, gid = self._owner
-            self._propose("format", CommandKind.FORMAT, self._format(uid, gid))
+            self._format()
             return
         now_s = self._node.running_s
         self._expire_sessions(now_s)
@@ -95,9 +94,12 @@ class Leader:
         self._update_table(now_s)
         self._reclaim()
 
-    def _format(self, uid: int, gid: int) -> Format:
-        log.info("formatting the volume", replicas=self._config.replicas, uid=uid, gid=gid)
-        return Format(self._config.cluster_id_bytes, self._config.replicas, uid, gid)
+    def _format(self) -> None:
+        if "format" not in self._pending:
+            uid, gid = self._owner
+            log.info("formatting the volume", replicas=self._config.replicas, uid=uid, gid=gid)
+            body = Format(self._config.cluster_id_bytes, self._config.replicas, uid, gid)
+            self._propose("format", CommandKind.FORMAT, body)
 
     def _propose(
         self,
