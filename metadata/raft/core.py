@@ -252,6 +252,7 @@ class RawNode(Core):
     def _switch(self, conf: membership.Configuration) -> None:
         """Let a new configuration take effect."""
         self.conf = conf
+        self.reads.forget_lease()  # promised by a quorum of another configuration
         members = conf.members()
         for member in [known for known in self.progress if known not in members]:
             del self.progress[member]

@@ -68,6 +68,10 @@ class ReadIndex:
             self.confirmed_tick = max(self.confirmed_tick, done[-1].tick)
         return done
 
+    def forget_lease(self) -> None:
+        """What was confirmed so far says nothing about who may be elected from now on."""
+        self.confirmed_tick = -INFINITY
+
     def copy(self) -> ReadIndex:
         other = ReadIndex(self._own)
         other.waiting = self.waiting.copy()

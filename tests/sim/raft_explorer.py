@@ -2,12 +2,13 @@
 
 A state is three members with their disks, the messages on the network and what is known to be committed. From each
 state every possible next event is tried: a message is delivered, lost or delivered and kept (duplicated); a disk
-completes one piece of work; a clock ticks; a leader takes a proposal; a member crashes and restarts without what its
-disk had not completed. Each new state is checked:
+completes one piece of work; a clock ticks; a leader takes a proposal or a read; a member crashes and restarts without
+what its disk had not completed. Each new state is checked:
 
 election safety        no term ever has two leaders, also across crashes
 log matching           two logs that have an entry of the same index and term in common are equal up to there
 leader completeness    a leader has every entry that was committed in an earlier term
+linearizable reads     a read is answered from a state that has all that was committed when it began
 state-machine safety   what one member committed or applied at an index, no other member ever contradicts
 durability             what is committed is on the disks of a majority
 
@@ -39,6 +40,7 @@ class Budget(NamedTuple):
     crashes: int = 1
     duplicates: int = 1
     losses: int = 1
+    reads: int = 0
 
 
 @dataclass(slots=True)
@@ -86,6 +88,9 @@ class Member:
         while node.has_ready():
             ready = node.ready()
             out += ready.messages
+            for answer in ready.read_states:
+                if answer.index < answer.context:
+                    raise Violation(f"linearizable reads: {node.id} reads at {answer.index}, not {answer.context}")
             if ready.append is not None:
                 self.work.append(ready.append)
             if ready.apply is not None:
@@ -201,6 +206,8 @@ class Explorer:
                 member.node.tick()
         elif kind == "propose":
             member.node.propose(b"%d" % member.node.log.last)
+        elif kind == "read":
+            member.node.read_index(argument)
         else:
             member.node.step(self.messages[argument])
         return member, member.settle()
@@ -257,6 +264,10 @@ class Explorer:
             if budget.proposals and facts.leader:
                 spent = budget._replace(proposals=budget.proposals - 1)
                 yield from self._moved(state, member, "propose", member, network, spent)
+            if budget.reads and facts.leader:
+                # The number of the read is what it must see.
+                spent = budget._replace(reads=budget.reads - 1)
+                yield from self._moved(state, member, "read", len(state.committed), network, spent)
             if budget.crashes and facts.keeps:
                 spent = budget._replace(crashes=budget.crashes - 1)
                 yield from self._moved(state, member, "crash", member, network, spent)
@@ -401,7 +412,7 @@ class Explorer:
         return "\n".join(reversed(events))
 
 
-_NOTHING = Budget(0, 0, 0, 0, 0)
+_NOTHING = Budget(0, 0, 0, 0, 0, 0)
 
 
 def _short(message: Message) -> str:

@@ -29,6 +29,7 @@ SCOPES = {
     "duplicate": Scope(Budget(ticks=2, proposals=2, crashes=0, duplicates=1, losses=0), prelude=ELECTED),
     "loss": Scope(Budget(ticks=2, proposals=2, crashes=0, duplicates=0, losses=2), prelude=ELECTED, coalesce=False),
     "lagging-crash": Scope(Budget(ticks=2, proposals=1, crashes=2, duplicates=1, losses=1), prelude=LAGGING),
+    "reads": Scope(Budget(ticks=1, proposals=1, crashes=0, duplicates=1, losses=0, reads=2), prelude=ELECTED),
     "everything": Scope(Budget(ticks=3, proposals=1, crashes=1, duplicates=1, losses=1), prelude=ELECTED),
 }
 STATES = 2_000_000 if LONG else 100_000
@@ -155,6 +156,13 @@ def test_finds_commits_that_a_message_does_not_prove(monkeypatch: pytest.MonkeyP
         ("forget", 3), ("disk", 1), ("hand", 1), ("forget", 3), ("hand", 2), ("disk", 2), ("disk", 1), ("hand", 1),
     )  # fmt: skip
     _finds(Scope(Budget(ticks=1, proposals=0, crashes=0, duplicates=0, losses=0), prelude=prelude), "state-machine")
+
+
+def test_finds_reads_without_a_quorum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader answers a read from what it knows to be committed, without asking whether it still leads."""
+    monkeypatch.setattr(Core, "sole_voter", lambda core: True)
+    budget = Budget(ticks=1, proposals=0, crashes=0, duplicates=0, losses=0, reads=1)
+    _finds(Scope(budget, prelude=ELECTED), "linearizable reads")
 
 
 def test_finds_two_votes_in_one_term(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -561,6 +561,21 @@ def test_bug_25_lease_needs_check_quorum_and_ends_in_time() -> None:
     assert len(group.members[leader].reads) == reads, "no lease after a transfer was begun"
 
 
+def test_bug_25_a_lease_ends_with_its_configuration() -> None:
+    group = Group(3, read_mode=ReadMode.LEASE, index=1)
+    group.elect(1)
+    group.tick(2)
+    group[1].propose_conf(change((LEARN, 9)))
+    group.stabilize()
+    group.isolate(1)
+    group[1].read_index(1)
+    group.stabilize()
+    assert not group.members[1].reads
+    group.heal()
+    group.tick(2)
+    assert group.members[1].reads
+
+
 def test_bug_25_a_restarted_member_still_honours_the_lease() -> None:
     group = Group(3, read_mode=ReadMode.LEASE)
     group.elect(1)
