@@ -111,7 +111,10 @@ class LmdbEngine:
 
     def get(self, key: bytes) -> bytes | None:
         assert 0 < len(key) <= KEY_BYTES_MAX, len(key)
-        value: bytes | None = self._get(key)
+        try:
+            value: bytes | None = self._get(key)
+        except lmdb.Error as error:
+            raise self._fatal("get", error) from error
         return value
 
     def put(self, key: bytes, value: bytes) -> None:
@@ -135,6 +138,12 @@ class LmdbEngine:
     def range(self, low: bytes, high: bytes, limit: int = 0, *, reverse: bool = False) -> list[tuple[bytes, bytes]]:
         if low >= high:
             return []
+        try:
+            return self._range(low, high, limit, reverse)
+        except lmdb.Error as error:
+            raise self._fatal("range", error) from error
+
+    def _range(self, low: bytes, high: bytes, limit: int, reverse: bool) -> list[tuple[bytes, bytes]]:
         cursor = self._cursor
         found: list[tuple[bytes, bytes]] = []
         if reverse:

@@ -19,7 +19,8 @@ import msgspec
 from metadata.raft.messages import ConfState, Entry, HardState, SnapshotMeta
 from metadata.raft.storage import ENTRY_OVERHEAD_BYTES, Compacted, Unavailable
 from metadata.store import record as rec
-from metadata.store.disk import Disk, FatalDiskError, File
+from metadata.store.batches import Batches
+from metadata.store.disk import Disk, FatalDiskError
 from metadata.store.index import LogIndex
 from metadata.store.record import Mark, RecordKind
 from metadata.store.replay import Cut, Damaged, Replay, encode_segment, replay
@@ -29,7 +30,6 @@ from metadata.store.segment import SegmentWriter
 from node.wire.errors import Code, FsError
 from node.wire.limits import (
     LOG_CACHE_BYTES,
-    LOG_OPEN_FILES_MAX,
     LOG_RECORD_BYTES,
     LOG_RESERVE_BYTES,
     LOG_SEGMENT_BYTES,
@@ -37,8 +37,6 @@ from node.wire.limits import (
 )
 
 _T = TypeVar("_T")
-_GUESS_BYTES = 4096
-_ENTRY_BYTES = 120  # what an entry takes in memory beside its data
 
 
 class LogStore:
@@ -56,7 +54,7 @@ class LogStore:
         self.path = path
         self._cluster_id = cluster_id
         self._segment_bytes = segment_bytes
-        self._cache_bytes_max = cache_bytes
+        self._batches = Batches(disk, path, cache_bytes)
         self._mark = found.mark
         self._index = found.index
         self._hard = found.hard
@@ -66,9 +64,6 @@ class LogStore:
         self._next_number = found.next_number
         self._writer: SegmentWriter | None = None
         self._broken = False
-        self._files: dict[int, File] = {}
-        self._cache: dict[int, tuple[Sequence[Entry], int]] = {}  # by position, oldest first; with its bytes
-        self._cache_bytes = 0
         self._obsolete = False  # a mark that frees segments waits for its sync
         self._lost = (found.mark.lost_term, found.mark.lost_index)
         self._syncs = self._records = 0
@@ -138,9 +133,7 @@ class LogStore:
             self._close_files()
 
     def _close_files(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        self._batches.close()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -194,6 +187,19 @@ class LogStore:
                 result.append(entry)
             index = last + 1
         return result
+
+    def _batch(self, position: int) -> Sequence[Entry]:
+        number = self._writer.number if self._writer is not None else 0
+        batch = self._batches.get(position, number, self._read_current)
+        if batch is None:
+            file, offset = segment_path(self.path, position >> 32), position & 0xFFFFFFFF
+            raise Damaged(file, offset, self._index.first_at(position))
+        return batch
+
+    def _read_current(self, length: int, offset: int) -> bytes:
+        writer = self._writer
+        assert writer is not None
+        return self._guarded(lambda: writer.read(length, offset))
 
     def snapshot(self) -> SnapshotMeta:
         """Return the newest snapshot that could be sent: what ``snapshot_source`` says, where one is set."""
@@ -255,7 +261,7 @@ class LogStore:
         position = rec.position_of(writer.number, writer.end)
         self._index.append(entries, position)
         self._put(writer, RecordKind.APPEND, payload)
-        self._remember(position, entries, len(payload))
+        self._batches.remember(position, entries, len(payload))
 
     def install(self, snapshot: SnapshotMeta) -> None:
         """Let the log begin anew behind a snapshot that is durable elsewhere; every entry goes.
@@ -270,8 +276,7 @@ class LogStore:
         writer = self._ready()
         hard, mark = self._hard, self._mark
         self._index = LogIndex(snapshot.index, snapshot.term)
-        self._cache.clear()
-        self._cache_bytes = 0
+        self._batches.clear()
         term = max(hard.term, snapshot.term)
         self._hard = HardState(term, hard.vote if term == hard.term else 0, max(hard.commit, snapshot.index))
         self._conf = snapshot.conf
@@ -377,9 +382,7 @@ class LogStore:
         self._chain = [number for number in self._chain if number >= needed]
         unused = [number for number in segment_numbers(self._disk, self.path) if number not in self._chain]
         for number in unused:
-            file = self._files.pop(number, None)
-            if file is not None:
-                file.close()
+            self._batches.forget_segment(number)
             self._disk.remove(segment_path(self.path, number))
         if unused:
             self._disk.sync_directory(self.path)
@@ -387,41 +390,6 @@ class LogStore:
     def _reaches_lost(self) -> bool:
         index, mark = self._index, self._mark
         return (index.last_term, index.last) >= (mark.lost_term, mark.lost_index)
-
-    # --- reading ----------------------------------------------------------------------------------------------
-
-    def _remember(self, position: int, entries: Sequence[Entry], size: int) -> None:
-        size += len(entries) * _ENTRY_BYTES
-        self._cache[position] = (entries, size)
-        self._cache_bytes += size
-        while self._cache_bytes > self._cache_bytes_max and len(self._cache) > 1:
-            _, size = self._cache.pop(next(iter(self._cache)))
-            self._cache_bytes -= size
-
-    def _batch(self, position: int) -> Sequence[Entry]:
-        cached = self._cache.get(position)
-        if cached is not None:
-            return cached[0]
-        number, offset = position >> 32, position & 0xFFFFFFFF
-        data = self._read(number, offset, _GUESS_BYTES)
-        size = rec.RECORD_HEADER_BYTES + rec.payload_length(data)
-        if size > len(data):
-            data = self._read(number, offset, size)
-        record = rec.decode_record(memoryview(data), 0, number, offset)
-        if record is None:
-            raise Damaged(segment_path(self.path, number), offset, self._index.first_at(position))
-        return rec.entries_decoder.decode(record.payload)
-
-    def _read(self, number: int, offset: int, length: int) -> bytes:
-        writer = self._writer
-        if writer is not None and number == writer.number:
-            return self._guarded(lambda: writer.read(length, offset))
-        file = self._files.get(number)
-        if file is None:
-            if len(self._files) >= LOG_OPEN_FILES_MAX:
-                self._files.pop(next(iter(self._files))).close()
-            file = self._files[number] = self._disk.open(segment_path(self.path, number))
-        return file.pread(length, offset)
 
     def statistics(self) -> dict[str, int]:
         """Return sizes and counters, in bytes and counts."""
@@ -431,7 +399,7 @@ class LogStore:
             "last_index": self._index.last,
             "segments": len(self._chain),
             "batches": self._index.batches(),
-            "cached_bytes": self._cache_bytes,
+            "cached_bytes": self._batches.cached_bytes,
             "unsynced_bytes": writer.end - writer.stable if writer is not None else 0,
             "records": self._records,
             "syncs": self._syncs,

@@ -26,15 +26,16 @@ class Reserve:
         return self.held
 
     def _take(self) -> bool:
-        file = self._disk.open(self._path, create=True)
         try:
-            file.allocate(self._size)
+            file = self._disk.open(self._path, create=True)
+            try:
+                file.allocate(self._size)
+            finally:
+                file.close()
             return True
         except FsError as error:
             if error.code != Code.NO_SPACE:
                 raise
-        finally:
-            file.close()
         self._disk.remove(self._path)
         return False
 
