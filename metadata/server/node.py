@@ -67,9 +67,20 @@ class Hooks:
 
 
 class Node:
-    """One member's share in the group. Everything is synchronous but ``run``, the only task that takes turns."""
+    """One member's share in the group. Everything is synchronous but ``run``, the only task that takes turns.
 
-    def __init__(self, core: RawNode, stable: Stable, machine: Machine, hooks: Hooks) -> None:
+    ``clock`` is monotonic, in seconds; ``turn`` is told the time by whoever drives it, from the same clock."""
+
+    def __init__(
+        self,
+        core: RawNode,
+        stable: Stable,
+        machine: Machine,
+        hooks: Hooks,
+        *,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self._clock = clock
         self.member = core.id
         self.core = core
         self.stable = stable
@@ -77,7 +88,7 @@ class Node:
         self.role = Role.FOLLOWER
         self.leader = 0
         self.settled = False  # leader, and an entry of its own term is applied here: it holds all earlier ones
-        self.ticker = Ticker(RAFT_TICK_S, trio.current_time())
+        self.ticker = Ticker(RAFT_TICK_S, clock())
         self.turns = 0
         self.elections = 0
         self._hooks = hooks
@@ -148,7 +159,7 @@ class Node:
     @property
     def running_s(self) -> float:
         """Seconds that this process has been running, without those in which it was stopped."""
-        return self.ticker.running_s(trio.current_time())
+        return self.ticker.running_s(self._clock())
 
     def not_leader(self) -> FsError:
         hint = 0 if self.leader == self.member else self.leader
@@ -204,7 +215,7 @@ class Node:
                 self.core.campaign()  # nobody else to wait for
             task_status.started()
             while True:
-                self.turn(trio.current_time())
+                self.turn(self._clock())
                 await self._pause()
 
     def turn(self, now_s: float) -> None:
