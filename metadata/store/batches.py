@@ -11,7 +11,8 @@ from metadata.store.scan import segment_path
 from node.wire.limits import LOG_OPEN_FILES_MAX
 
 _GUESS_BYTES = 4096
-_ENTRY_BYTES = 120  # what an entry takes in memory beside its data
+_BATCH_BYTES = 240  # what a batch takes in memory beside its entries
+_ENTRY_BYTES = 120  # what an entry takes beside its data
 
 Read = Callable[[int, int], bytes]
 """(length, offset) to bytes, of one segment."""
@@ -30,7 +31,7 @@ class Batches:
 
     def remember(self, position: int, entries: Sequence[Entry], size: int) -> None:
         """Keep a batch that was just written; at least the newest one stays."""
-        size += len(entries) * _ENTRY_BYTES
+        size += _BATCH_BYTES + len(entries) * _ENTRY_BYTES
         self._cache[position] = (entries, size)
         self.cached_bytes += size
         while self.cached_bytes > self._bytes_max and len(self._cache) > 1:
