@@ -25,6 +25,14 @@ class PageDropper:
         self._pending.add(ino)
         self._wake.set()
 
+    async def drop_now(self, ino: int) -> None:
+        """Have the pages of one inode dropped; returns when they are gone.
+
+        For handlers of lookup and getattr only, which the kernel calls without holding a page.
+        """
+        await trio.to_thread.run_sync(_drop_all, [ino], abandon_on_cancel=True)
+        self._dropped += 1
+
     async def run(self) -> None:
         """Serve until cancelled."""
         while True:

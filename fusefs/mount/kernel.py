@@ -37,21 +37,23 @@ class KernelView:
         if known is None:
             known = self._inodes[attr.ino] = _Known()
         known.count += 1
-        return self._told(known, attr)
+        return self._told(known, attr, compared=True)
 
-    def told(self, attr: Attr) -> bool:
+    def told(self, attr: Attr, *, compared: bool = True) -> bool:
         """A reply carries these attributes. Return whether pages must be dropped that the kernel would not drop itself:
 
-        the data changed, but mtime and size, which are all it compares, are as before (somebody set mtime back).
+        the data changed, but mtime and size, which are all it compares, are as before (somebody set mtime back). In
+        the reply to a setattr it does not even compare mtime (``compared`` false).
         """
         known = self._inodes.get(attr.ino)
-        return known is not None and self._told(known, attr)
+        return known is not None and self._told(known, attr, compared)
 
-    def _told(self, known: _Known, attr: Attr) -> bool:
+    def _told(self, known: _Known, attr: Attr, compared: bool) -> bool:
         unseen = False
         if known.pages and known.pages != attr.data_version:
             known.pages = 0
-            unseen = known.mtime_ns == attr.mtime_ns and known.size == attr.size
+            seen = known.size != attr.size or (compared and known.mtime_ns != attr.mtime_ns)
+            unseen = not seen
         known.version = attr.data_version
         known.mtime_ns = attr.mtime_ns
         known.size = attr.size

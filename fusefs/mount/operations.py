@@ -7,9 +7,8 @@ which would end the mount.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyfuse3
 
@@ -34,34 +33,36 @@ DOT, DOTDOT = 1, 2
 _SYSTEM_XATTR = b"system."
 
 
+class Dropper(Protocol):
+    """Tells the kernel to drop the pages of an inode: soon, or before it returns."""
+
+    def drop(self, ino: int) -> None: ...
+
+    async def drop_now(self, ino: int) -> None: ...
+
+
 class Operations(pyfuse3.Operations):
-    """The mount of one volume. ``drop_pages`` is told inodes whose pages the kernel would keep wrongly."""
+    """The mount of one volume. ``dropper`` is told of pages that the kernel would keep wrongly."""
 
     supports_dot_lookup = True
     enable_writeback_cache = False  # the kernel would own size and mtime, which other mounts must see
     enable_acl = False
 
-    def __init__(self, volume: Volume, drop_pages: Callable[[int], None] = lambda ino: None) -> None:
+    def __init__(self, volume: Volume, dropper: Dropper) -> None:
         super().__init__()
         self.volume = volume
         self.complaints = Complaints()
         self.kernel = KernelView()
         self._files: HandleTable[Handle] = HandleTable()
         self._directories: HandleTable[DirHandle] = HandleTable()
-        self._drop_pages = drop_pages
+        self._dropper = dropper
 
     # --- replies --------------------------------------------------------------------------------------------------
 
-    def _entry(self, attr: Attr) -> pyfuse3.EntryAttributes:
+    async def _entry(self, attr: Attr) -> pyfuse3.EntryAttributes:
         """Reply with a name's inode: the kernel holds one reference more."""
         if self.kernel.looked_up(attr):
-            self._drop_pages(attr.ino)
-        return entry_of(attr)
-
-    def _attributes(self, attr: Attr) -> pyfuse3.EntryAttributes:
-        """Reply with attributes of an inode that the kernel knows already."""
-        if self.kernel.told(attr):
-            self._drop_pages(attr.ino)
+            await self._dropper.drop_now(attr.ino)
         return entry_of(attr)
 
     def _opened(self, handle: Handle) -> pyfuse3.FileInfo:
@@ -74,7 +75,7 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._entry(await self.volume.lookup(parent_inode, name))
+        return await self._entry(await self.volume.lookup(parent_inode, name))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         # Not wrapped, because nobody waits for an answer; it neither waits nor raises.
@@ -83,7 +84,10 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return self._attributes(await self.volume.getattr(inode))
+        attr = await self.volume.getattr(inode)
+        if self.kernel.told(attr):
+            await self._dropper.drop_now(inode)  # the read that asks must not find them
+        return entry_of(attr)
 
     @handler
     async def setattr(
@@ -105,7 +109,9 @@ class Operations(pyfuse3.Operations):
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
             handle=None if fh is None else self._files[fh],
         )
-        return self._attributes(changed)
+        if self.kernel.told(changed, compared=False):
+            self._dropper.drop(inode)  # without waiting: while it truncates, the kernel holds back writes of pages
+        return entry_of(changed)
 
     @handler
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -115,13 +121,13 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._entry(await self.volume.mknod(parent_inode, name, mode, rdev, ctx.uid, ctx.gid))
+        return await self._entry(await self.volume.mknod(parent_inode, name, mode, rdev, ctx.uid, ctx.gid))
 
     @handler
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._entry(await self.volume.mkdir(parent_inode, name, mode, ctx.uid, ctx.gid))
+        return await self._entry(await self.volume.mkdir(parent_inode, name, mode, ctx.uid, ctx.gid))
 
     @handler
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -135,7 +141,7 @@ class Operations(pyfuse3.Operations):
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._entry(await self.volume.symlink(parent_inode, name, target, ctx.uid, ctx.gid))
+        return await self._entry(await self.volume.symlink(parent_inode, name, target, ctx.uid, ctx.gid))
 
     @handler
     async def rename(
@@ -160,7 +166,7 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._entry(await self.volume.link(inode, new_parent_inode, new_name))
+        return await self._entry(await self.volume.link(inode, new_parent_inode, new_name))
 
     @handler
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
@@ -177,7 +183,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         self._files.check_room()
         handle, attr = await self.volume.create(parent_inode, name, mode, flags, ctx.uid, ctx.gid)
-        entry = self._entry(attr)
+        entry = await self._entry(attr)
         return self._opened(handle), entry
 
     @handler
@@ -224,7 +230,7 @@ class Operations(pyfuse3.Operations):
                 if not pyfuse3.readdir_reply(token, name, entry_of(attr), following + DOTDOT):
                     return
                 if self.kernel.looked_up(attr):
-                    self._drop_pages(attr.ino)
+                    self._dropper.drop(attr.ino)
                 offset = following
 
     async def _page(self, directory: DirHandle, offset: int, *, delivered: bool) -> list[tuple[bytes, Attr, int]]:
@@ -281,7 +287,6 @@ class Operations(pyfuse3.Operations):
             "kernel": self.kernel.statistics(),
             "files": len(self._files),
             "directories": len(self._directories),
-            "pid": os.getpid(),
         }
 
 

@@ -2,7 +2,8 @@
 
 How it ends: umount(8) ends the kernel's connection and with it the serving loop; SIGTERM unmounts first, lazily when
 somebody still uses the mount. Either way all that was written is flushed before the session is closed and the
-process ends; where that fails, the last word lies beside the lock and the exit code is not 0.
+process ends; where that fails, the last word lies beside the lock and the exit code is not 0. SIGUSR1 has it log
+what it is doing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import socket
 from collections.abc import Callable
 from importlib.metadata import version
@@ -143,9 +145,10 @@ class _Kernel:
 
     def __init__(self, life: Lifecycle, plan: Plan, volume: Volume) -> None:
         self._life = life
+        self._volume = volume
         self._plan = plan
         self._dropper = PageDropper()
-        self._operations = Operations(volume, self._dropper.drop)
+        self._operations = Operations(volume, self._dropper)
         self._device = ""
 
     async def serve(self, serving: Callable[[], None]) -> None:
@@ -154,6 +157,7 @@ class _Kernel:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._dropper.run)
+                nursery.start_soon(self._report_when_asked)
                 nursery.start_soon(self._loop, nursery.cancel_scope)
                 await self._probe()
                 serving()
@@ -189,6 +193,16 @@ class _Kernel:
         except OSError as error:
             raise FsError(Code.IO, f"{self._plan.mount} does not answer: {error.strerror}") from None
         _raise_read_ahead(self._device)  # only now: the negotiation that comes first lowers it again
+
+    async def _report_when_asked(self) -> None:
+        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+            async for _ in signals:
+                log.info(
+                    "statistics",
+                    volume=self._volume.statistics(),
+                    mount=self._operations.statistics(),
+                    dropped=self._dropper.statistics(),
+                )
 
     async def _unmount_on_stop(self) -> None:
         await self._life.wait_stop()

@@ -335,6 +335,34 @@ def test_a_mount_in_the_foreground(running: Cluster, tmp_path: Path) -> None:
     assert not is_mounted(mount)
 
 
+def test_changed_data_is_seen_although_mtime_was_set_back(running: Cluster, mounted: Path, tmp_path: Path) -> None:
+    """The kernel drops pages when size or mtime change; we have to, when neither did."""
+    other = running.mount(tmp_path / "other")
+    (mounted / "file").write_bytes(b"1" * 8192)
+    times = os.stat(mounted / "file")
+    with open(other / "file", "rb", buffering=0) as reader:
+        assert reader.read() == b"1" * 8192
+        with open(mounted / "file", "r+b") as writer:
+            writer.write(b"2" * 8192)
+        os.utime(mounted / "file", ns=(times.st_atime_ns, times.st_mtime_ns))
+        reader.seek(0)
+        assert reader.read() == b"2" * 8192, "a descriptor that was open all the time sees it"
+        assert (other / "file").read_bytes() == b"2" * 8192
+        with open(mounted / "file", "r+b") as writer:
+            writer.write(b"3" * 8192)
+        (other / "file").chmod(0o600)  # whose reply tells the new mtime without the kernel noticing
+        wait_for(lambda: reader.seek(0) == 0 and reader.read() == b"3" * 8192, 5, "the pages are dropped all the same")
+    running.umount(other)
+    (mounted / "file").unlink()
+
+
+def test_a_mount_tells_what_it_does(running: Cluster, mounted: Path) -> None:
+    (state,) = (running.directory / "run").glob("mount-*.pid")
+    (log,) = (p for p in (running.directory / "log").glob("mount-*.log") if p.stem == state.stem)
+    os.kill(int(state.read_text()), signal.SIGUSR1)
+    wait_for(lambda: "statistics" in log.read_text(), 10, "a line in the log")
+
+
 def test_read_only_and_unknown_options(running: Cluster, tmp_path: Path) -> None:
     need_fuse()
     mount = running.mount(tmp_path / "mnt", "-o", "ro,noatime,_netdev")

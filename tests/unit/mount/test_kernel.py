@@ -72,6 +72,17 @@ def test_a_change_that_the_kernel_sees_is_its_own_business() -> None:
     assert not view.told(attr(7, version=3, mtime_ns=51, size=8))
 
 
+def test_a_setattr_reply_hides_every_change_but_of_the_size() -> None:
+    view = KernelView()
+    view.looked_up(attr(7, version=1, mtime_ns=50, size=9))
+    view.opened(7)
+    assert view.told(attr(7, version=2, mtime_ns=51, size=9), compared=False)
+    view.opened(7)
+    assert not view.told(attr(7, version=3, mtime_ns=51, size=8), compared=False)
+    view.opened(7)
+    assert not view.told(attr(7, version=3, mtime_ns=60, size=8), compared=False), "the data are the same"
+
+
 @given(st.lists(st.tuples(st.sampled_from("lf"), st.integers(1, 3), st.integers(1, 2))))
 def test_counts_are_what_a_multiset_says(steps: list[tuple[str, int, int]]) -> None:
     view = KernelView()

@@ -50,9 +50,22 @@ def handle(ino: int) -> Any:
     return SimpleNamespace(ino=ino)
 
 
+class FakeDropper:
+    def __init__(self) -> None:
+        self.now: list[int] = []
+        self.soon: list[int] = []
+
+    def drop(self, ino: int) -> None:
+        self.soon.append(ino)
+
+    async def drop_now(self, ino: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self.now.append(ino)
+
+
 def mounted(**answers: Any) -> tuple[Operations, FakeVolume]:
     volume = FakeVolume(**answers)
-    return Operations(volume), volume  # type: ignore[arg-type]
+    return Operations(volume, FakeDropper()), volume  # type: ignore[arg-type]
 
 
 async def test_lookup_translates_and_counts() -> None:
@@ -226,13 +239,22 @@ async def test_pages_survive_a_reopen_of_unchanged_data() -> None:
 
 
 async def test_pages_that_the_kernel_would_keep_wrongly_are_dropped() -> None:
-    dropped: list[int] = []
-    volume = FakeVolume(lookup=attr(5, version=1), getattr=attr(5, version=2), open=handle(5))
-    operations = Operations(volume, dropped.append)  # type: ignore[arg-type]
+    volume = FakeVolume(lookup=attr(5, version=1), open=handle(5))
+    dropper = FakeDropper()
+    operations = Operations(volume, dropper)  # type: ignore[arg-type]
     await operations.lookup(1, b"f", CTX)
     await operations.open(5, os.O_RDONLY, CTX)
+    volume.answers["getattr"] = attr(5, version=2)
     await operations.getattr(5, CTX)
-    assert dropped == [5]
+    assert (dropper.now, dropper.soon) == ([5], []), "before the reply"
+    await operations.open(5, os.O_RDONLY, CTX)
+    volume.answers["lookup"] = attr(5, version=3)
+    await operations.lookup(1, b"f", CTX)
+    assert (dropper.now, dropper.soon) == ([5, 5], [])
+    await operations.open(5, os.O_RDONLY, CTX)
+    volume.answers["setattr"] = attr(5, version=4, mtime_ns=99)
+    await operations.setattr(5, pyfuse3.EntryAttributes(), fields("mode"), None, CTX)
+    assert (dropper.now, dropper.soon) == ([5, 5], [5]), "a setattr does not wait"
 
 
 class Directory:
