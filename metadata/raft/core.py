@@ -43,7 +43,7 @@ class RawNode(Core):
         """``random(n)`` returns one of 0..n-1. Raises LogDamaged where storage contradicts itself."""
         super().__init__(config, storage, random)
         self._soft = SoftState(self.leader, self.role)
-        self._hard = self.hard_state()
+        self._hard = storage.initial_state()[0]
         self._async = config.async_storage
         self._own_steps: list[Message] = []  # synchronous storage: what ``advance`` delivers to this member
         self._advance_due = False

@@ -12,9 +12,9 @@ from metadata.raft.state import ReadState, SoftState
 class StorageAppend:
     """Work for the log's one writer, in order: make it durable as a whole, then deliver ``responses``.
 
-    ``snapshot`` is installed first, then ``entries`` are appended (dropping what the log has from the first one's
-    index on), then ``hard_state`` recorded. With ``must_sync`` false nothing new is promised and no sync is needed,
-    but the responses still wait for all work before.
+    ``snapshot`` is installed first and replaces the whole log; then ``entries`` are appended, dropping what the log has
+    from the first one's index on; then ``hard_state`` is recorded. With ``must_sync`` false nothing new is promised and
+    no sync is needed, but the responses still wait for all work before.
     """
 
     entries: list[Entry]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from metadata.raft import membership, reads
 from metadata.raft.log import RaftLog
 from metadata.raft.messages import ConfChange, Entry, EntryKind, Kind, Message
 from metadata.raft.progress import Progress, State
 from metadata.raft.quorum import joint_index, majority_index
-from metadata.raft.state import NONE, ConfChangeRefused, Core, ProposalDropped, Role
+from metadata.raft.state import NONE, ConfChangeRefused, Core, MalformedMessage, ProposalDropped, Role
 from metadata.raft.storage import ENTRY_OVERHEAD_BYTES, Compacted, SnapshotTemporarilyUnavailable
 
 # --- leader: into its own log -------------------------------------------------------------------------------------
@@ -59,6 +61,10 @@ def check_conf_change(core: Core, change: ConfChange) -> None:
         raise ConfChangeRefused("the joint configuration must be left first")
     if not core.conf.joint and leaving:
         raise ConfChangeRefused("there is no joint configuration to leave")
+    try:
+        membership.change(core.conf, change)
+    except membership.ConfChangeInvalid as error:
+        raise ConfChangeRefused(str(error)) from error
 
 
 def propose_conf(core: Core, change: ConfChange) -> Entry:
@@ -76,13 +82,20 @@ def accept_forwarded(core: Core, message: Message) -> None:
         try:
             if entry.kind == EntryKind.CONF:
                 try:
-                    propose_conf(core, membership.decode_change(entry.data))
+                    propose_conf(core, _decoded(entry.data))
                 except ConfChangeRefused:
                     propose(core, EntryKind.NORMAL, b"")
             else:
                 propose(core, EntryKind.NORMAL, entry.data)
         except ProposalDropped:
             return
+
+
+def _decoded(data: bytes) -> ConfChange:
+    try:
+        return membership.decode_change(data)
+    except msgspec.DecodeError as error:
+        raise MalformedMessage(f"a change of membership that is none: {error}") from error
 
 
 def leave_joint_automatically(core: Core) -> None:

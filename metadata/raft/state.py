@@ -132,6 +132,10 @@ class Core:
         self.log = RaftLog(storage, config.applied, hard.commit, config.max_apply_bytes)
         self.term = hard.term
         self.vote = hard.vote
+        last_term = self.log.last_term()
+        if last_term > hard.term and self.log.last >= storage.first_index():
+            # The entries of a new term were written and the record of that term was not. We promised nothing in it.
+            self.term, self.vote = last_term, NONE
         self.leader = NONE
         self.role = Role.FOLLOWER
         self.conf = restore(conf_state)

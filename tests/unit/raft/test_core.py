@@ -15,6 +15,7 @@ from metadata.raft.messages import (
     ConfState,
     Entry,
     EntryKind,
+    HardState,
     Kind,
     Message,
     SnapshotMeta,
@@ -490,6 +491,25 @@ def test_groups_survive_churn(seed: int) -> None:
 
 
 # --- input --------------------------------------------------------------------------------------------------------
+
+
+def test_impossible_changes_never_enter_the_log() -> None:
+    group = Group(1, index=1)
+    group.elect(1)
+    for bad in (change((REMOVE, 1)), change((ADD, -3)), change((LEARN, 1))):
+        with pytest.raises(ConfChangeRefused):
+            group[1].propose_conf(bad)
+    assert group[1].log.last == 2
+    with pytest.raises(MalformedMessage):
+        group[1].step(Message(Kind.FORWARD_PROPOSAL, 1, 2, entries=(Entry(0, 0, EntryKind.CONF, b"\xc1"),)))
+
+
+def test_a_term_found_in_the_log_only_is_taken_over_without_a_vote() -> None:
+    one = member(1, 3, hard=HardState(2, 2, 1))
+    assert (one.node.term, one.node.vote) == (3, 0)
+    one.settle()
+    assert one.durable.hard == HardState(3, 0, 1)
+    assert member(1, 3, hard=HardState(3, 2, 1)).node.ready().hard_state is None
 
 
 def test_malformed_messages_are_refused_without_effect() -> None:
