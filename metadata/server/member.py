@@ -82,6 +82,7 @@ class MetadataMember:
         self.node: Optional[Node] = None
         self.service: Optional[Service] = None
         self.leader: Optional[Leader] = None
+        self.receiver: Optional[Receiver] = None
         self.leasing: Optional[Leasing] = None
         self._transport = transport
         self._disk = disk
@@ -150,7 +151,8 @@ class MetadataMember:
                     opened.enter_context(self._opened())
                 else:
                     task_status.started()
-                assert self.node is not None and self.leader is not None
+                assert self.node is not None and self.leader is not None and self.receiver is not None
+                await nursery.start(self.receiver.run)
                 await nursery.start(self.node.run)
                 await nursery.start(self.leader.run)
                 await stopping.wait()
@@ -237,14 +239,17 @@ class MetadataMember:
             stable.store,
             random.SystemRandom().randrange,
         )
-        receiver = Receiver(
-            self._disk, directory.spool_path, wants=lambda meta: meta.index > core.log.committed
+        self.receiver = receiver = Receiver(
+            self._disk,
+            directory.spool_path,
+            wants=lambda meta: meta.index > core.log.committed,
+            load=stable.engine.load,
         )
         hooks = Hooks(
             send=self.peers.send,
             tick=self._on_tick,
             role=self._on_role,
-            received=receiver.items,
+            loaded=receiver.take,
             installed=receiver.discard,
         )
         self.node = node = Node(core, stable, machine, hooks)

@@ -17,7 +17,7 @@ A full disk stops the loop where it is, with everything kept, until there is roo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -49,7 +49,7 @@ def _ignore(outcome: Outcome) -> None:
     """A hook that does nothing with what was applied."""
 
 
-def _no_snapshot(meta: SnapshotMeta) -> Iterable[tuple[bytes, bytes]]:
+def _no_snapshot(meta: SnapshotMeta) -> int:
     raise AssertionError(f"no snapshot {meta} was received")
 
 
@@ -61,7 +61,7 @@ class Hooks:
     tick: Callable[[], None] = _nothing
     role: Callable[[], None] = _nothing  # role or leader changed
     lead: Callable[[], None] = _nothing  # this member leads and has applied all that earlier leaders committed
-    received: Callable[[SnapshotMeta], Iterable[tuple[bytes, bytes]]] = _no_snapshot  # content of a stepped snapshot
+    loaded: Callable[[SnapshotMeta], int] = _no_snapshot  # what the engine made of a stepped snapshot
     installed: Callable[[], None] = _nothing
     applied: Callable[[Outcome], None] = _ignore  # on the leader, before whoever proposed it is answered
 
@@ -293,7 +293,7 @@ class Node:
 
     def _install(self, meta: SnapshotMeta) -> None:
         log.info("installing a snapshot", index=meta.index, term=meta.term)
-        self.stable.install(meta, self._hooks.received(meta))
+        self.stable.install(meta, self._hooks.loaded(meta))
         self.machine.reload()
         assert self.machine.applied == self.stable.applied == meta.index
         self._hooks.installed()

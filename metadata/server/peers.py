@@ -217,7 +217,7 @@ class Peers:
         self._counts["envelopes_received"] += 1
         for message in messages:
             if message.sender == envelope.sender and message.to == self.member and message.kind < _WORKER_KINDS_FROM:
-                if message.kind == Kind.SNAPSHOT and not self._is_spooled(message):
+                if message.kind == Kind.SNAPSHOT and not self._is_loaded(message):
                     continue
                 node.step(message)
 
@@ -292,9 +292,9 @@ class Peers:
             raise FsError(Code.RETRY, f"member {self.member} is not ready yet")
         return self._receiver
 
-    def _is_spooled(self, message: Message) -> bool:
+    def _is_loaded(self, message: Message) -> bool:
         assert self._receiver is not None
-        return message.snapshot is not None and self._receiver.complete == message.snapshot
+        return message.snapshot is not None and self._receiver.ready == message.snapshot
 
     def statistics(self) -> dict[str, float]:
         connected = sum(peer.control.connected for peer in self.peers.values())

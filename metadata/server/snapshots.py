@@ -2,14 +2,15 @@
 
 The sender walks a read transaction of its engine, so it goes on serving; a broken connection is resumed at the chunk
 where it broke, as long as the view lives. The receiver spools (``metadata.store.snapshot``) and answers each chunk
-with the number of the next one that it wants. Not before it has all is the Raft message stepped that lets the core
-install the snapshot; the engine then builds the new state beside the old one and switches.
+with the number of the next one that it wants. When it has all it builds the new state beside the old one, in a thread,
+while it goes on following. Only then is the Raft message stepped that lets the core install the snapshot, which is a
+switch. Until then the leader's core knows it as under way, so it does not begin another.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -18,10 +19,15 @@ from metadata.server.wire import OfferSnapshot, SnapshotPiece, SnapshotPosition
 from metadata.state.tables import SnapshotView
 from metadata.store.disk import Disk
 from metadata.store.snapshot import SnapshotName, SnapshotSource, SnapshotSpool
+from node.host.logging import get_logger
 from node.rpc.client import Connection
 from node.rpc.server import Call
 from node.wire.errors import Code, FsError, ProtocolError
-from node.wire.limits import SNAPSHOT_BYTES_PER_S, SNAPSHOT_STALL_S
+from node.wire.limits import SNAPSHOT_BYTES_PER_S, SNAPSHOT_LOAD_S, SNAPSHOT_STALL_S
+
+log = get_logger(__name__)
+
+Items = Iterable[tuple[bytes, bytes]]
 
 _TIMEOUT_S = 10.0
 _RETRY_S = 0.2
@@ -38,19 +44,24 @@ async def stream_snapshot(
     target_incarnation: bytes,
     bytes_per_s: float = SNAPSHOT_BYTES_PER_S,
     stall_s: float = SNAPSHOT_STALL_S,
+    load_s: float = SNAPSHOT_LOAD_S,
 ) -> bool:
-    """Bring one view to a peer. True: it has everything. False: it needs none of it.
+    """Bring one view to a peer. True: it has loaded everything. False: it needs none of it.
 
-    Broken connections and damaged chunks are resumed; FsError where nothing moved for ``stall_s``.
+    Broken connections and damaged chunks are resumed; FsError where nothing moved for ``stall_s``, or loading took
+    longer than ``load_s``.
     """
     source = SnapshotSource(view, SnapshotName(meta, os.urandom(16)))
     offer = OfferSnapshot(member, incarnation, target_incarnation, source.name)
     moved_s = trio.current_time()
+    delivered = False
     while True:
         try:
             position: SnapshotPosition = (await connection.call(offer, timeout_s=_TIMEOUT_S)).body
             if not position.wanted:
                 return False
+            if delivered and position.following == 0:
+                raise FsError(Code.IO, "the receiver could not load it")
             while source.chunks is None or position.following < source.chunks:
                 began_s = trio.current_time()
                 chunk = source.chunk(position.following)
@@ -58,33 +69,69 @@ async def stream_snapshot(
                 position = (await connection.call(piece, [chunk], timeout_s=_TIMEOUT_S)).body
                 moved_s = trio.current_time()
                 await trio.sleep_until(began_s + len(chunk) / bytes_per_s)
-            return True
+            if position.loaded:
+                return True
+            delivered = True
+            if trio.current_time() - moved_s > load_s:
+                raise FsError(Code.TIMEOUT, f"not loaded within {load_s:g} s")
         except FsError as error:
-            if error.code not in _RESUMABLE or trio.current_time() - moved_s > stall_s:
+            patience_s = load_s if source.chunks is not None else stall_s
+            if error.code not in _RESUMABLE or trio.current_time() - moved_s > patience_s:
                 raise
         await trio.sleep(_RETRY_S)
 
 
 class Receiver:
-    """The receiving end: one snapshot at a time, spooled in ``path``. A newer offer replaces an unfinished one."""
+    """The receiving end: one snapshot at a time, spooled in ``path``, loaded by ``load`` in a thread.
 
-    def __init__(self, disk: Disk, path: str, *, wants: Callable[[SnapshotMeta], bool]) -> None:
+    A newer offer replaces one that is not complete; what is being loaded is finished first.
+    """
+
+    def __init__(
+        self, disk: Disk, path: str, *, wants: Callable[[SnapshotMeta], bool], load: Callable[[Items], int]
+    ) -> None:
         self._disk = disk
         self._path = path
         self._wants = wants
+        self._load = load
         self._spool: SnapshotSpool | None = None
+        self._complete = trio.Event()
+        self._loading = False
+        self._loaded: int | None = None  # what the engine wants to be told at the switch
         self.received = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Load what is complete, until cancelled (which waits for a load that runs)."""
+        task_status.started()
+        while True:
+            await self._complete.wait()
+            self._complete = trio.Event()
+            spool = self._spool
+            if spool is None or not spool.complete or self._loaded is not None:
+                continue
+            self._loading = True
+            try:
+                log.info("loading a snapshot", index=spool.name.meta.index, chunks=spool.next_chunk)
+                self._loaded = await trio.to_thread.run_sync(self._load, spool.items())
+            except FsError as error:
+                log.error("a received snapshot could not be loaded", reason=error.detail)
+                self.discard()
+            finally:
+                self._loading = False
 
     def offer(self, call: Call) -> None:
         """Begin or continue a snapshot; tell where to go on."""
         request: OfferSnapshot = call.request
-        if not self._wants(request.name.meta):
-            call.reply(SnapshotPosition(0, wanted=False))
-            return
         if self._spool is None or self._spool.name != request.name:
+            if not self._wants(request.name.meta):
+                call.reply(SnapshotPosition(0, wanted=False))
+                return
+            if self._loading:
+                raise FsError(Code.RETRY, "another snapshot is being loaded")
             self.close()
             self._spool = SnapshotSpool(self._disk, self._path, request.name)
-        call.reply(SnapshotPosition(self._spool.next_chunk))
+            self._notice()
+        call.reply(self._position())
 
     def piece(self, call: Call) -> None:
         """Keep a chunk. RETRY for one of another snapshot: the sender offers again."""
@@ -94,26 +141,38 @@ class Receiver:
         if self._spool is None or request.nonce != self._spool.name.nonce:
             raise FsError(Code.RETRY, "another snapshot is on its way")
         self.received += 1
-        call.reply(SnapshotPosition(self._spool.add(bytes(call.data[0]))))
+        self._spool.add(bytes(call.data[0]))
+        self._notice()
+        call.reply(self._position())
+
+    def _notice(self) -> None:
+        if self._spool is not None and self._spool.complete:
+            self._complete.set()
+
+    def _position(self) -> SnapshotPosition:
+        assert self._spool is not None
+        return SnapshotPosition(self._spool.next_chunk, loaded=self._loaded is not None)
 
     @property
-    def complete(self) -> SnapshotMeta | None:
-        """What the complete snapshot here is called, None where there is none."""
-        return self._spool.name.meta if self._spool is not None and self._spool.complete else None
+    def ready(self) -> SnapshotMeta | None:
+        """What the loaded snapshot is called, None where there is none."""
+        return self._spool.name.meta if self._spool is not None and self._loaded is not None else None
 
-    def items(self, meta: SnapshotMeta) -> Iterator[tuple[bytes, bytes]]:
-        """Walk the complete snapshot ``meta``, verified once more."""
-        assert self._spool is not None and self.complete == meta, (self.complete, meta)
-        return self._spool.items()
+    def take(self, meta: SnapshotMeta) -> int:
+        """What the engine wants to be told to switch to the loaded snapshot ``meta``."""
+        assert self._loaded is not None and self.ready == meta, (self.ready, meta)
+        return self._loaded
 
     def discard(self) -> None:
-        """It is installed: forget it."""
+        """It is installed, or of no use: forget it."""
         if self._spool is not None:
             self._spool.discard()
             self._spool = None
+        self._loaded = None
 
     def close(self) -> None:
         """Close the file; what it holds can be continued."""
         if self._spool is not None:
             self._spool.close()
             self._spool = None
+        self._loaded = None

@@ -9,7 +9,7 @@ Everything here is synchronous and runs on the loop's own thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -78,9 +78,9 @@ class Stable:
         if must_sync:
             self.store.sync()
 
-    def install(self, meta: SnapshotMeta, items: Iterable[tuple[bytes, bytes]]) -> None:
-        """Replace state and log by a received snapshot, durably: first the state, then the log behind it."""
-        self.engine.replace(items)
+    def install(self, meta: SnapshotMeta, loaded: int) -> None:
+        """Switch to a snapshot that the engine has loaded, durably: first the state, then the log behind it."""
+        self.engine.switch(loaded)
         self._committed = state = meta_of(self.engine, self.store)
         assert (state.index, state.term) == (meta.index, meta.term), (state, meta)
         self.store.install(state)

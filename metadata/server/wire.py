@@ -55,10 +55,12 @@ class OfferSnapshot(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SnapshotPosition(msgspec.Struct, frozen=True, array_like=True):
-    """The chunk that the receiver wants next, the number of chunks when it has all. Not ``wanted``: it needs none."""
+    """The chunk that the receiver wants next, the number of chunks when it has all. Not ``wanted``: it needs none.
+    ``loaded``: it has all, and has built its new state of it; installing is a matter of a moment now."""
 
     following: int
     wanted: bool = True
+    loaded: bool = False
 
 
 class SnapshotPiece(msgspec.Struct, frozen=True, array_like=True):
