@@ -185,6 +185,8 @@ def send_snapshot(core: Core, to: int, progress: Progress) -> bool:
     except SnapshotTemporarilyUnavailable:
         return False
     assert snapshot.index > 0, "an empty snapshot replaces nothing"
+    if to not in membership.restore(snapshot.conf).members():
+        return False  # taken before the member was added: it would be of no use there; soon there is a newer one
     progress.become_snapshot(snapshot.index)
     core.messages.append(
         Message(Kind.SNAPSHOT, to, core.id, core.term, snapshot=snapshot, session=progress.session)

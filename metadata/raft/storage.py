@@ -49,8 +49,8 @@ class Storage(Protocol):
         ...
 
     def snapshot(self) -> SnapshotMeta:
-        """A snapshot that could be sent, the newer the better: best the applied state of this moment, because a
-        member that was added after the snapshot cannot use it. Raises SnapshotTemporarilyUnavailable."""
+        """A snapshot that could be sent, the newer the better. One that was taken before a member was added is not
+        offered to that member; the core asks again later. Raises SnapshotTemporarilyUnavailable."""
         ...
 
 
