@@ -446,10 +446,15 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SubmitReply(msgspec.Struct, frozen=True, array_like=True):
-    """``lease_term``: as in ReadReply, for the inodes whose attributes are in the results."""
+    """``lease_term``: as in ReadReply, for the inodes whose attributes are in the results.
+
+    ``touched``: every inode that the operations changed, told where ``lease`` was asked for; what the session caches of
+    one is old, but for the attributes in the results. Empty in the answer to a repetition: then drop all of it.
+    """
 
     results: tuple[Result, ...]
     lease_term: int = 0
+    touched: tuple[int, ...] = ()
 
 
 class Read(msgspec.Struct, frozen=True, array_like=True):
@@ -459,8 +464,10 @@ class Read(msgspec.Struct, frozen=True, array_like=True):
     OVERLOADED: ask it again in another Read.
 
     With ``lease`` the session asks for read leases on the inodes that the answers speak of (of a directory: its names
-    too). ``lease_term`` is the term of the leader whose leases the session holds, 0 when it holds none; LEASES_GONE
-    when that was an earlier leader: drop everything, then ask again with 0.
+    too). ``lease_term`` is the leader's term as the session knows it, 0 when it does not. It is a promise: the session
+    holds no lease of any other term and will take none of an earlier one, however late the answer comes. So a session
+    drops everything before it adopts a term, which it learns from RenewSessionReply or from LEASES_GONE, the answer to
+    a term that has passed (the error's ``hint``). A grant of another term than the adopted one is not taken.
     """
 
     session: int
@@ -509,7 +516,7 @@ class RenewSessionReply(msgspec.Struct, frozen=True, array_like=True):
     gc_epoch: int
     pg_epoch: int
     orphans: tuple[int, ...] = ()
-    lease_term: int = 0  # leases of this term are prolonged, from when the request was sent
+    lease_term: int = 0  # the leader's term; where the request named it too, its leases are prolonged, from sending
 
 
 class Recall(msgspec.Struct, frozen=True, array_like=True):

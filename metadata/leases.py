@@ -5,6 +5,10 @@ session that holds a lease on an inode it touched is recalled, and until all of 
 leases have run out) neither the mutation is answered nor is anybody shown the inode. So for everyone the change
 happens at the moment in which the last old view is gone.
 
+The session that made the change serves its old view until the answer reaches it. So what it touched stays
+*unsettled* until it shows, by the ``lowest_unacked`` of a later request, that it has the answer; whoever else asks
+before that has it recalled from that session too, like from any other. A session that works alone is never asked.
+
 Whoever owes an acknowledgement is still answered (rule 5: a recall waits for nobody who waits for the leader), but
 without a lease. A session's leases end together, ``lease_s`` after its last grant or renewal; the leader waits
 ``margin_s`` longer, and longer still by the journey of the answer, because it counts from replying and the holder
@@ -12,15 +16,18 @@ from sending.
 
 Leases are this leader's memory. One that begins does not know what its predecessors granted, so until every session
 has said that it holds nothing of theirs, or the longest of their leases has ended, it answers neither reads nor
-mutations (``in_grace``).
+mutations (``in_grace``). That a session holds nothing *now* is not enough: an old leader's grant may still be on its
+way to it. So the session has to name the new term, and takes grants of no other from then on.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 Fire = Callable[[], None]
 Debt = tuple[int, int]  # (session, number of a recall): what has not been acknowledged
+Recall = tuple[int, int, tuple[int, ...]]  # (session, number, inodes)
 
 
 class LeaseTable:
@@ -39,6 +46,8 @@ class LeaseTable:
         self._owed: dict[int, set[Debt]] = {}  # inode -> debts
         self._recalls: dict[Debt, tuple[int, ...]] = {}  # debt -> inodes
         self._waiting: dict[Debt, list[_Waiter]] = {}
+        self._unsettled: dict[int, tuple[int, int]] = {}  # inode -> (session, sequence) of its last change
+        self._changes: dict[int, deque[tuple[int, tuple[int, ...]]]] = {}  # session -> (sequence, inodes), in order
         self._graced: list[Fire] = []  # wait for the end of grace
         self._number = 0
         self.counts = {"grants": 0, "recalls": 0, "broken": 0, "released": 0}
@@ -57,11 +66,13 @@ class LeaseTable:
         self.term = 0
         for table in (self._held, self._holders, self._until_s, self._owed, self._recalls, self._waiting):
             table.clear()
+        self._unsettled.clear()
+        self._changes.clear()
         self._doubtful.clear()
         self._graced.clear()
 
     def clear(self, session: int) -> None:
-        """The session says that it holds no lease of an earlier leader, or it has ended."""
+        """The session holds no lease of an earlier leader and will take none: it named this term, or it has ended."""
         self._doubtful.discard(session)
         self._end_grace()
 
@@ -124,16 +135,44 @@ class LeaseTable:
 
     # --- recalls ----------------------------------------------------------------------------------------------
 
-    def change(self, inos: Iterable[int], by: int) -> list[tuple[int, int, tuple[int, ...]]]:
-        """Somebody changed these inodes. Return the recalls to send: (session, number, inodes), not to ``by``."""
+    def change(self, inos: tuple[int, ...], by: int, sequence: int) -> list[Recall]:
+        """Request ``sequence`` of session ``by`` changed these inodes. Return the recalls to send to others."""
         affected: dict[int, list[int]] = {}
         for ino in inos:
             for session in self._holders.get(ino, ()):
                 if session != by:
                     affected.setdefault(session, []).append(ino)
-        return [self.recall(session, tuple(mine)) for session, mine in affected.items()]
+            last = self._unsettled.get(ino)
+            if last is not None and last[0] != by and ino not in affected.get(last[0], ()):
+                affected.setdefault(last[0], []).append(ino)
+        recalls = [self.recall(session, tuple(mine)) for session, mine in affected.items()]
+        if by in self._until_s:  # one that holds nothing serves no old view
+            for ino in inos:
+                self._unsettled[ino] = (by, sequence)
+            self._changes.setdefault(by, deque()).append((sequence, inos))
+        return recalls
 
-    def recall(self, session: int, inos: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
+    def settle(self, session: int, lowest_unacked: int) -> None:
+        """The session has the answers to all its requests below ``lowest_unacked``."""
+        changes = self._changes.get(session)
+        while changes and changes[0][0] < lowest_unacked:
+            sequence, inos = changes.popleft()
+            for ino in inos:
+                if self._unsettled.get(ino) == (session, sequence):
+                    del self._unsettled[ino]
+
+    def demand(self, inos: Iterable[int], asking: int) -> list[Recall]:
+        """``asking`` wants to see these inodes: recall what others changed and may not know to be changed."""
+        if not self._unsettled:
+            return []
+        affected: dict[int, list[int]] = {}
+        for ino in inos:
+            last = self._unsettled.get(ino)
+            if last is not None and last[0] != asking:
+                affected.setdefault(last[0], []).append(ino)
+        return [self.recall(session, tuple(dict.fromkeys(mine))) for session, mine in affected.items()]
+
+    def recall(self, session: int, inos: tuple[int, ...]) -> Recall:
         """Take leases from a session: it owes an acknowledgement."""
         self._number += 1
         debt = (session, self._number)
@@ -141,11 +180,13 @@ class LeaseTable:
         for ino in inos:
             self._release(session, ino)
             self._owed.setdefault(ino, set()).add(debt)
+            if self._unsettled.get(ino, (0, 0))[0] == session:
+                del self._unsettled[ino]
         self.counts["recalls"] += 1
         return session, self._number, inos
 
     def _release(self, session: int, ino: int) -> None:
-        self._held[session].pop(ino, None)
+        self._held.get(session, {}).pop(ino, None)
         holders = self._holders.get(ino)
         if holders is not None:
             holders.discard(session)
@@ -189,7 +230,10 @@ class LeaseTable:
             self._doubtful.clear()
             self._end_grace()
         broken = []
-        for session in [session for session, until_s in self._until_s.items() if now_s >= until_s]:
+        for session in list(self._until_s):
+            # Looked up each time: dropping one session answers others, and a grant in that answer counts.
+            if now_s < self._until_s.get(session, now_s + 1):
+                continue
             if any(debt[0] == session for debt in self._recalls):
                 broken.append(session)
             self.drop(session)
@@ -202,6 +246,10 @@ class LeaseTable:
             self._release(session, ino)
         self._held.pop(session, None)
         self._until_s.pop(session, None)
+        for sequence, inos in self._changes.pop(session, ()):
+            for ino in inos:
+                if self._unsettled.get(ino) == (session, sequence):
+                    del self._unsettled[ino]
         for debt in [debt for debt in self._recalls if debt[0] == session]:
             self.acknowledge(*debt)
 

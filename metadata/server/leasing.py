@@ -6,7 +6,7 @@ member leads and is settled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from metadata import api
@@ -32,7 +32,6 @@ class Leasing:
         self._machine = machine
         self._notify = notify
         self._peers: dict[int, bytes] = {}  # session -> the connection that its last request came by
-        self._early: set[int] = set()  # told a leader that was not settled yet that they hold nothing
         self._parked: dict[int, Call] = {}  # answers that wait
         self._numbers = 0
 
@@ -40,14 +39,13 @@ class Leasing:
 
     def begin(self) -> None:
         """This member leads and holds all that earlier leaders acknowledged."""
-        doubtful = [session.id for session in self._machine.sessions() if session.id not in self._early]
-        self.table.begin(self._node.core.term, doubtful, self._node.running_s)
+        sessions = [session.id for session in self._machine.sessions()]
+        self.table.begin(self._node.core.term, sessions, self._node.running_s)
 
     def end(self) -> None:
         """This member leads no longer: whoever waits has to ask the next leader."""
         self.table.end()
         self._peers.clear()
-        self._early.clear()
         parked, self._parked = self._parked, {}
         for call in parked.values():
             call.fail(self._node.not_leader())
@@ -62,20 +60,18 @@ class Leasing:
     def hear(self, call: Call, session: int, lease_term: int) -> None:
         """A session asks. Raises LEASES_GONE while it holds leases of an earlier leader."""
         self._peers[session] = call.peer
-        if not self.table.term:
-            if not lease_term:
-                self._early.add(session)
+        term = self.table.term
+        if not term or not lease_term:
             return
-        if lease_term not in (0, self.table.term):
-            raise FsError(Code.LEASES_GONE, f"leases of term {lease_term} ended with it, this is {self.table.term}")
+        if lease_term != term:
+            raise FsError(Code.LEASES_GONE, f"leases of term {lease_term} ended with it, this is {term}", hint=term)
         self.table.clear(session)
 
     def renewed(self, session: int, lease_term: int) -> int:
-        """A renewal is answered now; returns the term whose leases it prolongs."""
+        """A renewal is answered now; returns the term of this leadership, for the session to adopt."""
         if lease_term and lease_term == self.table.term:
             self.table.prolong(session, self._node.running_s)
-            return lease_term
-        return 0
+        return self.table.term
 
     def recalled(self, call: Call) -> None:
         """Handle Recalled."""
@@ -91,7 +87,7 @@ class Leasing:
         if not table.term:
             return
         if outcome.touched:
-            for recall in table.change(outcome.touched, outcome.session):
+            for recall in table.change(outcome.touched, outcome.session, outcome.sequence):
                 self._send(*recall)
         for session in outcome.ended:
             table.drop(session)
@@ -114,7 +110,7 @@ class Leasing:
             self._send(*table.recall(session, surplus))
         return table.term
 
-    def waits(self, call: Call, inos: Iterable[int], session: int, then: Callable[[Call], None]) -> bool:
+    def waits(self, call: Call, inos: Sequence[int], session: int, then: Callable[[Call], None]) -> bool:
         """Whether an answer about ``inos`` has to wait; then ``then(call)`` is called when it need not any more."""
         table = self.table
         if not table.term:
@@ -122,6 +118,8 @@ class Leasing:
         if table.in_grace:
             table.wait_grace(self._park(call, then))
             return True
+        for recall in table.demand(inos, session):
+            self._send(*recall)
         debts = table.debts(inos, session)
         if debts:
             table.wait(debts, self._park(call, then))

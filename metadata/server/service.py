@@ -81,6 +81,7 @@ class Service:
             raise FsError(Code.NO_SPACE, "the disk of the metadata leader is full: only removals are taken")
         if self.node.role is Role.LEADER:
             self.leasing.hear(call, request.session, request.lease_term)
+            self.leasing.table.settle(request.session, request.lowest_unacked)
         self._counts["submits"] += 1
         self._propose(call, CommandKind.SUBMIT, self._submitted)
         self.leader.heard_session(request.session)
@@ -96,7 +97,7 @@ class Service:
 
         def settled(call: Call) -> None:
             term = self.leasing.grant(request.session, shown(reply.results)) if request.lease else 0
-            call.reply(api.SubmitReply(reply.results, term) if term else reply)
+            call.reply(api.SubmitReply(reply.results, term, outcome.touched) if request.lease else reply)
 
         if not self.leasing.waits(call, outcome.touched, request.session, settled):
             settled(call)

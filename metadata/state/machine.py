@@ -47,6 +47,7 @@ class Outcome:
     ended: list[int] = field(default_factory=list)  # sessions that ceased to exist
     touched: tuple[int, ...] = ()  # inodes whose attributes, data or names changed, the freed ones included
     session: int = 0  # whose Submit it was
+    sequence: int = 0
 
 
 class Machine:
@@ -89,11 +90,11 @@ class Machine:
         command = decode_command(data)
         time_ns = max(min(command.time_ns, ENTRY_TIME_MAX_NS), applied.time_ns + 1)
         turn = Turn(time_ns, 0, self._sessions.live, self._root.record.gc_epoch, self._root.groups)
-        encoded = b""
+        encoded, sequence = b"", 0
         reply: msgspec.Struct | FsError
         try:
             if type(command.body) is Submit:
-                turn.session = command.body.session
+                turn.session, sequence = command.body.session, command.body.sequence
                 reply, encoded = self._shard.submit(command.body, turn)
             else:
                 reply = self._execute(command, turn)
@@ -101,7 +102,7 @@ class Machine:
             reply = error
         touched = (*self._shard.inodes.changed(), *turn.freed)
         self._finish(Applied(index, term, time_ns))
-        return Outcome(reply, encoded, turn.orphaned, turn.freed, turn.ended, touched, turn.session)
+        return Outcome(reply, encoded, turn.orphaned, turn.freed, turn.ended, touched, turn.session, sequence)
 
     def _execute(self, command: Command, turn: Turn) -> msgspec.Struct:
         body = command.body
