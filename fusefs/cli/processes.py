@@ -40,10 +40,6 @@ class Child:
     status: str = ""
     extended_until: float = field(default=0.0)  # time.monotonic; from EXTEND_TIMEOUT_USEC
 
-    @property
-    def ended(self) -> bool:
-        return self.process.poll() is not None
-
     def last_words(self) -> str:
         """Return the last line that it wrote to its log since it was started, without the drawing of tracebacks."""
         try:

@@ -17,15 +17,12 @@ from fusefs.mount.errors import Complaints, handler
 from fusefs.mount.handles import HandleTable
 from fusefs.mount.kernel import KernelView
 from metadata.api import RENAME_EXCHANGE, RENAME_NOREPLACE, Attr
-from node.host.logging import get_logger
 from node.wire.errors import Code, FsError
 
 if TYPE_CHECKING:
     from fusefs.client.directories import DirHandle
     from fusefs.client.handles import Handle
     from fusefs.client.volume import Volume
-
-log = get_logger(__name__)
 
 # Directory offsets that the kernel sees: 0 the start, 1 after ".", 2 after "..", then the volume's own plus 2.
 DOT, DOTDOT = 1, 2
