@@ -1,6 +1,7 @@
 # make setup | run | test | bench. Each sets up what is missing by itself.
 DATA ?= $(HOME)/.local/share/fusefs
-MOUNT ?= $(HOME)/fusefs
+# A checkout that lies in ~/fusefs itself is not a place to mount on.
+MOUNT ?= $(HOME)/fusefs$(if $(filter $(HOME)/fusefs,$(CURDIR)),-mount)
 LONG ?=
 SEED ?=
 ONLY ?=
