@@ -27,6 +27,7 @@ PAUSE_S_MIN = 0.05
 PAUSE_S_MAX = 0.5
 SMALL_BLOCK_BYTES = 64 * KIB  # at most: always fetched whole, and several in one request
 BATCH_BLOCKS_MAX = 64
+ENTRY_COST = 300  # bytes of bookkeeping for a cached block
 FETCHES_AHEAD_MAX = 16  # whole blocks under way; beyond, nothing is fetched on suspicion
 
 _PASSING = frozenset({Code.UNREACHABLE, Code.TIMEOUT, Code.OVERLOADED, Code.SHUTTING_DOWN, Code.RETRY})
@@ -58,10 +59,10 @@ class BlockCache:
         if block in self._blocks or len(plain) > self._bytes_max:
             return
         self._blocks[block] = plain
-        self.bytes += len(plain)
+        self.bytes += len(plain) + ENTRY_COST
         while self.bytes > self._bytes_max:
             _, dropped = self._blocks.popitem(last=False)
-            self.bytes -= len(dropped)
+            self.bytes -= len(dropped) + ENTRY_COST
 
 
 class _Fetch:

@@ -21,7 +21,12 @@ class Answer(Protocol):
 
 
 class Caller(Protocol):
-    """A connection to one peer."""
+    """A connection to one peer, made again for ever."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether it stands."""
+        ...
 
     async def call(self, request: msgspec.Struct, data: Sequence[Buffer] = (), *, timeout_s: float) -> Answer:
         """Send a request and wait for its reply.

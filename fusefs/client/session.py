@@ -12,6 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, Optional, TypeVar
 
 import msgspec
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 TRY_TIMEOUT_S = 5.0  # of one attempt; the next one, with the same sequence, may go to another member
 PAUSE_S_MIN = 0.01
 PAUSE_S_MAX = 0.5
+WATCH_S = 0.25  # how often to look whether the connection to the leader still stands
 CLOSE_TIMEOUT_S = 2.0
 
 _AGAIN = frozenset(
@@ -93,6 +95,11 @@ class Leader:
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
             tried.clear()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the connection to whom we believe to lead stands."""
+        return self._members[self._current].connected
+
     def _next(self, asked: int, error: FsError, tried: set[int]) -> bool:
         """Choose whom to ask next; return whether that may help at once: somebody who was not asked yet."""
         if error.code not in _NEXT_MEMBER:
@@ -137,6 +144,7 @@ class Session:
         self._wake = trio.Event()
         self._orphans_after = 0
         self._fence = 0
+        self._term = 0  # of the newest leader that we know of
         self.id = 0
         self.incarnation = 0
         self.gc_epoch = 0
@@ -149,25 +157,35 @@ class Session:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the session (raises what the service refuses it with), then keep it until cancelled."""
         await self._open()
+        await self.renew()  # learns the leader's term
         task_status.started()
         while True:
-            with trio.move_on_after(SESSION_RENEW_S):
-                await self._wake.wait()
-            self._wake = trio.Event()
+            await self._pause()
             try:
-                if self._opened.is_set():
-                    await self.renew()
-                else:
+                if not self._opened.is_set():
                     await self._open()
+                await self.renew()
             except FsError as error:
                 log.warning("session of %s: %s", self._mount, error)
                 await trio.sleep(PAUSE_S_MAX)
 
+    async def _pause(self) -> None:
+        """Wait until it is time for a renewal: a lost connection is one, because a new leader waits to hear from us."""
+        end = trio.current_time() + SESSION_RENEW_S
+        connected = self._leader.connected
+        while trio.current_time() < end and not self._wake.is_set() and self._leader.connected >= connected:
+            connected = self._leader.connected
+            with trio.move_on_after(WATCH_S):
+                await self._wake.wait()
+        self._wake = trio.Event()
+
     async def renew(self) -> None:
         """Tell the service that this mount lives, and hear of its epochs and of removed inodes."""
         asked = self.id
+        term = self._term
+        deadline = self.deadline()
         try:
-            answer = await self.call(api.RenewSession(asked, self._orphans_after))
+            answer = await self._ask(lambda: api.RenewSession(asked, self._orphans_after, self._term), deadline)
         except FsError as error:
             if error.code is Code.UNKNOWN_SESSION:
                 self._lost(asked)
@@ -176,10 +194,13 @@ class Session:
         reply = answer.body
         if asked != self.id:
             return
+        self._adopt(reply.lease_term)
         self.take_epochs(reply.gc_epoch, reply.pg_epoch)
         self._orphans_after = max(reply.orphans, default=0)
         if reply.orphans:
             self.on_orphans(reply.orphans)
+        if self._term != term:
+            self._wake.set()  # tell the leader that its term is known, so that it need not wait for us
 
     async def close(self) -> None:
         """End the session, so that nothing waits for its expiry. Never raises for a service that is away."""
@@ -232,6 +253,30 @@ class Session:
         """Ask the leader something that needs no session and may be asked twice."""
         return await self._leader.call(request, deadline or self.deadline())
 
+    async def _ask(
+        self, request: Callable[[], msgspec.Struct], deadline: float, misses: Optional[list[FsError]] = None
+    ) -> Answer:
+        """Ask the leader, in the name of the term that we know; where that has passed, adopt the new one and ask again.
+
+        Naming the term is a promise that nothing is cached under an earlier leader's lease. A new leader waits for it
+        from every session before it answers anybody.
+        """
+        while True:
+            try:
+                return await self._leader.call(request(), deadline, misses)
+            except FsError as error:
+                if error.code is not Code.LEASES_GONE or error.hint <= self._term:
+                    raise
+                self._adopt(error.hint)
+
+    def _reading(self, queries: tuple[api.Query, ...]) -> api.Read:
+        return api.Read(self.id, queries, lease_term=self._term)
+
+    def _adopt(self, term: int) -> None:
+        """Take note of the leader's term. What is cached under an earlier one would have to be dropped here; nothing
+        is."""
+        self._term = max(self._term, term)
+
     async def read(self, *queries: api.Query, deadline: Optional[float] = None) -> tuple[api.Result, ...]:
         """Answer queries from one state, as new as any mutation acknowledged before. Results may be Failed."""
         deadline = deadline or self.deadline()
@@ -239,7 +284,7 @@ class Session:
             await self._ready(deadline, changing=False)
             asked = self.id
             try:
-                answer = await self._leader.call(api.Read(asked, queries), deadline)
+                answer = await self._ask(partial(self._reading, queries), deadline)
             except FsError as error:
                 if error.code is not Code.UNKNOWN_SESSION:
                     raise
@@ -294,17 +339,21 @@ class Session:
         if mutation.session != self.id:
             raise FsError(Code.UNKNOWN_SESSION, "the session that this belongs to has ended")
         lowest = next(iter(self._unacked))
-        request = api.Submit(
-            mutation.session,
-            mutation.sequence,
-            lowest,
-            mutation.ops,
-            stop_on_error=mutation.stop_on_error,
-            fence=self._fence,
-        )
         misses: list[FsError] = []
         try:
-            answer = await self._leader.call(request, deadline, misses)
+            answer = await self._ask(
+                lambda: api.Submit(
+                    mutation.session,
+                    mutation.sequence,
+                    lowest,
+                    mutation.ops,
+                    stop_on_error=mutation.stop_on_error,
+                    fence=self._fence,
+                    lease_term=self._term,
+                ),
+                deadline,
+                misses,
+            )
         except FsError as error:
             mutation.doubtful = mutation.doubtful or bool(misses)
             if error.code in _ENDED:
@@ -340,6 +389,7 @@ class Session:
             "incarnation": self.incarnation,
             "in_flight": len(self._unacked),
             "sequence": self._sequence,
+            "term": self._term,
             "gc_epoch": self.gc_epoch,
             "pg_epoch": self.pg_epoch,
             "leader": self._leader.statistics(),

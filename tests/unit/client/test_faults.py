@@ -50,6 +50,24 @@ async def test_the_leader_is_found_by_hint(autojump_clock: object) -> None:
         assert trio.current_time() - start < 0.1
 
 
+async def test_a_new_leaders_term_is_adopted_and_named_at_once(autojump_clock: object) -> None:
+    world = World()
+    async with world.mount() as volume:
+        assert volume.statistics()["session"]["term"] == 1
+        world.term = 2
+        start = trio.current_time()
+        await volume.mkdir(ROOT_INO, b"d", 0o755, 0, 0)
+        assert world.member.requests[-1].lease_term == 2 and world.machine.files == 2
+        world.term = 3
+        await volume.getattr(ROOT_INO)
+        assert trio.current_time() == start
+        world.term = 4
+        world.member.connected = False  # an idle mount notices by itself, before its next renewal is due
+        await trio.sleep(0.6)
+        world.member.connected = True
+        assert world.member.requests[-1].lease_term == 4
+
+
 async def test_silence_is_a_timeout_at_the_deadline_and_nothing_comes_later(autojump_clock: object) -> None:
     world = World()
     async with world.mount(request_timeout_s=7.0) as volume:

@@ -52,6 +52,7 @@ class Faults:
     """Rules of one peer."""
 
     def __init__(self) -> None:
+        self.connected = True
         self.before: list[Rule] = []
         self.after: list[Rule] = []  # the request was executed; raising loses the reply
 
@@ -209,6 +210,7 @@ class World:
     servers: int = 1
     replicas: int = 1
     members: int = 1
+    term: int = 1
     engine: MemoryEngine = field(default_factory=MemoryEngine)
 
     def __post_init__(self) -> None:
@@ -261,6 +263,9 @@ class World:
     def serve(self, request: Any) -> Any:
         """What the leader answers."""
         machine = self.machine
+        named = getattr(request, "lease_term", 0)
+        if named and named != self.term:
+            raise FsError(Code.LEASES_GONE, "another term", hint=self.term)
         if isinstance(request, api.Read):
             return api.ReadReply(machine.query(request.queries))
         if isinstance(request, api.Submit):
@@ -273,7 +278,7 @@ class World:
             if machine.session(request.session) is None:
                 raise FsError(Code.UNKNOWN_SESSION, "expired")
             orphans = machine.orphans_of(request.session, request.orphans_after)
-            return api.RenewSessionReply(10.0, machine.gc_epoch, machine.pg_epoch, orphans)
+            return api.RenewSessionReply(10.0, machine.gc_epoch, machine.pg_epoch, orphans, self.term)
         assert isinstance(request, api.GetClusterMap)
         return api.ClusterMap(
             machine.pg_epoch, machine.gc_epoch, self.replicas, machine.servers(), machine.table
