@@ -113,7 +113,7 @@ class LogStore:
             for name in disk.list(path):
                 if name.endswith(TEMPORARY):
                     disk.remove(f"{path}/{name}")
-            if found.tail:
+            if found.publish:
                 log._begin(encode_segment(found.next_number, cluster_id, found.cut, found.tail))
                 log.sync()
             log._remove_unused()

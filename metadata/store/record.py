@@ -42,6 +42,7 @@ FILE_HEADER_BYTES = _FILE.size
 _RECORD = struct.Struct("<QIHBBIIQQQQQ")
 _BODY = struct.Struct("<IHBBIIQQQQQ")
 _SUM = struct.Struct("<Q")
+ENDING = struct.Struct("<QQQQ")
 RECORD_HEADER_BYTES = _RECORD.size
 BASE_BYTES_MAX = 256 * KIB  # file header and base
 _MAGIC = 0xF5E1
@@ -79,11 +80,16 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Base(msgspec.Struct, frozen=True, array_like=True):
-    """A segment continues segment ``previous`` (0: none) at offset ``previous_end``; what follows there is void."""
+    """A segment continues segment ``previous`` (0: none) at offset ``previous_end``; what follows there is void.
+
+    ``ending`` tells, like the header of the last record that the segment was published with, how the log ended then:
+    last, last term, term, vote (u64 each, so that its length does not depend on them).
+    """
 
     previous: int
     previous_end: int
     mark: Mark
+    ending: bytes
 
 
 class Record(NamedTuple):

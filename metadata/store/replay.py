@@ -10,7 +10,7 @@ snapshot). Otherwise the state before the loss is kept, with a mark of what may 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -108,34 +108,49 @@ class Replay:
     mark: Mark
     index: LogIndex
     hard: HardState
+    publish: bool  # the next segment has to be on disk before any of this is relied on
     damage: Damaged | None = None
 
 
 def encode_segment(number: int, cluster_id: bytes, cut: Cut, tail: list[Record]) -> bytes:
     """Return what segment ``number`` begins with: file header, two copies of the base, and the repeated tail."""
-    payload = msgspec.msgpack.encode(Base(cut.number, cut.end, replace_reset(cut.mark)))
+    end = tail[-1] if tail else cut
+    ending = rec.ENDING.pack(end.last, end.last_term, end.hard.term, end.hard.vote)
+    mark = msgspec.structs.replace(cut.mark, reset=False)  # a statement on the state, not an event in it
+    payload = msgspec.msgpack.encode(Base(cut.number, cut.end, mark, ending))
     base = Record(0, 0, RecordKind.BASE, 0, cut.last, cut.last_term, cut.hard, memoryview(payload))
     records = [base, base, *tail]
-    end = rec.FILE_HEADER_BYTES + sum(rec.record_bytes(len(record.payload)) for record in records)
+    stable = rec.FILE_HEADER_BYTES + sum(rec.record_bytes(len(record.payload)) for record in records)
     parts = [rec.encode_file_header(number, cluster_id)]
     offset = rec.FILE_HEADER_BYTES
     for record in records:
         parts.append(
             rec.encode_record(
-                number, offset, record.kind, end, record.last, record.last_term, record.hard, bytes(record.payload)
+                number, offset, record.kind, stable, record.last, record.last_term, record.hard, bytes(record.payload)
             )
         )
         offset += len(parts[-1])
     return b"".join(parts)
 
 
-def replace_reset(mark: Mark) -> Mark:
-    """Return the mark as a statement on the state, not as an event in it."""
-    return msgspec.structs.replace(mark, reset=False)
+def _at_publication(record: Record) -> Record:
+    """Return a base with the end of the log as it was behind all that the segment began with."""
+    last, last_term, term, vote = rec.ENDING.unpack(rec.base_decoder.decode(record.payload).ending)
+    return record._replace(last=last, last_term=last_term, hard=HardState(term, vote, record.hard.commit))
+
+
+@dataclass
+class _Whole:
+    """A state known from the log's beginning on, and the hole behind it. ``end``: where it is cut if that is loss."""
+
+    state: State
+    first_lost: int
+    end: tuple[int, int]
+    hole: tuple[int, int]
 
 
 class _Walk:
-    """One pass over the chain."""
+    """One pass over the chain. Places are (segment, offset)."""
 
     def __init__(self, next_number: int, cluster_id: bytes) -> None:
         self.next_number = next_number
@@ -145,9 +160,10 @@ class _Walk:
         self.tail: list[Record] = []
         self.tail_offset = 0
         self.place = (0, 0)  # behind the last record taken in
-        self.newest: Record | None = None
+        self.newest: Record | None = None  # what tells how the log ended
         self.newest_mark: Mark | None = None
-        self.whole: tuple[State, Cut, list[Record], int, int] | None = None  # the latest whole state before a hole
+        self.published = (0, 0)  # the current segment's base tells more than a record before this place
+        self.whole: _Whole | None = None  # the latest whole state before a hole
 
     def cut_here(self, number: int, end: int) -> Cut:
         """Describe the state so far, which begins where the log begins."""
@@ -163,7 +179,10 @@ class _Walk:
 
     def record(self, record: Record, number: int) -> None:
         """Take in a legible record."""
-        self.newest = record
+        if record.kind == RecordKind.BASE:
+            self.newest, self.published = _at_publication(record), (number, record.stable)
+        elif (number, record.offset) >= self.published:
+            self.newest = record
         position = rec.position_of(number, record.offset)
         if self.cut is not None:
             position = rec.position_of(self.next_number, self.tail_offset)
@@ -178,24 +197,31 @@ class _Walk:
 
     def hole(self, number: int, offset: int) -> None:
         """Something durable is missing here: begin again behind it."""
-        if self.state.covers():
-            self.whole = (self.state, self.cut or self.cut_here(*self.place), list(self.tail), number, offset)
+        if self.state.covers() and self.state.index is not None:
+            end = self.place if self.cut is None else (self.cut.number, self.cut.end)
+            self.whole = _Whole(self.state, self.state.index.last + 1, end, (number, offset))
         self.state = State()
 
-
-def _walk_newest(walk: _Walk, data: memoryview, segment: Segment) -> None:
-    stable = stable_end(data, segment.number)
-    at = rec.FILE_HEADER_BYTES
-    for item in scan(data, segment):
-        if walk.cut is None and item.offset >= stable:
-            walk.begin_tail(segment.number, item.offset)
-        if isinstance(item, Hole):
-            walk.hole(segment.number, item.offset)
-        else:
-            walk.record(item, segment.number)
-            at = item.end
-    if walk.cut is None:
-        walk.begin_tail(segment.number, at)
+    def over(self, disk: Disk, path: str, chain: list[Segment], until: tuple[int, int] | None = None) -> None:
+        """Walk, by default to the end."""
+        for segment in chain:
+            number, at = segment.number, rec.FILE_HEADER_BYTES
+            data = read_segment(disk, path, number)
+            stable = stable_end(data, number) if segment.newest and until is None else len(data)
+            for item in scan(data, segment):
+                if until is not None and (number, item.offset) >= until:
+                    return
+                if self.cut is None and item.offset >= stable:
+                    self.begin_tail(number, item.offset)
+                if isinstance(item, Hole):
+                    self.hole(number, item.offset)
+                else:
+                    self.record(item, number)
+                    at = item.end
+            if segment.end is not None and at < segment.end:
+                self.hole(number, at)
+            if segment.newest and self.cut is None:
+                self.begin_tail(number, at)
 
 
 def replay(disk: Disk, path: str, cluster_id: bytes) -> Replay:
@@ -208,70 +234,58 @@ def replay(disk: Disk, path: str, cluster_id: bytes) -> Replay:
         raise FsError(Code.NOT_FOUND, f"{path}: no log here")
     chain = read_chain(disk, path, cluster_id)
     walk = _Walk(chain[-1].number + 1, cluster_id)
-    for segment in chain:
-        data = read_segment(disk, path, segment.number)
-        if segment.newest:
-            _walk_newest(walk, data, segment)
-            continue
-        at = rec.FILE_HEADER_BYTES
-        for item in scan(data, segment):
-            if isinstance(item, Hole):
-                walk.hole(segment.number, item.offset)
-            else:
-                walk.record(item, segment.number)
-                at = item.end
-        if segment.end is not None and at < segment.end:
-            walk.hole(segment.number, at)
-    numbers = [segment.number for segment in chain]
-    if walk.state.covers() and walk.cut is not None:
-        return _outcome(walk, numbers)
-    return _damaged(walk, numbers, path)
-
-
-def _outcome(walk: _Walk, numbers: list[int]) -> Replay:
-    state, cut = walk.state, walk.cut
-    assert state.mark is not None and state.index is not None and cut is not None
+    walk.over(disk, path, chain)
+    if not walk.state.covers() or walk.cut is None:
+        return _damaged(disk, path, walk, chain)
+    state, cut, tail = walk.state, walk.cut, walk.tail
+    assert state.mark is not None and state.index is not None
     state.index.drop_before(state.mark.first_index, state.mark.before_term)
-    tail = walk.tail
     if all(record.kind == RecordKind.APPEND and not record.payload and record.hard == cut.hard for record in tail):
         tail = []  # what a clean end leaves, to vouch for the rest
     # A torn write may have left a hard state whose commit counts in entries of the same write.
     hard = msgspec.structs.replace(state.hard, commit=min(state.hard.commit, state.index.last))
-    return Replay(cut, tail, walk.next_number, numbers, state.mark, state.index, hard)
+    numbers = [segment.number for segment in chain]
+    return Replay(cut, tail, walk.next_number, numbers, state.mark, state.index, hard, publish=bool(tail))
 
 
-def _damaged(walk: _Walk, numbers: list[int], path: str) -> Replay:
-    """Keep what was there before the loss and a mark of what may have been acknowledged; go on in a new term."""
-    newest, mark = walk.newest, walk.newest_mark
-    if newest is None or mark is None:
-        raise Damaged(segment_path(path, numbers[0]), 0, 0)
-    if walk.whole is not None:
-        state, cut, tail, number, offset = walk.whole
+def _before_loss(disk: Disk, path: str, walk: _Walk, chain: list[Segment]) -> State | None:
+    """Return the state before the loss, None where it is not known from the log's beginning on."""
+    if walk.whole is None or walk.cut is None:
+        return walk.whole.state if walk.whole is not None else None
+    # That state may count in records of the tail, which a damaged log does without.
+    again = _Walk(walk.next_number, walk.cluster_id)
+    again.over(disk, path, chain, walk.whole.end)
+    return again.state if again.state.covers() else None
+
+
+def _damaged(disk: Disk, path: str, walk: _Walk, chain: list[Segment]) -> Replay:
+    """Keep what was there before the loss, with a mark of what may have been acknowledged; go on in a new term."""
+    newest, newest_mark = walk.newest, walk.newest_mark
+    if newest is None or newest_mark is None:
+        raise Damaged(segment_path(path, chain[0].number), 0, 0)
+    state = _before_loss(disk, path, walk, chain)
+    if state is not None and walk.whole is not None:
         assert state.mark is not None and state.index is not None
-        index, kept = state.index, state.mark
-        damage = Damaged(segment_path(path, number), offset, index.last + 1)
-        index.drop_before(kept.first_index, kept.before_term)
+        mark, index, end, hole = state.mark, state.index, walk.whole.end, walk.whole.hole
+        index.drop_before(mark.first_index, mark.before_term)
         commit = min(state.hard.commit, index.last)
-    else:
-        # Not even the beginning is left. The state outside the log goes at least through the snapshot.
-        index = LogIndex(mark.snapshot.index, mark.snapshot.term)
-        kept = Mark(mark.snapshot, index.first, mark.snapshot.term)
-        damage = Damaged(segment_path(path, numbers[0]), 0, mark.first_index)
-        commit = mark.snapshot.index
-        cut, tail = Cut(0, 0, kept, index.last, index.last_term, newest.hard), []
-    lost = max((mark.lost_term, mark.lost_index), (newest.last_term, newest.last))
-    nothing = (index.last_term, index.last) >= lost  # what is lost added nothing to what was kept
+        damage = Damaged(segment_path(path, hole[0]), hole[1], walk.whole.first_lost)
+    else:  # not even the beginning is left; the state outside the log goes at least through the snapshot
+        index, end = LogIndex(newest_mark.snapshot.index, newest_mark.snapshot.term), (0, 0)
+        commit = index.last
+        mark = Mark(newest_mark.snapshot, index.first, newest_mark.snapshot.term)
+        damage = Damaged(segment_path(path, chain[0].number), 0, newest_mark.first_index)
+    lost = max((newest_mark.lost_term, newest_mark.lost_index), (newest.last_term, newest.last))
     hard = HardState(newest.hard.term, newest.hard.vote, commit)
+    nothing = (index.last_term, index.last) >= lost  # what is lost added nothing to what was kept
     if nothing:
         lost = (0, 0)
     else:
         # A leader of this term believes that it knows this log, and would never send again what was acknowledged.
         # A member in a newer term makes it step down; the next leader finds out anew.
         hard = HardState(newest.hard.term + 1, 0, commit)
-    kept = msgspec.structs.replace(kept, reset=False, lost_term=lost[0], lost_index=lost[1])
-    tail = [record._replace(hard=hard) for record in tail]
-    payload = memoryview(msgspec.msgpack.encode(kept))
-    tail.append(Record(0, 0, RecordKind.MARK, 0, index.last, index.last_term, hard, payload))
-    chain = [number for number in numbers if number <= cut.number]
-    cut = replace(cut, hard=hard)
-    return Replay(cut, tail, walk.next_number, chain, kept, index, hard, None if nothing else damage)
+    mark = msgspec.structs.replace(mark, reset=False, lost_term=lost[0], lost_index=lost[1])
+    numbers = [segment.number for segment in chain if segment.number <= end[0]]
+    cut = Cut(*end, mark, index.last, index.last_term, hard)
+    shown = None if nothing else damage
+    return Replay(cut, [], walk.next_number, numbers, mark, index, hard, publish=True, damage=shown)

@@ -227,3 +227,21 @@ def test_after_a_failed_sync_the_log_refuses_everything() -> None:
         life.log.sync()
     with pytest.raises(FatalDiskError):
         life.log.append(None, [Entry(2, 1)])
+
+
+def test_a_name_that_was_shown_but_not_durable_is_made_durable_by_the_next_start() -> None:
+    for seed in range(20):
+        life = Life(seed)
+        life.log.append(HardState(1, 1), [Entry(1, 1, 0, b"x")])
+        life.log.sync()
+        life.log.append(None, [Entry(2, 1, 0, b"y")])
+        writer = life.log._writer
+        assert writer is not None
+        writer.flush()  # in the page cache only; the process dies
+        life.disk.fail_sync_at = life.disk.syncs + 3  # start, content of the repeating segment, its name
+        with pytest.raises(FatalDiskError):
+            life.open()
+        life.disk.fail_sync_at = None
+        assert life.open().last_index() == 2  # from here on it may be acknowledged
+        life.disk.crash(Random(seed))
+        assert life.open().last_index() == 2

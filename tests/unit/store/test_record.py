@@ -23,12 +23,13 @@ FILE_HEADER = """
 """
 # checksum, length, magic, kind, flags, group, stable, last, last term, term, vote, commit, payload
 BASE = """
-97bdf15a9e8fc236 17000000 e1f5 01 00 00000000 f0000000 0900000000000000 0200000000000000
-0400000000000000 0200000000000000 0800000000000000 9303cd1000969307029593010203909090c20501c20000 00
+1c87264715d63967 39000000 e1f5 01 00 00000000 40010000 0900000000000000 0200000000000000
+0400000000000000 0200000000000000 0800000000000000 9403cd1000969307029593010203909090c20501c20000
+c420 0900000000000000 0200000000000000 0400000000000000 0200000000000000 00000000000000
 """
-BASE_CHECKSUM_AGAIN = "7b384a2c51ff7879"  # the same record at the next place
+BASE_CHECKSUM_AGAIN = "a9f9a9c17e80b479"  # the same record at the next place
 APPEND = """
-6be7acd3b93a21b2 07000000 e1f5 02 00 00000000 f0000000 0a00000000000000 0400000000000000
+31efe0f8f016f30e 07000000 e1f5 02 00 00000000 40010000 0a00000000000000 0400000000000000
 0400000000000000 0200000000000000 0800000000000000 7061796c6f6164 00
 """
 
@@ -38,24 +39,25 @@ def test_the_bytes_of_a_segment_do_not_change() -> None:
     data = encode_segment(4, bytes(range(16)), CUT, [])
     assert data == bytes.fromhex(FILE_HEADER) + base + bytes.fromhex(BASE_CHECKSUM_AGAIN) + base[8:]
     record = rec.decode_record(memoryview(data), 64, 4, 64)
-    assert record is not None and rec.base_decoder.decode(record.payload) == Base(3, 4096, MARK)
-    append = rec.encode_record(4, 240, RecordKind.APPEND, 240, 10, 4, HardState(4, 2, 8), b"payload")
+    assert record is not None
+    assert rec.base_decoder.decode(record.payload) == Base(3, 4096, MARK, rec.ENDING.pack(9, 2, 4, 2))
+    append = rec.encode_record(4, 320, RecordKind.APPEND, 320, 10, 4, HardState(4, 2, 8), b"payload")
     assert append == bytes.fromhex(APPEND)
     assert rec.entries_encoder.encode([Entry(3, 2, 1, b"xy"), Entry(4, 2)]).hex() == "9294030201c402787994040200c400"
 
 
 def test_a_record_is_legible_at_its_own_place_only() -> None:
     data = memoryview(bytes.fromhex(APPEND))
-    record = rec.decode_record(data, 0, 4, 240)
-    assert record is not None and (bytes(record.payload), record.end) == (b"payload", 312)
-    assert rec.decode_record(data, 0, 5, 240) is None
-    assert rec.decode_record(data, 0, 4, 248) is None
+    record = rec.decode_record(data, 0, 4, 320)
+    assert record is not None and (bytes(record.payload), record.end) == (b"payload", 392)
+    assert rec.decode_record(data, 0, 5, 320) is None
+    assert rec.decode_record(data, 0, 4, 328) is None
     for bit in range((len(data) - 1) * 8):  # the padding behind the payload says nothing
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
-        assert rec.decode_record(memoryview(bytes(flipped)), 0, 4, 240) is None
+        assert rec.decode_record(memoryview(bytes(flipped)), 0, 4, 320) is None
     for length in range(len(data) - 1):
-        assert rec.decode_record(data[:length], 0, 4, 240) is None
+        assert rec.decode_record(data[:length], 0, 4, 320) is None
 
 
 @given(st.integers(0, 1 << 32))
