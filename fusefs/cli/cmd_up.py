@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -224,15 +226,21 @@ def _document(layout: Layout, config: ClusterConfig, pids: dict[str, int], mount
     }
 
 
+def _own_command() -> str:
+    """How a shell starts this very command."""
+    path = os.path.abspath(sys.argv[0])
+    return "fusefs" if shutil.which("fusefs") == path else path
+
+
 def _welcome(layout: Layout, wish: Wish, output: Output) -> None:
     """One screen: what runs, what to type next."""
     output.line()
     output.line(f"A filesystem of your own is mounted on {wish.mount}; its data lie in {layout.directory}.")
     output.line("In another terminal, for instance:")
     output.line()
-    output.line(f"    cp -r /usr/share/doc {wish.mount}/")
-    output.line(f"    ls -l {wish.mount}/doc | head")
+    output.line(f"    cp -r /usr/share/common-licenses {wish.mount}/")
+    output.line(f"    ls -l {wish.mount}/common-licenses")
     output.line(f"    df -h {wish.mount}")
-    output.line(f"    fusefs status {layout.config_path}")
+    output.line(f"    {_own_command()} status {layout.config_path}")
     output.line()
     output.line("Ctrl-C unmounts and stops it; the data stay, and the same command brings them back.")
