@@ -262,12 +262,15 @@ class Session:
         from every session before it answers anybody.
         """
         while True:
+            named = self._term
             try:
                 return await self._leader.call(request(), deadline, misses)
             except FsError as error:
-                if error.code is not Code.LEASES_GONE or error.hint <= self._term:
+                if error.code is not Code.LEASES_GONE or error.hint == named or not self.before(deadline):
                     raise
                 self._adopt(error.hint)
+                if error.hint < self._term:  # from a leader that does not know yet that it is none any more
+                    await trio.sleep(PAUSE_S_MIN)
 
     def _reading(self, queries: tuple[api.Query, ...]) -> api.Read:
         return api.Read(self.id, queries, lease_term=self._term)

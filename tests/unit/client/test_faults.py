@@ -59,7 +59,10 @@ async def test_a_new_leaders_term_is_adopted_and_named_at_once(autojump_clock: o
         await volume.mkdir(ROOT_INO, b"d", 0o755, 0, 0)
         assert world.member.requests[-1].lease_term == 2 and world.machine.files == 2
         world.term = 3
-        await volume.getattr(ROOT_INO)
+        async with trio.open_nursery() as nursery:
+            for name in (b"e", b"f", b"g"):
+                nursery.start_soon(volume.mkdir, ROOT_INO, name, 0o755, 0, 0)
+                nursery.start_soon(volume.getattr, ROOT_INO)
         assert trio.current_time() == start
         world.term = 4
         world.member.connected = False  # an idle mount notices by itself, before its next renewal is due
