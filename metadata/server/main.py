@@ -26,6 +26,7 @@ from node.rpc.context import Transport
 from node.wire.errors import FsError
 
 PROGRAM = "fusefs-meta"
+SWITCH_INTERVAL_S = 1e-3  # the loop gets the interpreter back soon from the thread that loads a snapshot
 log = get_logger(__name__)
 
 
@@ -98,5 +99,6 @@ def main(arguments: list[str] | None = None) -> int:
         except* FsError as group:
             raise leaves(group)[0] from None
 
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     setup_logging(options.name)
     return run_daemon(PROGRAM, start)

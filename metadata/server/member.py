@@ -259,7 +259,13 @@ class MetadataMember:
         hooks.applied = leasing.applied
         reporter = Reporter(node, machine, leader, leasing, config)
         self.service = Service(node, machine, leader, reporter, leasing, wall_ns=self._wall_ns)
-        self.peers.attach(node, self.peers.first or ConfState(), source=stable.view, receiver=receiver)
+        self.peers.attach(
+            node,
+            self.peers.first or ConfState(),
+            source=stable.view,
+            receiver=receiver,
+            lost=stable.store.damaged,
+        )
         return receiver
 
     # --- serving ---------------------------------------------------------------------------------------------

@@ -139,6 +139,10 @@ class Node:
         self._reads.add(done)
         self.wake()
 
+    def leads(self, term: int) -> bool:
+        """Whether this member leads in this very term."""
+        return self.core.role is Role.LEADER and self.core.term == term
+
     @property
     def readable_now(self) -> bool:
         """Whether applied state is linearizable without asking anybody: a sole voter acknowledges nothing before it
@@ -190,6 +194,15 @@ class Node:
         """The stream that a SNAPSHOT message asked for has ended."""
         self.core.report_snapshot(peer, ok)
         self.wake()
+
+    def entries_lost(self, peer: int) -> None:
+        """``peer``'s disk lost entries that it had acknowledged: what it acknowledged counts for nothing from here on.
+
+        It does not vote before it has them again, so that nobody is elected who lacks what it once confirmed.
+        """
+        if self.role is Role.LEADER and peer in self.core.progress:
+            log.warning("a member lost entries: sending them again", member=peer)
+            self.core.progress[peer] = self.core.new_progress(self.core.log.last + 1)
 
     def peer_lost(self, peer: int) -> None:
         """The connection to ``peer`` broke. A leader that died this visibly need not be waited for.

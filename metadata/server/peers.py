@@ -48,11 +48,15 @@ class Steps(Protocol):
 
     def step(self, message: Message) -> None: ...
 
+    def leads(self, term: int) -> bool: ...
+
     def unreachable(self, peer: int) -> None: ...
 
     def snapshot_sent(self, peer: int, ok: bool) -> None: ...
 
     def peer_lost(self, peer: int) -> None: ...
+
+    def entries_lost(self, peer: int) -> None: ...
 
 
 SnapshotSource = Callable[[], AbstractContextManager[tuple[SnapshotMeta, SnapshotView]]]
@@ -90,6 +94,7 @@ class Peers:
         self._node: Optional[Steps] = None
         self._source: Optional[SnapshotSource] = None
         self._receiver: Optional[Receiver] = None
+        self._lost = False
         self._nursery: Optional[trio.Nursery] = None
         self._met: set[int] = set()  # peers that greeted back, in this run
         self._meeting = trio.Event()
@@ -103,9 +108,11 @@ class Peers:
         server.register(methods[OfferSnapshot], self._on_offer)
         server.register(methods[SnapshotPiece], self._on_piece)
 
-    def attach(self, node: Steps, first: ConfState, *, source: SnapshotSource, receiver: Receiver) -> None:
-        """From now on this member has a log, which began with ``first``, and takes part."""
-        self._node, self.first, self._source, self._receiver = node, first, source, receiver
+    def attach(
+        self, node: Steps, first: ConfState, *, source: SnapshotSource, receiver: Receiver, lost: bool = False
+    ) -> None:
+        """From now on this member has a log, which began with ``first``, and takes part. ``lost``: it lost entries."""
+        self._node, self.first, self._source, self._receiver, self._lost = node, first, source, receiver, lost
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the connections and introduce this member until cancelled. Raises where a peer says it was wiped."""
@@ -147,7 +154,7 @@ class Peers:
             await trio.sleep(PEER_GREET_RETRY_S)
 
     async def _greet(self, peer: Peer) -> bool:
-        greet = Greet(self.member, self.incarnation, peer.member.id)
+        greet = Greet(self.member, self.incarnation, peer.member.id, self._lost)
         reply: GreetReply = (await peer.control.call(greet, timeout_s=5.0)).body
         if reply.member != peer.member.id:
             log.error("another member answers there", peer=peer.member.name, answers=reply.member)
@@ -171,6 +178,8 @@ class Peers:
         if greet.sender not in self.peers:
             raise FsError(Code.NOT_FOUND, f"member {greet.sender} is not in the configuration of member {self.member}")
         known = self.pins.pin(greet.sender, greet.incarnation)
+        if greet.lost and known == greet.incarnation and self._node is not None:
+            self._node.entries_lost(greet.sender)
         first = self.first if self._node is not None else None
         call.reply(GreetReply(self.member, self.incarnation, known, first))
 
@@ -267,6 +276,7 @@ class Peers:
                         member=self.member,
                         incarnation=self.incarnation,
                         target_incarnation=self.pins.get(peer.member.id),
+                        current=lambda: node.leads(message.term),
                     )
                 nursery.cancel_scope.cancel()
             install = msgspec.structs.replace(message, snapshot=meta)

@@ -34,6 +34,15 @@ _RETRY_S = 0.2
 _RESUMABLE = frozenset({Code.UNREACHABLE, Code.TIMEOUT, Code.OVERLOADED, Code.RETRY, Code.CORRUPT_BLOCK})
 
 
+def _always() -> bool:
+    return True
+
+
+def _require(current: Callable[[], bool]) -> None:
+    if not current():
+        raise FsError(Code.NOT_LEADER, "leadership is lost")
+
+
 async def stream_snapshot(
     connection: Connection,
     view: SnapshotView,
@@ -42,6 +51,7 @@ async def stream_snapshot(
     member: int,
     incarnation: bytes,
     target_incarnation: bytes,
+    current: Callable[[], bool] = _always,
     bytes_per_s: float = SNAPSHOT_BYTES_PER_S,
     stall_s: float = SNAPSHOT_STALL_S,
     load_s: float = SNAPSHOT_LOAD_S,
@@ -49,13 +59,15 @@ async def stream_snapshot(
     """Bring one view to a peer. True: it has loaded everything. False: it needs none of it.
 
     Broken connections and damaged chunks are resumed; FsError where nothing moved for ``stall_s``, or loading took
-    longer than ``load_s``.
+    longer than ``load_s``, or as soon as ``current`` says that it is nobody's business any more: streams of an earlier
+    and of the present leader would take the receiver's one place from each other for ever.
     """
     source = SnapshotSource(view, SnapshotName(meta, os.urandom(16)))
     offer = OfferSnapshot(member, incarnation, target_incarnation, source.name)
     moved_s = trio.current_time()
     delivered = False
     while True:
+        _require(current)
         try:
             position: SnapshotPosition = (await connection.call(offer, timeout_s=_TIMEOUT_S)).body
             if not position.wanted:
@@ -63,6 +75,7 @@ async def stream_snapshot(
             if delivered and position.following == 0:
                 raise FsError(Code.IO, "the receiver could not load it")
             while source.chunks is None or position.following < source.chunks:
+                _require(current)
                 began_s = trio.current_time()
                 chunk = source.chunk(position.following)
                 piece = SnapshotPiece(source.name.nonce)

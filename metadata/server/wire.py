@@ -27,11 +27,14 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Greet(msgspec.Struct, frozen=True, array_like=True):
-    """Introduce ``sender``. Who was never introduced under this id is remembered durably before the answer."""
+    """Introduce ``sender``. Who was never introduced under this id is remembered durably before the answer.
+
+    ``lost``: its disk lost entries that it had acknowledged, so that the leader must find out anew what it holds."""
 
     sender: int
     incarnation: bytes
     target: int
+    lost: bool = False
 
 
 class GreetReply(msgspec.Struct, frozen=True, array_like=True):

@@ -110,6 +110,9 @@ class Members:
                     try:
                         return await self.call(target, request)
                     except FsError as error:
+                        if error.code is Code.LEASES_GONE:
+                            request = msgspec.structs.replace(request, lease_term=error.hint)
+                            continue
                         if not error.retryable and error.code is not Code.TIMEOUT:
                             raise
                         target = error.hint or up[(up.index(target) + 1) % len(up)]
@@ -143,7 +146,7 @@ class Members:
             self.session = (await self.ask(api.OpenSession(os.urandom(16), "host", "/mnt", "test"))).session
         self.sequence += 1
         op = api.Make(1, name, 0o100644, 0, 0)
-        reply = await self.ask(api.Submit(self.session, self.sequence, self.sequence, (op,)))
+        reply = await self.ask(api.Submit(self.session, self.sequence, self.sequence, (op,), lease_term=1))
         assert isinstance(reply.results[0], api.Made) and not reply.results[0].existed, reply
 
     async def names(self) -> list[bytes]:
@@ -151,7 +154,7 @@ class Members:
         end = False
         while not end:
             query = api.ReadDir(1, found[-1] if found else b"", 1000, False)
-            (page,) = (await self.ask(api.Read(self.session, (query,)))).results
+            (page,) = (await self.ask(api.Read(self.session, (query,), lease_term=1))).results
             found.extend(entry.name for entry in page.entries)
             end = page.end
         return found

@@ -178,6 +178,28 @@ async def test_a_member_far_behind_gets_a_snapshot(tmp_path: Path) -> None:
         assert len({node_of(made, number).machine.digest() for number in (1, 2, 3)}) == 1
 
 
+async def test_a_member_whose_log_lost_entries_fetches_them_again(tmp_path: Path) -> None:
+    async with world(tmp_path, 3) as made:
+        session = await Session.open(made)
+        for number in range(30):
+            await session.do(make(b"name-%d" % number))
+        leader = await made.leader()
+        victim = leader % 3 + 1
+        await caught_up(made, 1, 2, 3)
+        await made.running[victim].crash()
+        segment = max((tmp_path / f"metadata-{victim}" / "log").glob("*.log"))
+        content = bytearray(segment.read_bytes())
+        content[content.index(b"name-7")] ^= 1
+        segment.write_bytes(content)
+        shutil.rmtree(tmp_path / f"metadata-{victim}" / "state")
+        await made.start(victim)
+        assert node_of(made, victim).stable.store.damage is not None
+        await session.do(make(b"after"))
+        await caught_up(made, 1, 2, 3)
+        await made.until(lambda: not node_of(made, victim).stable.store.damaged)
+        assert len({node_of(made, number).machine.digest() for number in (1, 2, 3)}) == 1
+
+
 async def test_reads_share_rounds(tmp_path: Path) -> None:
     async with world(tmp_path, 3) as made:
         session = await Session.open(made)

@@ -137,6 +137,9 @@ class World:
                         raise FsError(Code.UNREACHABLE)
                     return await self.call(target, request, 2.0)
                 except FsError as error:
+                    if error.code is Code.LEASES_GONE:
+                        request = msgspec.structs.replace(request, lease_term=error.hint)
+                        continue
                     if not error.retryable and error.code is not Code.TIMEOUT:
                         raise
                     numbers = list(self.connections)
@@ -165,7 +168,7 @@ async def world(path: Path, members: int = 1, *, start: bool = True, **options: 
 
 
 class Session:
-    """A client session that numbers its requests."""
+    """A client session that numbers its requests. It holds no leases, and says so to every new leader."""
 
     def __init__(self, made: World, ident: int) -> None:
         self.world = made
@@ -179,14 +182,14 @@ class Session:
 
     def request(self, *ops: api.Op) -> api.Submit:
         self.sequence += 1
-        return api.Submit(self.ident, self.sequence, self.sequence, ops)
+        return api.Submit(self.ident, self.sequence, self.sequence, ops, lease_term=1)
 
     async def do(self, *ops: api.Op) -> tuple[Any, ...]:
         reply: api.SubmitReply = await self.world.ask(self.request(*ops))
         return reply.results
 
     async def look(self, name: bytes, number: Optional[int] = None) -> Any:
-        request = api.Read(self.ident, (api.Lookup(1, name),))
+        request = api.Read(self.ident, (api.Lookup(1, name),), lease_term=1 if number is None else 0)
         reply = await (self.world.ask(request) if number is None else self.world.call(number, request))
         return reply.results[0]
 
