@@ -184,9 +184,9 @@ def send_snapshot(core: Core, to: int, progress: Progress) -> bool:
         snapshot = core.log.snapshot or core.log.storage.snapshot()
     except SnapshotTemporarilyUnavailable:
         return False
-    assert snapshot.index > 0, "an empty snapshot replaces nothing"
     if to not in membership.restore(snapshot.conf).members():
         return False  # taken before the member was added: it would be of no use there; soon there is a newer one
+    assert snapshot.index > 0, "an empty snapshot replaces nothing"
     progress.become_snapshot(snapshot.index)
     core.messages.append(
         Message(Kind.SNAPSHOT, to, core.id, core.term, snapshot=snapshot, session=progress.session)

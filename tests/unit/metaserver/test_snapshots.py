@@ -90,6 +90,18 @@ async def test_a_broken_stream_goes_on_where_it_broke(tmp_path: Path, nursery: t
     nursery.cancel_scope.cancel()
 
 
+async def test_a_stream_ends_with_the_leadership_that_began_it(tmp_path: Path, nursery: trio.Nursery) -> None:
+    pair = Pair(tmp_path, MemoryEngine())
+    await pair.start(nursery)
+    with pytest.raises(FsError) as caught, filled().snapshot() as view:
+        await stream_snapshot(
+            pair.connection, view, META, member=1, incarnation=b"1", target_incarnation=b"2", bytes_per_s=1e12,
+            current=lambda: pair.receiver.received < 2,
+        )
+    assert caught.value.code == Code.NOT_LEADER and pair.receiver.received == 2 and pair.loads == 0
+    nursery.cancel_scope.cancel()
+
+
 async def test_who_needs_none_gets_none(tmp_path: Path, nursery: trio.Nursery) -> None:
     pair = Pair(tmp_path, MemoryEngine(), wants=False)
     await pair.start(nursery)

@@ -369,6 +369,22 @@ def test_a_snapshot_is_not_offered_to_a_member_that_it_does_not_know() -> None:
     assert group[4].conf.learners == {4} and state(one, 4) == State.REPLICATE
 
 
+def test_a_newcomer_waits_for_the_first_snapshot() -> None:
+    group = Group(3)
+    group.elect(1)
+    group.stabilize()
+    one = group.members[1]
+    one.storage.fresh = None  # nothing was applied durably yet: what could be offered is the state at index 0
+    group.add(4, MemoryStorage())
+    group[1].propose_conf(change((LEARN, 4)))
+    group.stabilize()
+    group.tick(4)
+    assert group[4].log.last == 0 and state(one, 4) == State.PROBE
+    one.storage.compact(2, one.conf)
+    group.tick(4)
+    assert group[4].conf.learners == {4} and state(one, 4) == State.REPLICATE
+
+
 def test_a_snapshot_brings_the_membership() -> None:
     group = Group(3, index=1)
     group.elect(1)
