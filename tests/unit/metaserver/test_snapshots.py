@@ -54,7 +54,7 @@ class Pair:
         for part in (self.server.run, self.connection.run, self.receiver.run):
             await nursery.start(part)
 
-    async def stream(self, source: Engine, **options: float) -> bool:
+    async def stream(self, source: Engine, **options: Any) -> bool:
         with source.snapshot() as view:
             return await stream_snapshot(
                 self.connection, view, META, member=1, incarnation=b"1", target_incarnation=b"2",
