@@ -29,7 +29,7 @@ from metadata.server.node import Hooks, Node
 from metadata.server.peers import Peers
 from metadata.server.pins import FilePins
 from metadata.server.service import Service
-from metadata.server.snapshots import Receiver
+from metadata.server.snapshots import Receiver, wanted
 from metadata.server.stable import Stable
 from metadata.server.status import Reporter, role_of
 from metadata.state.machine import Machine
@@ -242,7 +242,7 @@ class MetadataMember:
         self.receiver = receiver = Receiver(
             self._disk,
             directory.spool_path,
-            wants=lambda meta: meta.index > core.log.committed,
+            wants=lambda meta: wanted(core.log, meta),
             load=stable.engine.load,
         )
         hooks = Hooks(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 
 import trio
 
+from metadata.raft.log import RaftLog
 from metadata.raft.messages import SnapshotMeta
 from metadata.server.wire import OfferSnapshot, SnapshotPiece, SnapshotPosition
 from metadata.state.tables import SnapshotView
@@ -92,6 +93,12 @@ async def stream_snapshot(
             if error.code not in _RESUMABLE or trio.current_time() - moved_s > patience_s:
                 raise
         await trio.sleep(_RETRY_S)
+
+
+def wanted(log: RaftLog, meta: SnapshotMeta) -> bool:
+    """Whether a member can use a snapshot: it is news, and none is about to be installed, which must stay in its place
+    until it is."""
+    return log.snapshot is None and meta.index > log.committed
 
 
 class Receiver:

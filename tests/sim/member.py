@@ -14,7 +14,7 @@ import msgspec
 from metadata.raft.core import Config, RawNode, ReadMode, ReadState, Ready, Role, StorageAppend
 from metadata.raft.messages import ConfState, Entry, HardState, Kind, Message, SnapshotMeta
 from metadata.server.node import Hooks, Node
-from metadata.server.snapshots import Receiver
+from metadata.server.snapshots import Receiver, wanted
 from metadata.server.stable import Stable
 from metadata.server.wire import OfferSnapshot, SnapshotPosition
 from metadata.state.keys import APPLIED_KEY
@@ -270,7 +270,7 @@ class Member:
         )
         core = RawNode(config, store, self._random.randrange)
         self.receiver = Receiver(
-            self.disk, "/spool", wants=lambda meta: meta.index > core.log.committed, load=self.engine.load
+            self.disk, "/spool", wants=lambda meta: wanted(core.log, meta), load=self.engine.load
         )
         node = SimNode(core, stable, machine, self._hooks(self), clock=lambda: self._clock(self))
         node.worker = settings.worker

@@ -166,7 +166,7 @@ class Client:
                 self._mutate()
             else:
                 self._read()
-        self._world.later(0.01 + random.expovariate(1 / 0.05), self._act)
+        self._world.later(0.01 + random.expovariate(1 / 0.02), self._act)
 
     def _mutate(self) -> None:
         random, facts = self._random, self._facts

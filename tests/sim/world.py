@@ -40,7 +40,7 @@ from tests.sim.member import CLUSTER, Member, Settings, SimNode
 from tests.sim.network import Network, Stream, Weather, partition
 from tests.sim.workload import Client, Facts, Operator
 
-EVENTS = 1000
+EVENTS = 3000
 HEAL_S = 60.0  # simulated: until then everything must be as it should be
 _HEAL_EVENTS = 60_000
 _ROOM = 1 << 40
@@ -111,7 +111,7 @@ def draw(seed: int, members: int = 0, events: int = EVENTS) -> Profile:
         settings=settings,
         weather=weather,
         faults=faults,
-        fault_s=random.choice((0.05, 0.15, 0.4)),
+        fault_s=random.choice((0.08, 0.25, 0.8)),
         turn_s=random.choice((0.0, 0.002, 0.02)) if not lease else 0.002,
         disk_s=random.choice((0.0, 0.005, 0.05, 0.2)),
         down_s=random.choice((0.2, 0.6, 2.0)),
@@ -827,7 +827,7 @@ class World:
         with _quiet(self.say if self._say is not None else None):
             for client in self.clients:
                 self.later(self._random.random() * 0.3, client.start)
-            self.later(self.profile.fault_s, self._trouble)
+            self.later(1.0 + self.profile.fault_s, self._trouble)
             while self.report.events < self.profile.events:
                 self._next()
             self._heal()

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import trio
 
+from metadata.raft.log import RaftLog
 from metadata.raft.messages import ConfState, SnapshotMeta
-from metadata.server.snapshots import Receiver, stream_snapshot
+from metadata.raft.storage import MemoryStorage
+from metadata.server.snapshots import Receiver, stream_snapshot, wanted
 from metadata.server.wire import CATALOGUE, OfferSnapshot, SnapshotPiece
 from metadata.state.tables import Engine
 from metadata.store.disk import RealDisk
@@ -100,6 +102,16 @@ async def test_a_stream_ends_with_the_leadership_that_began_it(tmp_path: Path, n
         )
     assert caught.value.code == Code.NOT_LEADER and pair.receiver.received == 2 and pair.loads == 0
     nursery.cancel_scope.cancel()
+
+
+def test_nothing_takes_the_place_of_a_snapshot_that_is_about_to_be_installed() -> None:
+    log = RaftLog(MemoryStorage(META.conf), 0, 0, 1)
+    newer = SnapshotMeta(META.index + 1, 3, META.conf)
+    assert wanted(log, META) and wanted(log, newer)
+    log.restore(META)
+    assert not wanted(log, META) and not wanted(log, newer)
+    log.stable_snapshot(META.index)
+    assert not wanted(log, META) and wanted(log, newer)
 
 
 async def test_who_needs_none_gets_none(tmp_path: Path, nursery: trio.Nursery) -> None:
