@@ -44,6 +44,7 @@ class CommandKind(enum.IntEnum):
     FENCE_SESSION = 10
     FORGET_BLOCKS = 11
     ADOPT_BLOCKS = 12
+    AUDIT = 13
 
 
 class Format(msgspec.Struct, frozen=True, array_like=True):
@@ -136,6 +137,15 @@ class AdoptBlocks(msgspec.Struct, frozen=True, array_like=True):
     blocks: tuple[bytes, ...]
 
 
+class Audit(msgspec.Struct, frozen=True, array_like=True):
+    """Digest the next ``rows`` rows of the state (``state.audit``). ``digest`` is what most members got for the entry
+    at index ``about``, empty where that is not known. Reply: AuditReply; a member that got something else stops."""
+
+    rows: int
+    about: int = 0
+    digest: bytes = b""
+
+
 class FormatReply(msgspec.Struct, frozen=True, array_like=True):
     cluster: bytes
     replicas: int
@@ -163,6 +173,15 @@ class BlocksReply(msgspec.Struct, frozen=True, array_like=True):
     changed: int
 
 
+class AuditReply(msgspec.Struct, frozen=True, array_like=True):
+    """``digest`` of ``rows`` rows as of before the entry at ``index``; ``rounds`` through the whole state so far."""
+
+    index: int
+    digest: bytes
+    rows: int
+    rounds: int
+
+
 class Nothing(msgspec.Struct, frozen=True, array_like=True):
     """A leader's empty entry was applied."""
 
@@ -181,6 +200,7 @@ BODIES: dict[int, tuple[int, type[msgspec.Struct]]] = {
     CommandKind.FENCE_SESSION: (ROOT, FenceSession),
     CommandKind.FORGET_BLOCKS: (SHARD, ForgetBlocks),
     CommandKind.ADOPT_BLOCKS: (SHARD, AdoptBlocks),
+    CommandKind.AUDIT: (ROOT, Audit),
 }
 """Whose command a kind is, and its body."""
 
@@ -233,6 +253,8 @@ def decode_command(data: bytes) -> Command:
 __all__ = [
     "AdoptBlocks",
     "AdvanceEpoch",
+    "Audit",
+    "AuditReply",
     "BODIES",
     "BlocksReply",
     "Command",

@@ -30,9 +30,10 @@ The root's rows::
     Z slot                slot table         group (8 bytes) of this slot and those above, up to the next row
     Mr                    root record        records.RootRecord: identity, epochs, counters
 
-The machine's row::
+The machine's rows::
 
     Ma                    applied            records.Applied: index, term and time of the last applied entry
+    Md                    audited            records.Audited: the digest of the last slice, where the next one begins
 
 Reserved, nothing is stored there yet: ``A`` shared ACL records, ``C`` versions kept for snapshots, ``F`` fragments of
 a large directory (until then frag is 0), ``Q`` quota usage by quota id, ``T`` trash by day.
@@ -66,6 +67,7 @@ QUOTA = b"Q"
 TRASH = b"T"
 
 APPLIED_KEY = b"Ma"
+AUDITED_KEY = b"Md"
 ROOT_KEY = b"Mr"
 SHARD_KEY = b"Mv"
 

@@ -7,7 +7,7 @@ An entry never half-applies in memory: operations check everything before they w
 what was put durable, together with the index, whenever it likes; after a crash entries are applied again from there.
 
 An exception out of ``apply`` other than UNSUPPORTED_VERSION is a bug, and going on would make members differ. Both
-end the process. Whatever a client can send is answered by FsError as the reply.
+end the process, and so does STATE_DIFFERS. Whatever a client can send is answered by FsError as the reply.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import msgspec
 
 from metadata.api import Query, Result, ServerRecord, Submit
 from metadata.state import keys
-from metadata.state.command import ROOT, Command, Format, FormatReply, Nothing, decode_command
+from metadata.state.audit import Auditor
+from metadata.state.command import ROOT, Audit, Command, Format, FormatReply, Nothing, decode_command
 from metadata.state.query import Queries
-from metadata.state.records import Applied, Session, decode_applied, encode
+from metadata.state.records import Applied, Audited, Session, decode_applied, encode
 from metadata.state.root import UUID_BYTES, Root, server_record
 from metadata.state.sessions import Sessions
 from metadata.state.shard import Shard
@@ -60,6 +61,7 @@ class Machine:
         self._root = Root(tables, self._sessions)
         self._shard = Shard(tables, self._sessions)
         self._queries = Queries(tables, self._shard)
+        self._auditor = Auditor(tables)
         self._read_applied()
 
     def reload(self) -> None:
@@ -67,6 +69,7 @@ class Machine:
         self._sessions.reload()
         self._root.reload()
         self._shard.inodes.reload()
+        self._auditor.reload()
         self._read_applied()
 
     def _read_applied(self) -> None:
@@ -79,8 +82,8 @@ class Machine:
         """Apply the entry after the last applied one; any other index is an AssertionError.
 
         ``data`` is an encoded command, or empty for an entry that changes nothing here: a leader's first, or a change
-        of membership. Raises FsError(UNSUPPORTED_VERSION) for a command that this build does not know, before
-        anything changed: the member has to stop.
+        of membership. Raises FsError, before anything changed, where the member has to stop: UNSUPPORTED_VERSION for a
+        command that this build does not know, STATE_DIFFERS where most members hold another state.
         """
         applied = self._applied
         assert index == applied.index + 1, f"entry {index} after {applied.index}"
@@ -96,9 +99,13 @@ class Machine:
             if type(command.body) is Submit:
                 turn.session, sequence = command.body.session, command.body.sequence
                 reply, encoded = self._shard.submit(command.body, turn)
+            elif type(command.body) is Audit:
+                reply = self._auditor.apply(command.body, index)
             else:
                 reply = self._execute(command, turn)
         except FsError as error:
+            if error.code is Code.STATE_DIFFERS:
+                raise
             reply = error
         touched = (*self._shard.inodes.changed(), *turn.freed)
         self._finish(Applied(index, term, time_ns))
@@ -148,6 +155,11 @@ class Machine:
     def time_ns(self) -> int:
         """Time of the last applied entry."""
         return self._applied.time_ns
+
+    @property
+    def audited(self) -> Audited:
+        """The last slice of the state that was digested."""
+        return self._auditor.last
 
     @property
     def formatted(self) -> bool:

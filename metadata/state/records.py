@@ -121,6 +121,16 @@ class Applied(msgspec.Struct, frozen=True, array_like=True, gc=False):
     time_ns: int = 0
 
 
+class Audited(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The last AUDIT entry: its index, the digest of the slice, where the next one begins (empty: at the beginning),
+    and how often the whole state was gone through."""
+
+    index: int = 0
+    digest: bytes = b""
+    following: bytes = b""
+    rounds: int = 0
+
+
 encode = msgspec.msgpack.Encoder().encode
 
 decode_inode = msgspec.msgpack.Decoder(Inode).decode
@@ -131,6 +141,7 @@ decode_group = msgspec.msgpack.Decoder(Group).decode
 decode_root = msgspec.msgpack.Decoder(RootRecord).decode
 decode_shard = msgspec.msgpack.Decoder(ShardRecord).decode
 decode_applied = msgspec.msgpack.Decoder(Applied).decode
+decode_audited = msgspec.msgpack.Decoder(Audited).decode
 
 
 def attr_of(inode: Inode) -> Attr:

@@ -58,6 +58,8 @@ class Code(enum.IntEnum):
     FOREIGN_CLUSTER = 72
     UNAUTHORIZED = 73
     SHUTTING_DOWN = 74
+    STATE_DIFFERS = 75  # a member's state is not that of the others: it must not serve
+    NO_QUORUM = 76  # what is asked for would leave the metadata service without enough living voters
 
 
 _ERRNO: dict[Code, int] = {

@@ -127,6 +127,12 @@ METADATA_WAITING_MAX = 16_384  # requests that wait in one member
 LEADER_DUTY_S = 0.5  # how often the leader looks at what is due
 LAST_ANSWERS_S = 2.0  # a member that stops waits this long for what runs, and for its successor
 RECLAIM_ROWS = 512  # one entry frees so many rows
+AUDIT_S = 2.0  # the leader has all members digest a slice of their state this often, while the state changes
+AUDIT_IDLE_S = 10.0  # and this often while nothing else is in the log
+AUDIT_ROWS = 2048  # of a slice: about a millisecond
+AUDIT_ROWS_MAX = 16_384
+PROMOTE_LAG_MAX = 1000  # entries that a learner may lack and still become a voter
+TRANSFER_WAIT_S = 3.0  # the answer to a transfer of leadership waits this long for it
 
 # The mount
 DIRTY_BYTES_MAX = 64 * MIB
