@@ -33,6 +33,10 @@ The root's rows::
 The machine's rows::
 
     Ma                    applied            records.Applied: index, term and time of the last applied entry
+
+The member's row, put by whoever applies changes of membership (``metadata.server.stable``)::
+
+    Mc                    membership         raft ConfState as of the applied index
     Md                    audited            records.Audited: the digest of the last slice, where the next one begins
 
 Reserved, nothing is stored there yet: ``A`` shared ACL records, ``C`` versions kept for snapshots, ``F`` fragments of
