@@ -100,7 +100,7 @@ class MetadataMember:
             connect=self._connect,
         )
         self.server = self._make_server(place.own.address)
-        self.peer_server = self._make_server(place.own.peer_address)
+        self.peer_server = self._make_server(place.own.peer_address, members_only=True)
         for method in CATALOGUE:
             self.server.register(method, self._not_yet)
         self.peers.register(self.peer_server)
@@ -115,9 +115,9 @@ class MetadataMember:
             write_file(self._disk, path, os.urandom(16))
         return read_file(self._disk, path)
 
-    def _make_server(self, address: str) -> Server:
+    def _make_server(self, address: str, *, members_only: bool = False) -> Server:
         place = self.place
-        security = server_security(place.config, place.path, place.own.name)
+        security = server_security(place.config, place.path, place.own.name, members_only=members_only)
         return Server(self._transport, address, cluster_id=place.config.cluster_id_bytes, security=security)
 
     def _connect(self, other: Member) -> Connection:

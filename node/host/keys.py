@@ -70,12 +70,18 @@ def process_keys(config: ClusterConfig, cluster_path: Path, name: str) -> CurveK
     return load_keys(key_path(cluster_path, name))
 
 
-def server_security(config: ClusterConfig, cluster_path: Path, name: str) -> Security:
-    """How process NAME serves: every process and every client of the cluster may come in, nobody else."""
+def server_security(config: ClusterConfig, cluster_path: Path, name: str, *, members_only: bool = False) -> Security:
+    """How process NAME serves: every process and every client of the cluster may come in, nobody else.
+
+    ``members_only``: for what members say among themselves, which no client may forge.
+    """
     keys = process_keys(config, cluster_path, name)
     if keys is None:
         return Security.plain()
-    known = [*(entry.public_key for entry in config.processes), *config.clients]
+    if members_only:
+        known = [member.public_key for member in config.members]
+    else:
+        known = [*(entry.public_key for entry in config.processes), *config.clients]
     return Security.curve_server(keys, [key.encode() for key in known if key])
 
 
