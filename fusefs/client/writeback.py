@@ -227,6 +227,7 @@ class WriteBack:
             file.running = False
             self._account(file)
             self._files.settle(file)
+            self._room.unpark_all()  # who waits for room must ask this file again, if there is still none
 
     async def _serve(self, file: File, request: Flush) -> None:
         """Grant one wish."""

@@ -597,3 +597,13 @@ async def test_synchronous_writes_are_durable_when_they_return() -> None:
         await volume.write(handle, 0, b"data")
         assert await contents(other, attr.ino) == b"data"
         await volume.release(handle)
+
+
+async def test_a_writer_at_the_bound_is_woken_when_streaming_alone_made_no_room() -> None:
+    world = World()
+    async with world.mount(dirty_bytes_max=900_000) as volume:
+        handle, attr = await volume.create(ROOT_INO, b"f", 0o644, RDWR, 0, 0)
+        await volume.write(handle, 0, b"x" * (2 * MIB - 1))
+        with trio.fail_after(5):
+            await volume.write(handle, 2 * MIB, b"y")
+        await volume.release(handle)
