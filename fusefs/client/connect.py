@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Optional
+from functools import partial
+from typing import Any, Optional
 
 import trio
 
@@ -14,6 +15,7 @@ from fusefs.client.options import ClientOptions, Cluster, Peer
 from fusefs.client.volume import Volume
 from metadata import api as metadata_api
 from metadata.api import ServerRecord
+from node.host.clock import SystemClock
 from node.rpc.client import Connection
 from node.rpc.context import Transport
 from node.rpc.link import AnyTransport
@@ -33,21 +35,28 @@ class Dialer:
         self._cluster = cluster
         self._keys = keys
 
-    async def member(self, peer: Peer) -> Connection:
-        """Connect to a metadata member."""
-        return await self._dial(peer, metadata_api.CATALOGUE)
+    async def member(self, peer: Peer, on_notify: Callable[[Any], None]) -> Connection:
+        """Connect to a metadata member, which may push messages."""
+        return await self._dial(peer, metadata_api.CATALOGUE, on_notify)
 
     async def server(self, record: ServerRecord) -> Connection:
         """Connect to a chunk server of the cluster map."""
         public_key = self._cluster.server_keys.get(record.name, b"")
         return await self._dial(Peer(record.address, public_key), storage_api.CATALOGUE)
 
-    async def _dial(self, peer: Peer, catalogue: Catalogue) -> Connection:
+    async def _dial(
+        self, peer: Peer, catalogue: Catalogue, on_notify: Optional[Callable[[Any], None]] = None
+    ) -> Connection:
         security = Security.plain()
         if self._keys is not None and peer.public_key:
             security = Security.curve_client(self._keys, peer.public_key)
         connection = Connection(
-            self._transport, peer.address, catalogue, cluster_id=self._cluster.cluster_id, security=security
+            self._transport,
+            peer.address,
+            catalogue,
+            cluster_id=self._cluster.cluster_id,
+            security=security,
+            on_notify=on_notify,
         )
         await self._nursery.start(connection.run)
         return connection
@@ -79,15 +88,23 @@ async def open_volume(
     try:
         async with transport or Transport() as opened, trio.open_nursery() as nursery:
             dialer = Dialer(opened, nursery, cluster, keys)
+            volumes: list[Volume] = []  # one, as soon as there is one: nobody pushes before it has a session
+
+            def pushed(ident: int, message: object) -> None:
+                for opened in volumes:
+                    opened.pushed(ident, message)
+
             volume = Volume(
                 nursery,
-                {ident: await dialer.member(peer) for ident, peer in cluster.members.items()},
+                {ident: await dialer.member(peer, partial(pushed, ident)) for ident, peer in cluster.members.items()},
                 dialer.server,
                 mount=mount,
                 options=options,
                 now_ns=time.time_ns,
                 random_bytes=os.urandom,
+                clock_s=SystemClock().monotonic_s,
             )
+            volumes.append(volume)
             await volume.start()
             try:
                 yield volume

@@ -87,7 +87,12 @@ class Directories:
             return rest
         if handle.exhausted and offset == handle.stop:
             return []
-        query = ReadDir(handle.ino, handle.before(offset), READDIR_PAGE_MAX, True)
+        before = handle.before(offset)
+        known = self._session.leases.listing(handle.ino, before, READDIR_PAGE_MAX, self._session.now_s())
+        if known is not None:
+            handle.turn(offset, [(name, self._files.overlay(attr)) for name, attr in known[0]], known[1])
+            return handle.rest(offset)
+        query = ReadDir(handle.ino, before, READDIR_PAGE_MAX, True)
         try:
             page = await self._session.query(query, Entries)
         except FsError as error:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import stat
+from typing import Optional
 
+from fusefs.client.facts import ABSENT
 from fusefs.client.files import Files
 from fusefs.client.holds import Holds
+from fusefs.client.prefetch import Prefetch
 from fusefs.client.session import Session, expect
 from fusefs.client.writeback import WriteBack
 from metadata import api
@@ -16,13 +19,19 @@ from node.wire.errors import Code, FsError
 class Namespace:
     """See Volume for the contracts."""
 
-    def __init__(self, session: Session, files: Files, writeback: WriteBack, holds: Holds) -> None:
+    def __init__(
+        self, session: Session, files: Files, writeback: WriteBack, holds: Holds, prefetch: Prefetch
+    ) -> None:
         self._session = session
         self._files = files
         self._writeback = writeback
         self._holds = holds
+        self._prefetch = prefetch
 
     async def lookup(self, parent: int, name: bytes) -> Attr:
+        known = self._remembered(parent, name)
+        if known is not None:
+            return known
         try:
             result = await self._session.query(api.Lookup(parent, name), api.AttrResult)
         except FsError as error:
@@ -30,7 +39,23 @@ class Namespace:
                 self._holds.drop_hint(parent, name)
             raise
         self._holds.hint(parent, name, result.attr.ino)
+        self._prefetch.missed(parent)
         return self._files.overlay(result.attr)
+
+    def _remembered(self, parent: int, name: bytes) -> Optional[Attr]:
+        """Answer from memory. Raises NOT_FOUND for a name that is known not to exist."""
+        leases = self._session.leases
+        now_s = self._session.now_s()
+        ino = leases.name(parent, name, now_s)
+        if ino == ABSENT:
+            leases.hits += 1
+            self._holds.drop_hint(parent, name)
+            raise FsError(Code.NOT_FOUND, "no such name")
+        attr = None if ino is None else leases.attr(ino, now_s)
+        if ino is None or attr is None:
+            return None
+        self._holds.hint(parent, name, ino)
+        return self._files.overlay(attr)
 
     async def getattr(self, ino: int) -> Attr:
         file = self._files.get(ino)
@@ -39,8 +64,10 @@ class Namespace:
                 await self._writeback.flush(file)  # where appends land is known only then
             except FsError:
                 pass  # told to the writers; the size below counts what is dirty
-        result = await self._session.query(api.GetAttr(ino), api.AttrResult)
-        return self._files.overlay(result.attr)
+        attr = self._session.leases.attr(ino, self._session.now_s())
+        if attr is None:
+            attr = (await self._session.query(api.GetAttr(ino), api.AttrResult)).attr
+        return self._files.overlay(attr)
 
     async def setattr(self, op: api.SetAttr) -> Attr:
         file = self._files.get(op.ino)
@@ -120,12 +147,20 @@ class Namespace:
             await self._writeback.flush(file)
 
     async def readlink(self, ino: int) -> bytes:
-        return (await self._session.query(api.ReadLink(ino), api.Target)).target
+        target = self._session.leases.target(ino, self._session.now_s())
+        if target is None:
+            target = (await self._session.query(api.ReadLink(ino), api.Target)).target
+        return target
 
     # --- extended attributes ------------------------------------------------------------------------------------
 
     async def getxattr(self, ino: int, name: bytes) -> bytes:
-        return (await self._session.query(api.GetXattr(ino, name), api.Value)).value
+        known = self._session.leases.xattr(ino, name, self._session.now_s())
+        if known is None:
+            return (await self._session.query(api.GetXattr(ino, name), api.Value)).value
+        if known[0] is None:
+            raise FsError(Code.NO_ATTRIBUTE, name.decode(errors="replace"))
+        return known[0]
 
     async def setxattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
         await self._session.change(api.SetXattr(ino, name, value, flags), api.AttrResult)

@@ -53,9 +53,16 @@ class Reader:
         self, ino: int, offset: int, end: int, deadline: float, *, ahead: int = 0
     ) -> tuple[Attr, list[Extent]]:
         """Return attributes and the extents that meet [offset, end), perhaps some of ``ahead`` chunks beyond."""
+        until = end + ahead * BLOCK_BYTES_MAX
+        known = self._session.leases.layout(ino, offset, end, self._session.now_s())
+        if known is not None:
+            attr, near = known
+            if ahead:
+                later = self._session.leases.layout(ino, offset, until, self._session.now_s())
+                near = later[1] if later is not None else near
+            return attr, near
         extents: list[Extent] = []
         at = offset
-        until = end + ahead * BLOCK_BYTES_MAX
         while True:
             page = await self._session.query(GetExtents(ino, at, until - at), Extents, deadline)
             extents.extend(page.extents)

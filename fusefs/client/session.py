@@ -19,10 +19,13 @@ import msgspec
 import trio
 
 from fusefs.client.caller import Answer, Caller
+from fusefs.client.learning import Lesson, learn, subjects, touched
+from fusefs.client.leases import Change, Leases, Ticket
 from fusefs.client.options import ClientOptions
+from fusefs.client.recalls import Recalls
 from metadata import api
 from node.wire.errors import Code, FsError
-from node.wire.limits import RESULT_WINDOW, SESSION_RENEW_S
+from node.wire.limits import LEASE_MARGIN_S, RESULT_WINDOW, SESSION_LEASE_S, SESSION_RENEW_S
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +34,14 @@ PAUSE_S_MIN = 0.01
 PAUSE_S_MAX = 0.5
 WATCH_S = 0.25  # how often to look whether the connection to the leader still stands
 CLOSE_TIMEOUT_S = 2.0
+LEASE_S = SESSION_LEASE_S - LEASE_MARGIN_S  # by our clock, which may run slow
+ASKED_AGAIN_MAX = 8  # an answer that a recall met on its way
 
 _AGAIN = frozenset(
     {Code.NOT_LEADER, Code.UNREACHABLE, Code.TIMEOUT, Code.OVERLOADED, Code.RETRY, Code.SHUTTING_DOWN}
 )
 _ENDED = frozenset({Code.UNKNOWN_SESSION, Code.FENCED})  # nothing of this session will be executed any more
+_LEADER_LOST = frozenset({Code.NOT_LEADER, Code.UNREACHABLE, Code.SHUTTING_DOWN})
 _NEXT_MEMBER = frozenset({Code.NOT_LEADER, Code.UNREACHABLE, Code.TIMEOUT, Code.SHUTTING_DOWN})
 
 R = TypeVar("R")
@@ -50,6 +56,7 @@ class Mutation:
     ops: tuple[api.Op, ...]
     stop_on_error: bool
     doubtful: bool = False
+    change: Optional[Change] = None  # under way, as far as what is remembered is concerned
 
 
 class Leader:
@@ -62,6 +69,7 @@ class Leader:
         self._current = self._ids[0]
         self.calls = 0
         self.retries = 0
+        self.on_lost: Callable[[], None] = lambda: None  # whom we asked does not lead, or is gone
 
     async def call(
         self, request: msgspec.Struct, deadline: float, misses_seen: Optional[list[FsError]] = None
@@ -84,6 +92,8 @@ class Leader:
                 if error.code not in _AGAIN:
                     raise
                 self.retries += 1
+                if error.code in _LEADER_LOST:
+                    self.on_lost()
                 if misses_seen is not None:
                     misses_seen.append(error)
                 tried.add(asked)
@@ -132,8 +142,17 @@ class Session:
         mount: str,
         options: ClientOptions,
         random_bytes: Callable[[int], bytes],
+        nursery: trio.Nursery,
+        clock_s: Callable[[], float] = trio.current_time,
     ) -> None:
+        """``clock_s`` goes on while the machine sleeps. ``nursery`` runs what recalls cause."""
         self._leader = Leader(members)
+        self.leases = Leases(on=options.leases, lease_s=LEASE_S, bytes_max=options.lease_bytes_max)
+        self.recalls = Recalls(self.leases, members, nursery)
+        self._leader.on_lost = self.leases.drop_all
+        self._clock_s = clock_s
+        self._skew_s = clock_s() - trio.current_time()
+        self.guess: Callable[[int, bytes], int] = lambda parent, name: 0  # what a name may mean
         self._mount = mount
         self._options = options
         self._random_bytes = random_bytes
@@ -144,7 +163,6 @@ class Session:
         self._wake = trio.Event()
         self._orphans_after = 0
         self._fence = 0
-        self._term = 0  # of the newest leader that we know of
         self.id = 0
         self.incarnation = 0
         self.gc_epoch = 0
@@ -177,15 +195,21 @@ class Session:
             connected = self._leader.connected
             with trio.move_on_after(WATCH_S):
                 await self._wake.wait()
+            self.leases.held(self.now_s())
+        if self._leader.connected < connected:
+            self.leases.drop_all()
         self._wake = trio.Event()
 
     async def renew(self) -> None:
         """Tell the service that this mount lives, and hear of its epochs and of removed inodes."""
         asked = self.id
-        term = self._term
+        term = self.leases.term
         deadline = self.deadline()
+        tickets: list[Ticket] = []
         try:
-            answer = await self._ask(lambda: api.RenewSession(asked, self._orphans_after, self._term), deadline)
+            answer = await self._ask(
+                lambda: api.RenewSession(asked, self._orphans_after, self.leases.term), deadline, tickets=tickets
+            )
         except FsError as error:
             if error.code is Code.UNKNOWN_SESSION:
                 self._lost(asked)
@@ -194,12 +218,13 @@ class Session:
         reply = answer.body
         if asked != self.id:
             return
-        self._adopt(reply.lease_term)
+        self.leases.prolonged(tickets[-1], reply.lease_term, self.now_s())
+        self.leases.adopt(reply.lease_term)
         self.take_epochs(reply.gc_epoch, reply.pg_epoch)
         self._orphans_after = max(reply.orphans, default=0)
         if reply.orphans:
             self.on_orphans(reply.orphans)
-        if self._term != term:
+        if self.leases.term != term:
             self._wake.set()  # tell the leader that its term is known, so that it need not wait for us
 
     async def close(self) -> None:
@@ -217,6 +242,7 @@ class Session:
         reply = (await self.call(request)).body
         self.id = reply.session
         self._fence = reply.fence
+        self.leases.renounce()
         self.incarnation += 1
         self._sequence = 0
         self._unacked = OrderedDict()
@@ -232,6 +258,7 @@ class Session:
         log.error("session %d of %s has expired; its open files and unwritten data are lost", session, self._mount)
         self._opened = trio.Event()
         self._wake.set()
+        self.leases.renounce()
         self.on_lost()
 
     def take_epochs(self, gc_epoch: int, pg_epoch: int) -> None:
@@ -253,47 +280,74 @@ class Session:
         """Ask the leader something that needs no session and may be asked twice."""
         return await self._leader.call(request, deadline or self.deadline())
 
+    def now_s(self) -> float:
+        """The time that leases go by. A jump against the other clock means that the machine slept: the kernel's
+        time-outs did not go on then, so everything is dropped."""
+        now_s = self._clock_s()
+        skew_s = now_s - trio.current_time()
+        if abs(skew_s - self._skew_s) > LEASE_MARGIN_S:
+            self.leases.drop_all()
+            self._skew_s = skew_s
+        return now_s
+
     async def _ask(
-        self, request: Callable[[], msgspec.Struct], deadline: float, misses: Optional[list[FsError]] = None
+        self,
+        request: Callable[[], msgspec.Struct],
+        deadline: float,
+        misses: Optional[list[FsError]] = None,
+        tickets: Optional[list[Ticket]] = None,
     ) -> Answer:
         """Ask the leader, in the name of the term that we know; where that has passed, adopt the new one and ask again.
 
         Naming the term is a promise that nothing is cached under an earlier leader's lease. A new leader waits for it
-        from every session before it answers anybody.
+        from every session before it answers anybody. ``tickets`` gets one for each request sent, the last one for what
+        was answered.
         """
         while True:
-            named = self._term
+            await self.recalls.quiet()
+            named = self.leases.term
+            ticket = self.leases.ask(self.now_s())
+            if tickets is not None:
+                tickets.append(ticket)
             try:
                 return await self._leader.call(request(), deadline, misses)
             except FsError as error:
                 if error.code is not Code.LEASES_GONE or error.hint == named or not self.before(deadline):
                     raise
-                self._adopt(error.hint)
-                if error.hint < self._term:  # from a leader that does not know yet that it is none any more
+                self.leases.adopt(error.hint)
+                if error.hint < self.leases.term:  # from a leader that does not know yet that it is none any more
                     await trio.sleep(PAUSE_S_MIN)
 
     def _reading(self, queries: tuple[api.Query, ...]) -> api.Read:
-        return api.Read(self.id, queries, lease_term=self._term)
-
-    def _adopt(self, term: int) -> None:
-        """Take note of the leader's term. What is cached under an earlier one would have to be dropped here; nothing
-        is."""
-        self._term = max(self._term, term)
+        return api.Read(self.id, queries, self.leases.on, self.leases.term)
 
     async def read(self, *queries: api.Query, deadline: Optional[float] = None) -> tuple[api.Result, ...]:
         """Answer queries from one state, as new as any mutation acknowledged before. Results may be Failed."""
         deadline = deadline or self.deadline()
+        again = 0
         while True:
             await self._ready(deadline, changing=False)
             asked = self.id
+            tickets: list[Ticket] = []
             try:
-                answer = await self._ask(partial(self._reading, queries), deadline)
+                answer = await self._ask(partial(self._reading, queries), deadline, tickets=tickets)
             except FsError as error:
                 if error.code is not Code.UNKNOWN_SESSION:
                     raise
                 self._lost(asked)
                 continue
-            return _whole(answer.body.results, len(queries))
+            results = _whole(answer.body.results, len(queries))
+            if self._learn(tickets[-1], queries, answer.body) or again == ASKED_AGAIN_MAX:
+                return results
+            again += 1
+
+    def _learn(self, ticket: Ticket, queries: tuple[api.Query, ...], reply: api.ReadReply) -> bool:
+        """Remember what may be. False: a recall met the answer, which may be of a state that others must not see yet;
+        whoever asks again is answered when all have acknowledged."""
+        if self.leases.granted(ticket, reply.lease_term, self.now_s()):
+            learn(self.leases, ticket, queries, reply.results)
+            return True
+        return not self.leases.recalled_since(ticket, subjects(queries, reply.results))
 
     async def query(self, query: api.Query, kind: type[R], deadline: Optional[float] = None) -> R:
         """Answer one query; raises what it failed with."""
@@ -343,6 +397,8 @@ class Session:
             raise FsError(Code.UNKNOWN_SESSION, "the session that this belongs to has ended")
         lowest = next(iter(self._unacked))
         misses: list[FsError] = []
+        tickets: list[Ticket] = []
+        self._begin_change(mutation)
         try:
             answer = await self._ask(
                 lambda: api.Submit(
@@ -352,25 +408,52 @@ class Session:
                     mutation.ops,
                     stop_on_error=mutation.stop_on_error,
                     fence=self._fence,
-                    lease_term=self._term,
+                    lease=self.leases.on,
+                    lease_term=self.leases.term,
                 ),
                 deadline,
                 misses,
+                tickets,
             )
         except FsError as error:
             mutation.doubtful = mutation.doubtful or bool(misses)
             if error.code in _ENDED:
                 self._lost(mutation.session)
             raise
+        reply = answer.body
+        results = _whole(reply.results, len(mutation.ops))
+        change, mutation.change = mutation.change, None
+        if change is not None:
+            granted = self.leases.granted(tickets[-1], reply.lease_term, self.now_s())
+            Lesson(self.leases, change, mutation.ops, reply, granted=granted)
+            self.leases.certain(lowest)
         self.abandon(mutation)
-        return _whole(answer.body.results, len(mutation.ops))
+        return results
+
+    def _begin_change(self, mutation: Mutation) -> None:
+        """From now on what the mutation touches is not answered from memory, nor by the kernel."""
+        if not self.leases.on or mutation.change is not None:
+            return
+        inos, names = touched(mutation.ops, self._guess)
+        mutation.change = self.leases.begin(inos, names, self.now_s())
+        self.recalls.changing(mutation.change.inos)
+
+    def _guess(self, parent: int, name: bytes) -> int:
+        return self.leases.name(parent, name, self.now_s()) or self.guess(parent, name)
 
     def abandon(self, mutation: Mutation) -> None:
         """Nobody asks for this one again. Where it was not executed yet it never will be."""
-        if mutation.session == self.id:
-            self._unacked.pop(mutation.sequence, None)
-            if self._room:
-                self._room.unpark_all()
+        change, mutation.change = mutation.change, None
+        if mutation.session != self.id:
+            if change is not None:
+                self.leases.disown(change)
+            return
+        if change is not None:
+            self.leases.doubt(change, mutation.sequence)
+            self.recalls.doubted(change.inos)
+        self._unacked.pop(mutation.sequence, None)
+        if self._room:
+            self._room.unpark_all()
 
     async def _ready(self, deadline: float, *, changing: bool) -> None:
         """Wait for a session, and to change something also for room in its window of results."""
@@ -392,7 +475,7 @@ class Session:
             "incarnation": self.incarnation,
             "in_flight": len(self._unacked),
             "sequence": self._sequence,
-            "term": self._term,
+            "term": self.leases.term,
             "gc_epoch": self.gc_epoch,
             "pg_epoch": self.pg_epoch,
             "leader": self._leader.statistics(),

@@ -25,7 +25,9 @@ from fusefs.client.holds import Holds
 from fusefs.client.namespace import Namespace
 from fusefs.client.options import ClientOptions
 from fusefs.client.placement import Placement
+from fusefs.client.prefetch import Prefetch
 from fusefs.client.reader import Reader
+from fusefs.client.recalls import Kernel
 from fusefs.client.session import Session
 from fusefs.client.writeback import WriteBack
 from fusefs.client.writer import Writer
@@ -39,9 +41,9 @@ log = logging.getLogger(__name__)
 class Volume:
     """One session on one cluster. Made by ``fusefs.client.connect.open_volume``; belongs to one event loop.
 
-    Coherence today: nothing that another mount could change is kept across calls. ``flush`` (close) makes data
-    visible to other mounts and durable. Ordering between calls on one name is the caller's (the kernel holds the
-    directory's lock); calls on different inodes may overlap freely.
+    Coherence: what another mount could change is kept only under a lease, which is recalled before the change is
+    shown to anybody. ``flush`` (close) makes data visible to other mounts and durable. Ordering between calls on one
+    name is the caller's (the kernel holds the directory's lock); calls on different inodes may overlap freely.
     """
 
     def __init__(
@@ -54,12 +56,15 @@ class Volume:
         options: ClientOptions,
         now_ns: Callable[[], int],
         random_bytes: Callable[[int], bytes],
+        clock_s: Callable[[], float] = trio.current_time,
     ) -> None:
         """Build one over given connections; ``dial`` makes one to a chunk server. ``start`` before use."""
         self._nursery = nursery
         self._options = options
         self._files = Files()
-        self._session = Session(members, mount=mount, options=options, random_bytes=random_bytes)
+        self._session = Session(
+            members, mount=mount, options=options, random_bytes=random_bytes, nursery=nursery, clock_s=clock_s
+        )
         self._placement = Placement(self._session, dial)
         codec = Codec()
         self._writer = Writer(self._session, self._placement, nursery)
@@ -74,9 +79,11 @@ class Volume:
         committer = Committer(self._session, self._writer, reader, codec)
         self._writeback = WriteBack(self._files, committer, nursery, options, now_ns)
         self._holds = Holds(self._session, self._files, self._writeback, nursery)
-        self._namespace = Namespace(self._session, self._files, self._writeback, self._holds)
+        self._prefetch = Prefetch(self._session, nursery)
+        self._namespace = Namespace(self._session, self._files, self._writeback, self._holds, self._prefetch)
         self._fileio = FileIO(self._session, self._files, self._writeback, self._holds, self._namespace, reader)
         self._directories = Directories(self._session, self._files)
+        self._session.guess = self._holds.hinted
         self._session.on_lost = self._lost
         self._session.on_orphans = self._holds.orphans
 
@@ -254,6 +261,30 @@ class Volume:
 
     # --- what the mount asks and tells --------------------------------------------------------------------------
 
+    @property
+    def leasing(self) -> bool:
+        """Whether anything may ever be cached. Where not, nobody is told of recalls."""
+        return self._options.leases
+
+    def caches(self, kernel: Kernel) -> None:
+        """From now on ``kernel`` caches what ``attr_left_s`` and ``name_left_s`` allow, and forgets when told."""
+        self._session.recalls.kernel = kernel
+
+    def pushed(self, member: int, message: object) -> None:
+        """A metadata member pushed a message."""
+        self._session.recalls.pushed(member, message)
+
+    def attr_left_s(self, attr: Attr) -> float:
+        """How long attributes that were just returned stay true; 0: ask each time. Valid until the next await."""
+        file = self._files.get(attr.ino)
+        if file is not None and not file.idle_data:
+            return 0.0
+        return self._session.leases.attr_left_s(attr.ino, attr.version, self._session.now_s())
+
+    def name_left_s(self, parent: int, name: bytes, ino: int) -> float:
+        """How long a name means this inode; 0 as ``ino``: nothing. As attr_left_s."""
+        return self._session.leases.name_left_s(parent, name, ino, self._session.now_s())
+
     def held(self, ino: int) -> bool:
         """Whether a handle keeps this inode, removed or not."""
         return self._holds.held(ino)
@@ -271,6 +302,8 @@ class Volume:
             "writer": self._writer.statistics(),
             "blocks": self._blocks.statistics(),
             "holds": self._holds.statistics(),
+            "leases": self._session.leases.statistics() | self._session.recalls.statistics(),
+            "prefetch": self._prefetch.statistics(),
             "directories": self._directories.statistics(),
             "files": len(self._files),
         }

@@ -74,6 +74,7 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     block_cache_bytes: Size = limits.BLOCK_CACHE_BYTES
     read_ahead_blocks: Annotated[int, msgspec.Meta(ge=0)] = limits.READ_AHEAD_BLOCKS
     request_timeout: Seconds = limits.REQUEST_TIMEOUT_S
+    leases: bool = True  # cache names, attributes and extents until they are recalled
 
 
 class LogOptions(msgspec.Struct, frozen=True, kw_only=True):

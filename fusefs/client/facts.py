@@ -1,0 +1,213 @@
+"""What this mount knows of inodes, by the right of its leases. Pure; bounded by bytes: the least recently used goes.
+
+One record holds all that is known of an inode, so a recall is the removal of one record. That something is not here
+means only that it is not known: whoever asks has to ask the service. Whether something may be put here, and whether
+what is here may be believed now, is decided by ``fusefs.client.leases``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+from metadata.api import Attr, Extent
+
+NO_END = 1 << 63
+ABSENT = 0  # instead of an inode number: there is no such name
+
+_RECORD_BYTES = 700
+_NAME_BYTES = 130
+_EXTENT_BYTES = 220
+
+
+class Layout(NamedTuple):
+    """All extents of a file that meet [start, end), of one version of its data."""
+
+    data_version: int
+    start: int
+    end: int
+    extents: tuple[Extent, ...]
+
+
+class Record:
+    """What is known of one inode. None: not known."""
+
+    __slots__ = (
+        "attr", "names", "complete", "asked", "layout", "target", "xattrs", "xattrs_complete", "weight",
+        "listed", "_order",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.attr: Optional[Attr] = None
+        self.names: dict[bytes, int] = {}  # of a directory; ABSENT where there is no such name
+        self.complete = False  # a name that is not in ``names`` does not exist
+        self.asked: dict[bytes, int] = {}  # how often an absent name was asked for
+        self.layout: Optional[Layout] = None
+        self.target: Optional[bytes] = None
+        self.xattrs: dict[bytes, Optional[bytes]] = {}  # None: the file has no such attribute
+        self.xattrs_complete = False
+        self.weight = _RECORD_BYTES
+        self.listed: Optional[bytes] = None  # all names up to this one are in ``names``, or absent
+        self._order: Optional[list[bytes]] = None
+
+    def ordered(self) -> list[bytes]:
+        """The names that exist, in order."""
+        if self._order is None:
+            self._order = sorted(name for name, ino in self.names.items() if ino)
+        return self._order
+
+    def reorder(self) -> None:
+        """The names changed."""
+        self._order = None
+
+
+class Facts:
+    """Records by inode number."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._records: OrderedDict[int, Record] = OrderedDict()
+        self._max = bytes_max
+        self.bytes = 0
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, ino: int) -> bool:
+        return ino in self._records
+
+    def find(self, ino: int) -> Optional[Record]:
+        """What is known of an inode, which is used now."""
+        record = self._records.get(ino)
+        if record is not None:
+            self._records.move_to_end(ino)
+        return record
+
+    def peek(self, ino: int) -> Optional[Record]:
+        """What is known of an inode, without using it."""
+        return self._records.get(ino)
+
+    def take(self, ino: int) -> Record:
+        """The record of an inode, a new one where there is none."""
+        record = self._records.get(ino)
+        if record is None:
+            record = self._records[ino] = Record()
+            self.bytes += record.weight
+            self._evict()
+        else:
+            self._records.move_to_end(ino)
+        return record
+
+    def drop(self, ino: int) -> None:
+        """Forget an inode."""
+        record = self._records.pop(ino, None)
+        if record is not None:
+            self.bytes -= record.weight
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._records.clear()
+        self.bytes = 0
+
+    # --- filling ------------------------------------------------------------------------------------------------
+
+    def put_attr(self, attr: Attr) -> None:
+        """Attributes, unless newer ones are known."""
+        record = self.take(attr.ino)
+        if record.attr is None or attr.version >= record.attr.version:
+            record.attr = attr
+            if record.layout is not None and record.layout.data_version != attr.data_version:
+                self.put_layout(attr.ino, None)
+
+    def put_name(self, parent: int, name: bytes, ino: int) -> None:
+        """What a name means; ABSENT: nothing."""
+        record = self.take(parent)
+        if name not in record.names:
+            self._weigh(record, _NAME_BYTES + len(name))
+        record.names[name] = ino
+        record.reorder()
+        if ino:
+            record.asked.pop(name, None)
+
+    def drop_name(self, parent: int, name: bytes) -> None:
+        """It is not known any more what a name means."""
+        record = self._records.get(parent)
+        if record is None:
+            return
+        record.complete = False
+        record.listed = None
+        record.reorder()
+        record.asked.pop(name, None)
+        if record.names.pop(name, None) is not None:
+            self._weigh(record, -_NAME_BYTES - len(name))
+
+    def listed(self, ino: int, after: bytes, last: bytes, end: bool) -> None:
+        """All names after one and up to ``last`` were put; with ``end`` there are no others behind."""
+        record = self.take(ino)
+        if not after or record.listed == after:
+            record.listed = None if end else last
+            record.complete = record.complete or end
+
+    def put_layout(self, ino: int, layout: Optional[Layout]) -> None:
+        """Where the data of a file is; None: not known."""
+        record = self.take(ino)
+        old = 0 if record.layout is None else _EXTENT_BYTES * len(record.layout.extents)
+        new = 0 if layout is None else _EXTENT_BYTES * len(layout.extents)
+        record.layout = layout
+        self._weigh(record, new - old)
+
+    def put_target(self, ino: int, target: bytes) -> None:
+        """The target of a symbolic link."""
+        record = self.take(ino)
+        if record.target is None:
+            self._weigh(record, len(target))
+        record.target = target
+
+    def put_xattr(self, ino: int, name: bytes, value: Optional[bytes]) -> None:
+        """An extended attribute; None: it is not set."""
+        record = self.take(ino)
+        if name in record.xattrs:
+            return
+        record.xattrs[name] = value
+        self._weigh(record, _NAME_BYTES + len(name) + len(value or b""))
+
+    def drop_xattrs(self, ino: int) -> None:
+        """The extended attributes are not known any more."""
+        record = self._records.get(ino)
+        if record is not None:
+            record.xattrs_complete = False
+            self._weigh(
+                record, -sum(_NAME_BYTES + len(name) + len(value or b"") for name, value in record.xattrs.items())
+            )
+            record.xattrs.clear()
+
+    def _weigh(self, record: Record, change: int) -> None:
+        record.weight += change
+        self.bytes += change
+        if change > 0:
+            self._evict()
+
+    def _evict(self) -> None:
+        """The newest record stays, whatever it weighs, until another one comes."""
+        while self.bytes > self._max and len(self._records) > 1:
+            _, record = self._records.popitem(last=False)
+            self.bytes -= record.weight
+            self.evicted += 1
+
+
+def meeting(extents: Sequence[Extent], offset: int, end: int) -> list[Extent]:
+    """The extents that meet [offset, end); they are in order."""
+    low, high = 0, len(extents)
+    while low < high:
+        middle = (low + high) // 2
+        if extents[middle].offset + extents[middle].length <= offset:
+            low = middle + 1
+        else:
+            high = middle
+    found = []
+    for extent in extents[low:]:
+        if extent.offset >= end:
+            break
+        found.append(extent)
+    return found

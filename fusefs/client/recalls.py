@@ -1,0 +1,123 @@
+"""What happens when leases end before their time: the kernel forgets, then the service is told.
+
+Nothing here waits for a handler, nor for anything that waits for the leader (rule 5): the kernel is told by calls that
+take no lock. Whoever asks the service meanwhile first waits for this (``quiet``): an answer that is newer than what the
+kernel still shows must not be handed out, and a new leader's term must not be named before the kernel has forgotten
+what an earlier one granted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+import trio
+
+from fusefs.client.caller import Caller
+from fusefs.client.leases import Leases
+from metadata import api
+from node.wire.errors import Code, FsError
+
+log = logging.getLogger(__name__)
+
+ACKNOWLEDGE_S = 2.0  # of one attempt
+ACKNOWLEDGE_TRIES = 5
+
+
+class Kernel(Protocol):
+    """What caches on our word."""
+
+    async def forget(self, inos: Collection[int]) -> None:
+        """Return when nothing of these inodes is cached: attributes, and the names in those that are directories."""
+        ...
+
+    async def forget_all(self) -> None:
+        """The same for all inodes."""
+        ...
+
+    def expire(self, inos: Collection[int]) -> None:
+        """These are about to be changed from here: have their attributes asked for again. Does not wait."""
+        ...
+
+
+class Recalls:
+    """Recalls and losses of leases, each in a task of its own."""
+
+    def __init__(self, leases: Leases, members: Mapping[int, Caller], nursery: trio.Nursery) -> None:
+        self.kernel: Kernel | None = None
+        self._leases = leases
+        self._members = members
+        self._nursery = nursery
+        self._running: dict[int, trio.Event] = {}
+        self._number = 0
+        self._failed = 0
+        leases.on_drop = self._dropped
+
+    def pushed(self, member: int, message: object) -> None:
+        """A member pushed a message."""
+        if isinstance(message, api.Recall):
+            self._leases.recall(message.inos)
+            self._nursery.start_soon(self._recalled, member, message, self._begin())
+
+    def _dropped(self) -> None:
+        if self.kernel is not None:
+            self._nursery.start_soon(self._forget_all, self.kernel, self._begin())
+
+    def changing(self, inos: Collection[int]) -> None:
+        """A mutation of ours is sent now."""
+        if self.kernel is not None:
+            self.kernel.expire(inos)
+
+    def doubted(self, inos: Collection[int]) -> None:
+        """Of a mutation of ours nobody knows whether it was executed."""
+        if self.kernel is not None:
+            self._nursery.start_soon(self._forget, self.kernel, inos, self._begin())
+
+    async def quiet(self) -> None:
+        """Wait for what is under way now. Does not wait where there is nothing."""
+        for done in list(self._running.values()):
+            await done.wait()
+
+    def _begin(self) -> int:
+        self._number += 1
+        self._running[self._number] = trio.Event()
+        return self._number
+
+    def _end(self, number: int) -> None:
+        self._running.pop(number).set()
+
+    async def _forget_all(self, kernel: Kernel, number: int) -> None:
+        try:
+            await kernel.forget_all()
+        finally:
+            self._end(number)
+
+    async def _forget(self, kernel: Kernel, inos: Collection[int], number: int) -> None:
+        try:
+            await kernel.forget(inos)
+        finally:
+            self._end(number)
+
+    async def _recalled(self, member: int, message: api.Recall, number: int) -> None:
+        try:
+            if self.kernel is not None:
+                await self.kernel.forget(message.inos)
+            await self._acknowledge(self._members[member], message)
+        finally:
+            self._end(number)
+
+    async def _acknowledge(self, caller: Caller, message: api.Recall) -> None:
+        """Tell whoever recalled. Where that fails, it recalls again on the next connection or waits for the end."""
+        for _ in range(ACKNOWLEDGE_TRIES):
+            try:
+                await caller.call(api.Recalled(message.session, message.number), timeout_s=ACKNOWLEDGE_S)
+                return
+            except FsError as error:
+                if error.code is not Code.TIMEOUT:
+                    break
+        self._failed += 1
+        log.info("recall %d could not be acknowledged", message.number)
+
+    def statistics(self) -> dict[str, Any]:
+        return {"recalls_under_way": len(self._running), "recalls_unacknowledged": self._failed}
