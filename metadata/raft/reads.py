@@ -79,9 +79,10 @@ def broadcast_heartbeat(core: Core, context: int) -> None:
 
 
 def heartbeat_context(core: Core) -> int:
-    """The round that a regular heartbeat speaks for: a new one where reads wait or a lease is kept."""
+    """The round that a regular heartbeat speaks for: a new one where reads wait or a lease is kept, but none before an
+    entry of this term is committed, because it would answer the reads that wait for that."""
     book = core.reads
-    if core.config.read_mode == ReadMode.LEASE or (book.waiting and core.committed_in_term()):
+    if (book.waiting or core.config.read_mode == ReadMode.LEASE) and core.committed_in_term():
         return book.begin(core.log.committed, core.ticks)
     return book.number if book.rounds else 0
 

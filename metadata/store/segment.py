@@ -91,8 +91,8 @@ class SegmentWriter:
             self.stable = self._written
 
     def read(self, length: int, offset: int) -> bytes:
-        """Read back, also what was only appended."""
-        if self._file is None or offset + length > self._written:
+        """Read back, also what was only appended. What was written before can be read on a full disk too."""
+        if self._file is None or offset >= self._written:
             self.flush()
         assert self._file is not None
         return self._file.pread(length, offset)

@@ -561,6 +561,27 @@ def test_bug_25_lease_needs_check_quorum_and_ends_in_time() -> None:
     assert len(group.members[leader].reads) == reads, "no lease after a transfer was begun"
 
 
+def test_bug_22_a_lease_does_not_answer_before_a_commit_of_the_term() -> None:
+    group = Group(3, read_mode=ReadMode.LEASE)
+    group.elect(1)
+    group.stabilize()
+    group.isolate(1)
+
+    def pass_time(ticks: int) -> None:
+        for _ in range(ticks):
+            group.tick(1, stabilize=False)
+            group.stabilize(keep=lambda message: message.kind != Kind.APPEND)
+
+    pass_time(40)
+    leader = group.leader()
+    assert leader != 1 and not group[leader].committed_in_term()
+    group[leader].read_index(1)
+    pass_time(4)
+    assert role(group[leader]) == Role.LEADER and not group.members[leader].reads
+    group.tick(4)
+    assert [read.index for read in group.members[leader].reads] == [group[leader].log.last]
+
+
 def test_bug_25_a_lease_ends_with_its_configuration() -> None:
     group = Group(3, read_mode=ReadMode.LEASE, index=1)
     group.elect(1)
