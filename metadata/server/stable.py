@@ -79,12 +79,12 @@ class Stable:
             self.store.sync()
 
     def install(self, meta: SnapshotMeta, loaded: int) -> None:
-        """Switch to a snapshot that the engine has loaded, durably: first the state, then the log behind it."""
+        """Switch to a snapshot that the engine has loaded: the state durably, the log behind it with the next ``append``
+        that syncs, which may meet a full disk and be repeated. A crash between them is completed at the next start."""
         self.engine.switch(loaded)
         self._committed = state = meta_of(self.engine, self.store)
         assert (state.index, state.term) == (meta.index, meta.term), (state, meta)
         self.store.install(state)
-        self.store.sync()
         self.conf = state.conf
         self.applied, self._term = state.index, state.term
         self._uncommitted = 0
