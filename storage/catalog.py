@@ -8,13 +8,12 @@ damaged or of another store, the store reads all of them.
 
 from __future__ import annotations
 
-import enum
 import shutil
 import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Optional, Protocol
+from typing import NoReturn, Optional, Protocol
 
 import lmdb
 import msgspec
@@ -22,44 +21,14 @@ from msgspec.structs import replace
 
 from node.host.disk import FatalDiskError
 from node.wire.limits import CATALOG_MAP_BYTES
+from storage.entry import Entry, State, Usage, counts, unpack_entry
 
-VERSION = 1
+__all__ = ["Catalog", "Entry", "LmdbCatalog", "MemoryCatalog", "State", "Summary", "counts"]
+
+VERSION = 2
 _STEP_ENTRIES = 4096
 
 _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError, struct.error)
-_ENTRY = struct.Struct("<IIIIIIB")
-
-
-class State(enum.IntEnum):
-    """What a block's entry stands for. Numbers are part of the format: append, never renumber."""
-
-    LIVE = 1
-    QUARANTINED = 2  # deleted, still readable; a touch brings it back
-    DAMAGED = 3  # its bytes were found bad: reads fail, the next put stores it anew
-
-
-class Entry(NamedTuple):
-    """Where a block is and what is known about it."""
-
-    segment: int
-    offset: int  # of the encoded block (behind the record's header)
-    stored: int  # length encoded
-    plain: int  # length of the plaintext
-    epoch: int  # the highest touch epoch
-    time_s: int  # of the last change of state, seconds since the Unix epoch
-    state: int
-
-    def pack(self) -> bytes:
-        return _ENTRY.pack(*self)
-
-
-def counts(entry: Optional[Entry]) -> bool:
-    """Whether an entry is one of the blocks that the store says it has."""
-    return entry is not None and entry.state != State.QUARANTINED
-
-
-def _unpack(value: bytes) -> Entry:
-    return Entry._make(_ENTRY.unpack(value))
 
 
 def _counts(value: Optional[bytes]) -> bool:
@@ -78,6 +47,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     epoch_floor: int = 0  # no block counts as touched earlier than this: damage may have cost touches
     epoch_max: int = 0  # the highest epoch in any record
     segments: dict[int, int] = {}  # number -> length in bytes, at that position
+    usage: dict[int, tuple[int, int]] = {}  # number -> bytes of blocks that live, that are in quarantine
+    confirmed: tuple[int, int] = (0, 0)  # segment, offset: what was put or touched before it is known to the volume
+    purged: tuple[int, int] = (0, 0)  # deletions before it are out of quarantine
+    removing: tuple[int, ...] = ()  # segments that no entry needs: about to be removed, or gone already
 
 
 class Catalog(Protocol):
@@ -213,11 +186,11 @@ class LmdbCatalog:
         for updates in (self._new, self._old):
             if block in updates:
                 value = updates[block]  # updates never leave the dictionary they are in
-                return _unpack(value) if value is not None else None
+                return unpack_entry(value) if value is not None else None
         try:
             with self._environment.begin() as transaction:
                 value = transaction.get(block, db=self._blocks)
-            return _unpack(value) if value is not None else None
+            return unpack_entry(value) if value is not None else None
         except _DAMAGE as error:
             self._distrust(error)
 
@@ -252,9 +225,10 @@ class LmdbCatalog:
 
         Names are random: one large transaction would copy nearly every page, and the file would be twice as long. After
         a crash in between, some entries are newer than the position: applying the records behind it once more changes
-        nothing, and the number of blocks is kept right for what is in.
+        nothing, and the number of blocks and the usage are kept right for what is in.
         """
-        blocks = self._summary.blocks
+        blocks, usage = self._summary.blocks, Usage(self._summary.usage)
+        steps = len(order) > _STEP_ENTRIES
         for at in range(0, len(order), _STEP_ENTRIES):
             last = at + _STEP_ENTRIES >= len(order)
             with self._environment.begin(write=True) as transaction:
@@ -262,11 +236,13 @@ class LmdbCatalog:
                     value = self._old[block]
                     before = transaction.get(block, db=self._blocks)
                     blocks += _counts(value) - _counts(before)
+                    if steps:
+                        usage.change(unpack_entry(before) if before else None, unpack_entry(value) if value else None)
                     if value is None:
                         transaction.delete(block, db=self._blocks)
                     else:
                         transaction.put(block, value, db=self._blocks)
-                reached = summary if last else replace(self._summary, blocks=blocks)
+                reached = summary if last else replace(self._summary, blocks=blocks, usage=usage.snapshot())
                 transaction.put(b"summary", msgspec.msgpack.encode(reached), db=self._about)
             self._summary = reached
         if not order:
@@ -285,7 +261,7 @@ class LmdbCatalog:
         with self._environment.begin(db=self._blocks) as transaction, transaction.cursor() as cursor:
             found = cursor.set_range(after + b"\0") if after else cursor.first()
             while found:
-                yield cursor.key(), _unpack(cursor.value())
+                yield cursor.key(), unpack_entry(cursor.value())
                 found = cursor.next()
 
     def close(self) -> None:

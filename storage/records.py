@@ -15,7 +15,7 @@ from typing import NamedTuple, Optional, Union
 from xxhash import xxh3_64_intdigest
 
 from node.wire.errors import Code, FsError
-from node.wire.limits import BLOCK_BYTES_MAX, BLOCK_STORED_BYTES_MAX
+from node.wire.limits import BLOCK_BYTES_MAX, BLOCK_STORED_BYTES_MAX, KIB
 from node.wire.types import Buffer
 
 SEGMENT_MAGIC = b"fusefsSG"
@@ -30,6 +30,7 @@ SEGMENT_HEADER_BYTES = 2 * SEGMENT_COPY_BYTES
 RECORD_HEADER_BYTES = _RECORD.size + _CHECKSUM.size
 FIRST_OF_GROUP = 1  # flag: all records before this one were durable before it was written
 _WINDOW_BYTES = 4 * BLOCK_BYTES_MAX
+_HEADERS_WINDOW_BYTES = 32 * KIB
 
 
 class Kind(enum.IntEnum):
@@ -150,6 +151,19 @@ def scan(read: Callable[[int, int], bytes], salt: int, start: int, end: int) -> 
         at = behind
 
 
+def headers(read: Callable[[int, int], bytes], salt: int, start: int, end: int) -> Iterator[tuple[int, Record]]:
+    """Walk the records between two offsets as (offset, record) without reading payloads; damage is passed over."""
+    window = _Window(read, end, _HEADERS_WINDOW_BYTES)
+    at = start
+    while at < end:
+        record = unpack_record(window.get(at, RECORD_HEADER_BYTES), salt, at)
+        if record is None or at + RECORD_HEADER_BYTES + record.stored > end:
+            at = _search(window, salt, at + 1, end)
+            continue
+        yield at, record
+        at += RECORD_HEADER_BYTES + record.stored
+
+
 def _search(window: _Window, salt: int, at: int, end: int) -> int:
     """Return the offset of the next good record header that fits, ``end`` when there is none."""
     while end - at >= RECORD_HEADER_BYTES:
@@ -167,9 +181,10 @@ def _search(window: _Window, salt: int, at: int, end: int) -> int:
 class _Window:
     """A stretch of the file in memory, moved forward as the scan goes."""
 
-    def __init__(self, read: Callable[[int, int], bytes], end: int) -> None:
+    def __init__(self, read: Callable[[int, int], bytes], end: int, size_bytes: int = _WINDOW_BYTES) -> None:
         self._read = read
         self._limit = end
+        self._size_bytes = size_bytes
         self._start = 0
         self._data = b""
 
@@ -193,7 +208,7 @@ class _Window:
     def _load(self, offset: int, length: int) -> None:
         if offset < self._start or min(offset + length, self._limit) > self.end:
             self._start = offset
-            self._data = self._read(min(max(length, _WINDOW_BYTES), self._limit - offset), offset)
+            self._data = self._read(min(max(length, self._size_bytes), self._limit - offset), offset)
 
 
 def _seal(fields: bytes, salt: int, offset: int) -> bytes:

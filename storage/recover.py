@@ -10,12 +10,14 @@ from typing import Optional
 
 from msgspec.structs import replace
 
-from storage.catalog import Catalog, Entry, State, Summary, counts
+from storage.catalog import Catalog, Summary
+from storage.entry import Entry, State, Usage, counts
 from storage.records import (
     FIRST_OF_GROUP, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Damage, Found, Kind, Record, scan
 )
 from storage.segments import Segments, segment_name
 
+Place = tuple[int, int]  # segment, offset
 _CUT_NAMES_MAX = 8
 _log = logging.getLogger(__name__)
 
@@ -30,15 +32,29 @@ class Position:
     sequence: int = 0
     epoch_max: int = 0
     epoch_floor: int = 0
+    usage: Usage = field(default_factory=Usage)
+    confirmed: Place = (0, 0)  # the volume knows of what was put or touched before it
+    purged: Place = (0, 0)  # deletions before it are out of quarantine
+    removing: frozenset[int] = frozenset()  # segments that no entry needs any more
 
     def summary(self, segments: Segments) -> Summary:
         """Return the form in which this is committed. Bytes written but not yet durable are not part of it."""
         lengths = {number: length for number, length in segments.lengths().items() if number < self.segment}
+        lengths = {number: length for number, length in lengths.items() if number not in self.removing}
         lengths[self.segment] = self.offset
         return Summary(
             store=segments.store, segment=self.segment, offset=self.offset, segments=lengths, blocks=self.blocks,
             sequence=self.sequence, epoch_max=self.epoch_max, epoch_floor=self.epoch_floor,
+            usage=self.usage.snapshot(), confirmed=self.confirmed, purged=self.purged,
+            removing=tuple(sorted(self.removing)),
         )
+
+    def change(self, catalog: Catalog, block: bytes, new: Optional[Entry]) -> None:
+        """Set a block's entry in the catalog, and count it."""
+        old = catalog.get(block)
+        catalog.set(block, new)
+        self.blocks += counts(new) - counts(old)
+        self.usage.change(old, new)
 
 
 def transition(entry: Optional[Entry], record: Record, segment: int, offset: int, good: bool = True) -> Optional[Entry]:
@@ -65,6 +81,8 @@ def transition(entry: Optional[Entry], record: Record, segment: int, offset: int
         time_s = record.time_s if entry.state == State.QUARANTINED else entry.time_s
         return entry._replace(epoch=max(entry.epoch, record.epoch), state=state, time_s=time_s)
     if kind == Kind.DELETE:
+        if entry.state == State.DAMAGED:
+            return None  # nothing to bring back: whoever puts the block must store it
         return entry._replace(state=State.QUARANTINED, time_s=record.time_s)
     return entry
 
@@ -95,8 +113,12 @@ def recover(segments: Segments, catalog: Catalog, *, commit_entries: int) -> tup
             _log.warning("the catalog does not fit the segments: reading all %d of them", len(segments.numbers))
         catalog.clear()
         summary = Summary()
+    for number in summary.removing:
+        if number in segments.numbers:
+            segments.remove(number)  # a crash came before this could be done
     at = Position(
-        segments.active, SEGMENT_HEADER_BYTES, summary.blocks, summary.sequence, summary.epoch_max, summary.epoch_floor
+        segments.active, SEGMENT_HEADER_BYTES, summary.blocks, summary.sequence, summary.epoch_max,
+        summary.epoch_floor, Usage(summary.usage), summary.confirmed, summary.purged,
     )
     for number in segments.numbers:
         if number >= summary.segment:
@@ -104,9 +126,10 @@ def recover(segments: Segments, catalog: Catalog, *, commit_entries: int) -> tup
             for _ in _read_segment(segments, number, start, catalog, at, found):
                 if catalog.pending() >= commit_entries:
                     # The old position stays: reading the same records again changes nothing.
-                    _flush(catalog, replace(summary, blocks=at.blocks))
-    if found.damaged or found.unfinished:
-        # A lost record may have been a touch: until epochs have moved on, no block counts as older than what was seen.
+                    _flush(catalog, replace(summary, blocks=at.blocks, usage=at.usage.snapshot()))
+    if found.damaged or found.unfinished or (found.rebuilt and not segments.whole):
+        # A lost record may have been a touch, and compaction copies none (but for the highest epoch of all): until
+        # epochs have moved on, no block counts as older than what was seen.
         at.epoch_floor = at.epoch_max + 1
     at.offset = segments.length(segments.active)
     _flush(catalog, at.summary(segments))
@@ -126,8 +149,8 @@ def _fits(summary: Summary, segments: Segments) -> bool:
     """Whether every segment that the catalog stands for is there, whole, and no other up to its position."""
     if summary.store != segments.store:
         return False
-    numbers = [number for number in segments.numbers if number <= summary.segment]
-    return numbers == sorted(summary.segments) and all(
+    known = [number for number in segments.numbers if number <= summary.segment and number not in summary.removing]
+    return known == sorted(summary.segments) and all(
         segments.length(number) >= length for number, length in summary.segments.items()
     )
 
@@ -182,8 +205,7 @@ def _apply(number: int, item: Found, catalog: Catalog, at: Position) -> None:
     record = item.record
     old = catalog.get(record.block)
     new = transition(old, record, number, item.offset + RECORD_HEADER_BYTES, item.good)
-    catalog.set(record.block, new)
-    at.blocks += counts(new) - counts(old)
+    at.change(catalog, record.block, new)
     at.sequence = max(at.sequence, record.sequence)
     at.epoch_max = max(at.epoch_max, record.epoch)
 

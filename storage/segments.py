@@ -1,7 +1,7 @@
 """The append-only files that hold a store's records. One of them, the highest number, is written; the others only read.
 
 A group of records is written at once and may be acknowledged after ``sync``. A group that could not be written whole is
-cut off again. Not for several writing threads; ``read`` may be called from any.
+cut off again. Not for several writing threads; ``read`` and ``remove`` may be called from any.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Segments:
         self._files: OrderedDict[int, DiskFile] = OrderedDict()  # the least recently read first
         self._files_lock = threading.Lock()
         self._lengths: dict[int, int] = {}
+        self._counting = threading.Lock()
         self.used_bytes = 0  # the length of all segments together
         self.salts: dict[int, Optional[int]] = {}  # None: the header is damaged, its records cannot be scanned
         self.store = b""
@@ -101,6 +102,11 @@ class Segments:
         """Return all lengths by number."""
         return dict(self._lengths)
 
+    @property
+    def whole(self) -> bool:
+        """Whether no segment that there ever was is missing."""
+        return self.numbers == list(range(1, self.active + 1))
+
     def free_bytes(self) -> int:
         """Return how much the disk still takes."""
         return self._disk.free_bytes()
@@ -130,9 +136,14 @@ class Segments:
         except OSError as error:
             self._cut(self._writer, start, error)
             raise
-        self._lengths[self.active] = at
-        self.used_bytes += total
+        with self._counting:
+            self._lengths[self.active] = at
+            self.used_bytes += total
         return payloads
+
+    def roll(self) -> None:
+        """Begin the next segment, so that the active one can be compacted. Raises OSError on a full disk."""
+        self._begin(self.active + 1)
 
     def sync(self) -> None:
         """Return when all that was appended is durable. FatalDiskError when that failed: nobody knows what is."""
@@ -146,8 +157,9 @@ class Segments:
         file = self._writer if number == self.active else self._file(number)
         file.truncate(length)
         file.fdatasync()
-        self.used_bytes -= self._lengths[number] - length
-        self._lengths[number] = length
+        with self._counting:
+            self.used_bytes -= self._lengths[number] - length
+            self._lengths[number] = length
 
     def read(self, number: int, length: int, offset: int) -> bytes:
         """Return bytes of a segment, fewer where it ends. Raises OSError; FileNotFoundError for a removed segment."""
@@ -160,8 +172,9 @@ class Segments:
             self._files.pop(number, None)
         self._disk.remove(segment_name(number))
         self._disk.fsync_directory()
-        self.used_bytes -= self._lengths.pop(number)
-        del self.salts[number]
+        with self._counting:
+            self.used_bytes -= self._lengths.pop(number)
+            del self.salts[number]
 
     def close(self) -> None:
         """Close all files; nothing is synced."""
@@ -184,9 +197,10 @@ class Segments:
             self._disk.remove(name)  # nothing was written to it that anybody knows of
             raise
         self._keep(number, file)
-        self._lengths[number] = SEGMENT_HEADER_BYTES
-        self.used_bytes += SEGMENT_HEADER_BYTES
-        self.salts[number] = salt
+        with self._counting:
+            self._lengths[number] = SEGMENT_HEADER_BYTES
+            self.used_bytes += SEGMENT_HEADER_BYTES
+            self.salts[number] = salt
         self.active, self._writer = number, file
 
     def _cut(self, file: DiskFile, length: int, cause: OSError) -> None:

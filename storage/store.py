@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Optional
@@ -16,18 +15,25 @@ from typing import Optional
 from node.host.disk import Disk
 from node.wire.errors import Code, FsError
 from node.wire.limits import (
-    BLOCK_STORED_BYTES_MAX, CATALOG_LAG_BYTES_MAX, CATALOG_PENDING_MAX, PIECE_BYTES, SEGMENT_BYTES_MAX,
-    STORE_RESERVE_BYTES,
+    BLOCK_STORED_BYTES_MAX, CATALOG_LAG_BYTES_MAX, CATALOG_PENDING_MAX, PIECE_BYTES, QUARANTINE_S,
+    SEGMENT_BYTES_MAX, STORE_RESERVE_BYTES,
 )
 from node.wire.types import BLOCK_ID_BYTES, Buffer
 from storage import block as blocks
-from storage.catalog import Catalog, Entry, State, counts
-from storage.records import FIRST_OF_GROUP, RECORD_HEADER_BYTES, Kind, Record, payload_checksum
-from storage.recover import recover, transition
+from storage.catalog import Catalog
+from storage.entry import Entry, State
+from storage.journal import Journal
+from storage.records import (
+    FIRST_OF_GROUP, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Kind, Record, payload_checksum
+)
+from storage.recover import Place, transition
 from storage.segments import Segments, segment_name
+from storage.walk import settle, walk
 
 EPOCH_MAX = (1 << 32) - 1
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_BRINGS = frozenset({Kind.DATA, Kind.TOUCH, Kind.MOVE})
+_WALK_RECORDS_MAX = 16_384
 _log = logging.getLogger(__name__)
 
 
@@ -56,7 +62,9 @@ class StoreOptions:
     segment_bytes: int = SEGMENT_BYTES_MAX
     reserve_bytes: int = STORE_RESERVE_BYTES
     commit_entries: int = CATALOG_PENDING_MAX
-    deletion: bool = False  # off until a garbage collector decides what may be deleted
+    compaction_bytes: int = 0  # of the disk, kept free of data beyond the reserve so that segments can be compacted
+    quarantine_s: float = QUARANTINE_S  # how long a deleted block can be brought back, when there is room for it
+    deletion: bool = True
 
 
 class BlockStore:
@@ -75,12 +83,8 @@ class BlockStore:
         self._clock = clock
         self._catalog = catalog
         self._segments = Segments(disk, cluster, max_bytes=self.options.segment_bytes, random=random)
-        self._at, self.recovery = recover(self._segments, catalog, commit_entries=self.options.commit_entries)
-        self._writing = threading.Lock()  # one commit at a time
-        self._index = threading.Lock()  # a catalog update and the position that belongs to it; held for microseconds
-        self._checkpointing = threading.Lock()
-        self._checkpointed_bytes = self._segments.used_bytes
-        self._checkpoint_failed = False
+        self.journal = Journal(self._segments, catalog, commit_entries=self.options.commit_entries)
+        self._at, self.recovery = self.journal.at, self.journal.recovery
         self._bad: dict[bytes, None] = {}  # found damaged and not yet reported, in the order found
         self._totals = dict.fromkeys(("stored", "touched", "deleted", "commits", "fetched", "corrupt", "refused"), 0)
 
@@ -100,9 +104,14 @@ class BlockStore:
         return self._segments.used_bytes
 
     @property
+    def stored_bytes(self) -> int:
+        """How much blocks take that nobody deleted. The rest of ``used_bytes`` comes back when it is needed."""
+        return self._at.usage.live_bytes + SEGMENT_HEADER_BYTES * len(self._segments.lengths())
+
+    @property
     def capacity_bytes(self) -> int:
         """How much the segments may take: what is configured, but never more than the disk has for them."""
-        disk = self.used_bytes + max(0, self._segments.free_bytes() - self.options.reserve_bytes)
+        disk = self.used_bytes + max(0, self._free_bytes())
         return min(self.options.capacity_bytes, disk) if self.options.capacity_bytes else disk
 
     @property
@@ -124,7 +133,7 @@ class BlockStore:
         FatalDiskError, OSError when the disk fails otherwise: then no operation may be acknowledged and the process
         must end.
         """
-        with self._writing:
+        with self.journal.writing:
             rest = [operation for operation in operations if not operation.code]
             while rest:
                 group = self._plan(rest)
@@ -162,7 +171,10 @@ class BlockStore:
             stored, plain = memoryview(payload).nbytes, operation.plain if kind == Kind.DATA else 0
             checksum = payload_checksum(payload)
             flags = 0 if group else FIRST_OF_GROUP
-            record = Record(kind, name, stored, plain, operation.epoch, time_s, sequence, checksum, flags)
+            epoch = operation.epoch
+            if kind != Kind.DELETE and entry is not None:
+                epoch = max(epoch, entry.epoch)  # so that the last record of a block carries its touch epoch
+            record = Record(kind, name, stored, plain, epoch, time_s, sequence, checksum, flags)
             planned[name] = transition(entry, record, 0, 0)
             group.append((operation, record))
         return group
@@ -191,26 +203,18 @@ class BlockStore:
 
     def _room(self) -> int:
         """Return how many bytes of data the store still takes."""
-        free = self._segments.free_bytes() - self.options.reserve_bytes
-        capacity = self.options.capacity_bytes
+        free, capacity = self._free_bytes(), self.options.capacity_bytes
         return min(free, capacity - self.used_bytes) if capacity else free
+
+    def _free_bytes(self) -> int:
+        """Return how much of the disk data may still take."""
+        return self._segments.free_bytes() - self.options.reserve_bytes - self.options.compaction_bytes
 
     def _write(self, group: list[tuple[Operation, Record]]) -> None:
         """Write and sync; only then does the catalog, and so anybody, see it."""
         if not group:
             return
-        offsets = self._segments.append([(record, operation.payload) for operation, record in group])
-        self._segments.sync()
-        number = self._segments.active
-        with self._index:
-            for (_, record), offset in zip(group, offsets):
-                old = self._catalog.get(record.block)
-                new = transition(old, record, number, offset)
-                self._catalog.set(record.block, new)
-                self._at.blocks += counts(new) - counts(old)
-                self._at.epoch_max = max(self._at.epoch_max, record.epoch)
-            self._at.sequence = group[-1][1].sequence
-            self._at.segment, self._at.offset = number, self._segments.length(number)
+        self.journal.append([(record, operation.payload) for operation, record in group])
         self._totals["commits"] += 1
         for _, record in group:
             self._totals[{Kind.DATA: "stored", Kind.TOUCH: "touched"}.get(Kind(record.kind), "deleted")] += 1
@@ -251,14 +255,14 @@ class BlockStore:
                 return frame
             except FsError as error:
                 if error.code == Code.CORRUPT_BLOCK:
-                    self._mark_damaged(block, entry, error.detail)
+                    self.damaged(block, entry, error.detail)
                 raise
             except FileNotFoundError:
                 if self._catalog.get(block) == entry:
-                    self._mark_damaged(block, entry, "segment file is missing")
+                    self.damaged(block, entry, "segment file is missing")
                     raise FsError(Code.CORRUPT_BLOCK, f"block {block.hex()} was in a segment that is missing") from None
             except OSError as error:
-                self._mark_damaged(block, entry, f"read failed: {error}")
+                self.damaged(block, entry, f"read failed: {error}")
                 raise FsError(Code.CORRUPT_BLOCK, f"block {block.hex()} cannot be read: {error}") from error
 
     def _read(self, block: bytes, entry: Entry, offset: int, length: int) -> bytes:
@@ -274,15 +278,59 @@ class BlockStore:
         partial = table.head(first, count) + body
         return _choose(partial, blocks.PieceTable(partial, block), offset, length)
 
-    def _mark_damaged(self, block: bytes, entry: Entry, detail: str) -> None:
+    def damaged(self, block: bytes, entry: Entry, detail: str) -> None:
         """Remember that a block's bytes are bad, so that the next put stores it anew, and say so in the log."""
-        with self._index:
-            if entry.state == State.LIVE and self._catalog.get(block) == entry:
-                self._catalog.set(block, entry._replace(state=int(State.DAMAGED)))
+        if entry.state == State.LIVE:
+            self.journal.replace(block, entry, entry._replace(state=int(State.DAMAGED)))
         self._totals["corrupt"] += 1
         self._bad[block] = None
         where = f"{segment_name(entry.segment)} at offset {entry.offset}"
         _log.error("corrupt block %s in segment %s: %s", block.hex(), where, detail)
+
+    # -- what the volume does not know of
+
+    @property
+    def quarantined_bytes(self) -> int:
+        """How much deleted blocks take that can still be brought back."""
+        return self._at.usage.quarantined_bytes
+
+    @property
+    def unconfirmed_bytes(self) -> int:
+        """About how much was written since the last confirmed place; 0 exactly where ``unconfirmed`` has no more."""
+        end = self.journal.end()
+        at = settle(self._segments, self._at.confirmed, end)
+        if at[0] >= end[0]:
+            return max(0, end[1] - at[1])
+        return sum(length for number, length in self._segments.lengths().items() if number >= at[0])
+
+    def unconfirmed(self, epoch: int, limit: int) -> tuple[list[bytes], Place, bool]:
+        """Return blocks that were put, touched or brought back since the last ``confirm``, oldest first (rule 17).
+
+        Only those that nobody touched after ``epoch``: at the first younger one the list ends. With it comes the place
+        to confirm, and whether there is more now. At most ``limit`` blocks, and a bounded stretch of the segments.
+        """
+        end = self.journal.end()
+        place = settle(self._segments, self._at.confirmed, end)
+        found: dict[bytes, None] = {}
+        for seen, (record, behind) in enumerate(walk(self._segments, place, end)):
+            if len(found) >= limit or seen >= _WALK_RECORDS_MAX:
+                return list(found), place, True
+            entry = self._catalog.get(record.block) if record.kind in _BRINGS else None
+            if entry is not None and entry.state != State.QUARANTINED and record.epoch >= entry.epoch:
+                if entry.epoch > epoch:
+                    return list(found), place, False
+                found[record.block] = None
+            place = behind
+        return list(found), end, False
+
+    def confirm(self, place: Place) -> None:
+        """The volume knows of every block that ``unconfirmed`` listed before this place."""
+        with self.journal.index:
+            end = self._at.segment, self._at.offset
+            if self._at.confirmed < place <= end:
+                self._at.confirmed = place
+
+    # -- damage
 
     def bad_blocks(self, limit: int) -> tuple[bytes, ...]:
         """Return blocks found damaged and not yet ``reported``."""
@@ -298,7 +346,7 @@ class BlockStore:
     @property
     def checkpoint_due(self) -> bool:
         """Whether so much has collected that a start would take long or memory be full."""
-        lag_bytes = self._segments.used_bytes - self._checkpointed_bytes
+        lag_bytes = self.journal.lag_bytes()
         return lag_bytes >= CATALOG_LAG_BYTES_MAX or self._catalog.pending() >= self.options.commit_entries
 
     @property
@@ -308,30 +356,17 @@ class BlockStore:
 
     def checkpoint(self) -> None:
         """Commit the catalog. Nothing depends on it but the length of the next start; a full disk is only logged."""
-        with self._checkpointing:
-            with self._index:
-                used_bytes = self._segments.used_bytes
-                self._catalog.freeze(self._at.summary(self._segments))
-            try:
-                self._catalog.flush()
-            except OSError as error:
-                if not self._checkpoint_failed:  # said once, not every few seconds
-                    _log.warning("catalog not committed, it stays in memory: %s", error)
-                self._checkpoint_failed = True
-                return
-            self._checkpoint_failed = False
-            self._checkpointed_bytes = used_bytes
+        self.journal.checkpoint()
 
     def close(self) -> None:
         """Commit the catalog and release everything. No commit or fetch may be running."""
-        self.checkpoint()
-        self._catalog.close()
-        self._segments.close()
+        self.journal.close()
 
     def statistics(self) -> dict[str, int]:
         """Return counters since the start and the present sizes."""
         return {
-            **self._totals, "blocks": self._at.blocks, "used_bytes": self.used_bytes,
+            **self._totals, "blocks": self._at.blocks, "used_bytes": self.used_bytes, "stored_bytes": self.stored_bytes,
+            "quarantined_bytes": self.quarantined_bytes, "unconfirmed_bytes": self.unconfirmed_bytes,
             "segments": len(self._segments.numbers), "catalog_pending": self._catalog.pending(),
         }
 

@@ -82,7 +82,7 @@ def test_delete_only_what_nobody_touched() -> None:
     assert store.locate(name).state == State.LIVE
 
 
-def test_deletion_is_off_by_default() -> None:
+def test_deletion_can_be_off() -> None:
     store = open_store(FaultDisk(), deletion=False)
     name, = store_all(store, [plain(1)])
     assert commit(store, delete(name, 9)) == [Code.NOT_SUPPORTED]

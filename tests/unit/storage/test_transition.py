@@ -42,7 +42,7 @@ NEW = Entry(2, 256, 70, 80, 3, 200, State.LIVE)
         (DAMAGED, Kind.TOUCH, 7, DAMAGED._replace(epoch=7)),
         (None, Kind.DELETE, 3, None),
         (LIVE, Kind.DELETE, 3, QUARANTINED._replace(time_s=200)),
-        (DAMAGED, Kind.DELETE, 3, QUARANTINED._replace(time_s=200)),
+        (DAMAGED, Kind.DELETE, 3, None),
         (None, Kind.PURGE, 3, None),
         (QUARANTINED, Kind.PURGE, 3, None),
         (LIVE, Kind.MOVE, 3, NEW._replace(epoch=5, time_s=100)),
