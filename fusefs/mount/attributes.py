@@ -17,12 +17,13 @@ STATFS_UNIT_BYTES = 4 * KIB
 INODES_MAX = 1 << 40
 
 
-def entry_of(attr: Attr) -> pyfuse3.EntryAttributes:
-    """Build the reply that names an inode. Nothing in it may be cached: another mount may change it at any moment."""
+def entry_of(attr: Attr, attr_s: float = 0, name_s: float = 0) -> pyfuse3.EntryAttributes:
+    """Build the reply that names an inode: for ``attr_s`` and ``name_s`` seconds the kernel believes the attributes
+    and the name without asking."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = attr.ino
-    entry.entry_timeout = 0
-    entry.attr_timeout = 0
+    entry.entry_timeout = name_s
+    entry.attr_timeout = attr_s
     entry.st_mode = attr.mode
     entry.st_nlink = attr.nlink
     entry.st_uid = attr.uid
@@ -34,6 +35,15 @@ def entry_of(attr: Attr) -> pyfuse3.EntryAttributes:
     entry.st_atime_ns = attr.atime_ns
     entry.st_mtime_ns = attr.mtime_ns
     entry.st_ctime_ns = attr.ctime_ns
+    return entry
+
+
+def missing_entry(name_s: float) -> pyfuse3.EntryAttributes:
+    """Build the reply that there is no such name, and that the kernel need not ask again for so long."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = 0
+    entry.entry_timeout = name_s
+    entry.attr_timeout = 0
     return entry
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from metadata.api import Attr
+from node.wire.types import ROOT_INO
 
 
 class _Known:
@@ -71,6 +72,10 @@ class KernelView:
         keep = known.pages != 0 and known.pages == known.version
         known.pages = known.version
         return keep
+
+    def knows(self, ino: int) -> bool:
+        """Whether the kernel holds a reference to this inode; the root always."""
+        return ino in self._inodes or ino == ROOT_INO
 
     def forget(self, counts: Iterable[tuple[int, int]]) -> list[int]:
         """Take references away; return the inodes that the kernel no longer knows."""

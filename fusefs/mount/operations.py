@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyfuse3
 
-from fusefs.mount.attributes import bare_entry, entry_of, permitted, statfs_of
+from fusefs.mount.attributes import bare_entry, entry_of, missing_entry, permitted, statfs_of
 from fusefs.mount.errors import Complaints, handler
 from fusefs.mount.handles import HandleTable
 from fusefs.mount.kernel import KernelView
@@ -20,6 +20,7 @@ from metadata.api import RENAME_EXCHANGE, RENAME_NOREPLACE, Attr
 from node.wire.errors import Code, FsError
 
 if TYPE_CHECKING:
+    from fusefs.mount.caching import KernelCache
     from fusefs.client.directories import DirHandle
     from fusefs.client.handles import Handle
     from fusefs.client.volume import Volume
@@ -46,6 +47,7 @@ class Operations(pyfuse3.Operations):
     enable_acl = False
 
     def __init__(self, volume: Volume, dropper: Dropper) -> None:
+        """Until ``cache`` is set the kernel is allowed to believe nothing."""
         super().__init__()
         self.volume = volume
         self.complaints = Complaints()
@@ -53,14 +55,22 @@ class Operations(pyfuse3.Operations):
         self._files: HandleTable[Handle] = HandleTable()
         self._directories: HandleTable[DirHandle] = HandleTable()
         self._dropper = dropper
+        self.cache: KernelCache | None = None
 
     # --- replies --------------------------------------------------------------------------------------------------
 
-    async def _entry(self, attr: Attr) -> pyfuse3.EntryAttributes:
-        """Reply with a name's inode: the kernel holds one reference more."""
+    async def _entry(self, parent: int, name: bytes, attr: Attr, *, changed: bool = True) -> pyfuse3.EntryAttributes:
+        """Reply with a name's inode: the kernel holds one reference more. ``changed``: in reply to a change."""
         if self.kernel.looked_up(attr):
             await self._dropper.drop_now(attr.ino)
-        return entry_of(attr)
+        cache = self.cache
+        if cache is None:
+            return entry_of(attr)
+        return entry_of(attr, 0 if changed else cache.attr_s(attr), cache.name_s(parent, name, attr.ino))
+
+    def _creating(self, parent: int, name: bytes) -> None:
+        if self.cache is not None:
+            self.cache.creating(parent, name)
 
     def _opened(self, handle: Handle) -> pyfuse3.FileInfo:
         keep = self.kernel.opened(handle.ino)
@@ -72,7 +82,16 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return await self._entry(await self.volume.lookup(parent_inode, name))
+        try:
+            attr = await self.volume.lookup(parent_inode, name)
+        except FsError as error:
+            missing_s = 0.0
+            if error.code is Code.NOT_FOUND and self.cache is not None:
+                missing_s = self.cache.missing_s(parent_inode, name)
+            if not missing_s:
+                raise
+            return missing_entry(missing_s)
+        return await self._entry(parent_inode, name, attr, changed=False)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         # Not wrapped, because nobody waits for an answer; it neither waits nor raises.
@@ -84,7 +103,7 @@ class Operations(pyfuse3.Operations):
         attr = await self.volume.getattr(inode)
         if self.kernel.told(attr):
             await self._dropper.drop_now(inode)  # the read that asks must not find them
-        return entry_of(attr)
+        return entry_of(attr, 0 if self.cache is None else self.cache.attr_s(attr))
 
     @handler
     async def setattr(
@@ -118,13 +137,17 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return await self._entry(await self.volume.mknod(parent_inode, name, mode, rdev, ctx.uid, ctx.gid))
+        self._creating(parent_inode, name)
+        attr = await self.volume.mknod(parent_inode, name, mode, rdev, ctx.uid, ctx.gid)
+        return await self._entry(parent_inode, name, attr)
 
     @handler
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return await self._entry(await self.volume.mkdir(parent_inode, name, mode, ctx.uid, ctx.gid))
+        self._creating(parent_inode, name)
+        attr = await self.volume.mkdir(parent_inode, name, mode, ctx.uid, ctx.gid)
+        return await self._entry(parent_inode, name, attr)
 
     @handler
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -138,7 +161,9 @@ class Operations(pyfuse3.Operations):
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return await self._entry(await self.volume.symlink(parent_inode, name, target, ctx.uid, ctx.gid))
+        self._creating(parent_inode, name)
+        attr = await self.volume.symlink(parent_inode, name, target, ctx.uid, ctx.gid)
+        return await self._entry(parent_inode, name, attr)
 
     @handler
     async def rename(
@@ -157,13 +182,16 @@ class Operations(pyfuse3.Operations):
             wanted |= RENAME_EXCHANGE
         if flags & ~(pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE):
             raise FsError(Code.INVALID, f"rename flags {flags:#x}")
+        self._creating(parent_inode_new, name_new)
         await self.volume.rename(parent_inode_old, name_old, parent_inode_new, name_new, wanted)
 
     @handler
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return await self._entry(await self.volume.link(inode, new_parent_inode, new_name))
+        self._creating(new_parent_inode, new_name)
+        attr = await self.volume.link(inode, new_parent_inode, new_name)
+        return await self._entry(new_parent_inode, new_name, attr)
 
     @handler
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
@@ -179,8 +207,9 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         self._files.check_room()
+        self._creating(parent_inode, name)
         handle, attr = await self.volume.create(parent_inode, name, mode, flags, ctx.uid, ctx.gid)
-        entry = await self._entry(attr)
+        entry = await self._entry(parent_inode, name, attr)
         return self._opened(handle), entry
 
     @handler
@@ -224,7 +253,8 @@ class Operations(pyfuse3.Operations):
         start = offset = max(start_id - DOTDOT, 0)
         while page := await self._page(directory, offset, delivered=offset > start):
             for name, attr, following in page:
-                if not pyfuse3.readdir_reply(token, name, entry_of(attr), following + DOTDOT):
+                attr_s = 0 if self.cache is None else self.cache.attr_s(attr)
+                if not pyfuse3.readdir_reply(token, name, entry_of(attr, attr_s), following + DOTDOT):
                     return
                 if self.kernel.looked_up(attr):
                     self._dropper.drop(attr.ino)
@@ -282,6 +312,7 @@ class Operations(pyfuse3.Operations):
     def statistics(self) -> dict[str, Any]:
         return {
             "kernel": self.kernel.statistics(),
+            "cache": {} if self.cache is None else self.cache.statistics(),
             "files": len(self._files),
             "directories": len(self._directories),
         }

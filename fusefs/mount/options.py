@@ -34,6 +34,7 @@ class MountOptions:
 
     key: Path | None = None
     timeout_s: float | None = None
+    leases: bool | None = None
     read_only: bool = False
     allow_other: bool | None = None
     kernel: tuple[str, ...] = ()
@@ -68,6 +69,7 @@ class _Found:
     def __init__(self) -> None:
         self.key: Path | None = None
         self.timeout_s: float | None = None
+        self.leases: bool | None = None
         self.flags: dict[str, bool] = {}
         self.kernel: dict[str, str] = {}
 
@@ -78,6 +80,8 @@ class _Found:
             self.key = Path(_given(name, value))
         elif equals and name == "timeout":
             self.timeout_s = _timeout_s(_given(name, value))
+        elif equals and name == "leases":
+            self.leases = _switch(name, _given(name, value))
         elif word in ("ro", "rw"):
             self.flags["ro"] = word == "ro"
         elif word in ("allow_other", "noallow_other"):
@@ -100,6 +104,7 @@ class _Found:
         return MountOptions(
             key=self.key,
             timeout_s=self.timeout_s,
+            leases=self.leases,
             read_only=self.flags.get("ro", False),
             allow_other=self.flags.get("allow_other"),
             kernel=tuple(self.kernel.values()),
@@ -110,6 +115,12 @@ def _given(name: str, value: str) -> str:
     if not value:
         raise UsageError(f"mount option {name}= needs a value")
     return value
+
+
+def _switch(name: str, value: str) -> bool:
+    if value not in ("on", "off"):
+        raise UsageError(f"mount option {name}={value}: must be on or off")
+    return value == "on"
 
 
 def _timeout_s(text: str) -> float:

@@ -23,6 +23,7 @@ from fusefs.client.connect import open_volume
 from fusefs.client.options import ClientOptions, Cluster, Peer
 from fusefs.client.volume import Volume
 from fusefs.mount import table
+from fusefs.mount.caching import KernelCache, fuse_descriptor
 from fusefs.mount.invalidate import PageDropper
 from fusefs.mount.launch import Announcer
 from fusefs.mount.operations import Operations
@@ -62,6 +63,7 @@ def client_options(config: ClusterConfig, options: MountOptions) -> ClientOption
         dirty_bytes_max=config.client.dirty_bytes,
         cache_bytes_max=config.client.block_cache_bytes,
         read_ahead_blocks=config.client.read_ahead_blocks,
+        leases=config.client.leases if options.leases is None else options.leases,
         stop_flush_s=CLOSE_S,
         host=socket.gethostname(),
         version=version("fusefs"),
@@ -160,12 +162,15 @@ class _Kernel:
                 nursery.start_soon(self._report_when_asked)
                 nursery.start_soon(self._loop, nursery.cancel_scope)
                 await self._probe()
+                self._allow_caching()
                 serving()
                 nursery.start_soon(self._unmount_on_stop)
         finally:
             # After the loop nobody answers the kernel, so what is still mounted must go, then its descriptor.
             if self._is_ours():
                 table.unmount(self._plan.mount, lazy=True)
+            if self._operations.cache is not None:
+                self._operations.cache.close()
             pyfuse3.close(unmount=False)
             self._operations.unmounted()
 
@@ -193,6 +198,13 @@ class _Kernel:
         except OSError as error:
             raise FsError(Code.IO, f"{self._plan.mount} does not answer: {error.strerror}") from None
         _raise_read_ahead(self._device)  # only now: the negotiation that comes first lowers it again
+
+    def _allow_caching(self) -> None:
+        """From now on the kernel may keep what our leases allow."""
+        if self._volume.leasing:
+            cache = KernelCache(self._volume, self._operations.kernel.knows, fuse_descriptor())
+            self._volume.caches(cache)
+            self._operations.cache = cache
 
     async def _report_when_asked(self) -> None:
         with trio.open_signal_receiver(signal.SIGUSR1) as signals:
