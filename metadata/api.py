@@ -12,6 +12,7 @@ import msgspec
 
 from node.wire.catalogue import Catalogue, Method
 from storage.api import Heartbeat, HeartbeatReply
+from storage.api import MemberAddress as MemberAddress
 
 FORMAT_VERSION = 1
 
@@ -600,6 +601,8 @@ class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
     commit: int
     applied: int
     last: int
+    match: int = 0  # what the leader knows it has durably; 0 from anybody else
+    state: str = ""  # how the leader supplies it: probe, replicate, snapshot
 
 
 class SessionStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -620,6 +623,54 @@ class StatusReply(msgspec.Struct, frozen=True, array_like=True):
     stored_bytes: int = 0
     replicas: int = 0
     under_replicated_blocks: int = 0
+    roster: tuple[MemberAddress, ...] = ()  # all members, as far as the answering one knows
+
+
+class ChangeMembers(msgspec.Struct, frozen=True, array_like=True):
+    """Change who belongs to the metadata service, or who leads it. ``action`` is one of
+
+    add        as a learner, under a number that nobody ever had; the addresses (and with tcp the key) are required
+    promote    a learner that has caught up becomes a voter. BUSY while it lags
+    remove     a learner or a voter, dead or alive. NO_QUORUM where too few of the remaining voters live; the leader
+               hands over first (RETRY)
+    transfer   leadership to a voter. TIMEOUT where it does not take it
+
+    What is so already is answered as done. NOT_FOUND: there is no such member; EXISTS: the name is taken; RETRY: an
+    earlier change is under way. The answer comes when the change has taken effect.
+    """
+
+    action: str
+    name: str
+    address: str = ""
+    peer_address: str = ""
+    public_key: str = ""
+
+
+class ChangeMembersReply(msgspec.Struct, frozen=True, array_like=True):
+    member: int
+
+
+class CollectGarbage(msgspec.Struct, frozen=True, array_like=True):
+    """Ask the leader about its garbage collector; with ``advance`` it takes a round first, which moves the epoch where
+    something waits for that. Two or three rounds delete what nothing references."""
+
+    advance: bool = False
+
+
+class GarbageReply(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """``candidates``: blocks that nothing references; ``due``: of these, old enough to be deleted. ``deleted`` and the
+    rest of the counts are of the round that was asked for. ``waiting``: another round will do more."""
+
+    gc_epoch: int
+    candidates: int
+    due: int
+    more_candidates: bool  # than were counted
+    quarantined_bytes: int  # of all copies, as the last heartbeats told
+    unconfirmed_bytes: int
+    deleted: int = 0
+    kept: int = 0  # touched again, or a server could not be asked
+    adopted: int = 0  # blocks of writers that died
+    waiting: bool = False
 
 
 CATALOGUE = Catalogue(
@@ -635,5 +686,7 @@ CATALOGUE = Catalogue(
         Method(0x207, Heartbeat, HeartbeatReply),
         Method(0x208, Recall, None),
         Method(0x209, Recalled, RecalledReply),
+        Method(0x20A, ChangeMembers, ChangeMembersReply),
+        Method(0x220, CollectGarbage, GarbageReply),
     ],
 )

@@ -20,9 +20,9 @@ from storage.block import verify as verify_block
 __all__ = [
     "decode_block", "encode_block", "name_block", "partial_block", "verify_block",
     "BlockInfo", "BlockRange", "CATALOGUE", "Delete", "DeleteReply", "FORMAT_VERSION", "Get", "GetReply",
-    "GetServerStatus", "Heartbeat", "HeartbeatReply", "METADATA_FOR_SERVERS", "Put", "PutReply",
+    "GetServerStatus", "Heartbeat", "HeartbeatReply", "ListUnconfirmed", "METADATA_FOR_SERVERS", "MemberAddress", "Put", "PutReply",
     "ServerAddress", "ServerStatus",
-    "Touch", "TouchReply",
+    "Touch", "TouchReply", "Unconfirmed",
 ]
 
 FORMAT_VERSION = 1
@@ -100,7 +100,30 @@ class Delete(msgspec.Struct, frozen=True, array_like=True):
 
 
 class DeleteReply(msgspec.Struct, frozen=True, array_like=True):
+    """``kept``: positions of the blocks that are still here because they were touched after ``epoch``."""
+
     deleted: int
+    kept: tuple[int, ...] = ()
+
+
+class ListUnconfirmed(msgspec.Struct, frozen=True, array_like=True):
+    """List blocks that may be known to nobody (rule 17): put, touched or brought back since the last confirmed place,
+    and not touched after ``epoch``. ``store`` must be this one's identity, else STALE."""
+
+    store: bytes
+    epoch: int
+    limit: int
+    confirm: tuple[int, int] = (0, 0)  # first: all that was listed up to here is known now (Unconfirmed.place)
+
+
+class Unconfirmed(msgspec.Struct, frozen=True, array_like=True):
+    """``more``: ask again at once. ``left_bytes``: about how much was written since the confirmed place, 0 when nothing
+    is left; what is too young stays for a later epoch."""
+
+    blocks: tuple[bytes, ...]
+    place: tuple[int, int]
+    more: bool
+    left_bytes: int
 
 
 class GetServerStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -113,7 +136,7 @@ class ServerStatus(msgspec.Struct, frozen=True, array_like=True):
     server: int
     uuid: bytes  # identity of the store on disk, 16 bytes; a wiped server has a new one
     address: str
-    used_bytes: int  # segments on disk
+    used_bytes: int  # on disk, for blocks that nobody deleted; the rest of it comes back when it is needed
     capacity_bytes: int
     blocks: int
     state: str = "serving"  # serving, full, damaged
@@ -122,6 +145,8 @@ class ServerStatus(msgspec.Struct, frozen=True, array_like=True):
     corrupt_blocks: int = 0
     name: str = ""  # as in the cluster's configuration
     weight: float = 1.0
+    quarantined_bytes: int = 0  # deleted blocks that could still be brought back; not in used_bytes
+    unconfirmed_bytes: int = 0  # as Unconfirmed.left_bytes
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
@@ -139,6 +164,15 @@ class ServerAddress(msgspec.Struct, frozen=True, array_like=True):
     address: str
 
 
+class MemberAddress(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where a metadata member serves."""
+
+    member: int
+    name: str
+    address: str
+    public_key: str = ""
+
+
 class HeartbeatReply(msgspec.Struct, frozen=True, array_like=True):
     """Orders for a chunk server. ``server`` is its id, assigned at registration."""
 
@@ -148,6 +182,7 @@ class HeartbeatReply(msgspec.Struct, frozen=True, array_like=True):
     interval_s: float
     clients: Optional[tuple[str, ...]] = None  # reserved: allow-list difference
     servers: Optional[tuple[ServerAddress, ...]] = None  # all of them; None: unchanged since Heartbeat.pg_epoch
+    members: tuple[MemberAddress, ...] = ()  # all of the metadata service, where ``servers`` is told
 
 
 CATALOGUE = Catalogue(
@@ -158,6 +193,7 @@ CATALOGUE = Catalogue(
         Method(0x102, Get, GetReply),
         Method(0x103, Delete, DeleteReply),
         Method(0x104, GetServerStatus, ServerStatus),
+        Method(0x108, ListUnconfirmed, Unconfirmed),
     ],
 )
 

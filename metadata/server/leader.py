@@ -15,7 +15,8 @@ from typing import Optional
 import msgspec
 import trio
 
-from metadata.api import ClusterMap, Result, ServerRecord, VolumeStat
+from metadata.api import ClusterMap, MemberAddress, Result, ServerRecord, VolumeStat
+from metadata.server.audits import Audits
 from metadata.server.fleet import GONE, Fleet
 from metadata.server.node import Node
 from metadata.state.command import (
@@ -51,14 +52,18 @@ class Leader:
         *,
         wall_ns: Callable[[], int],
         owner: tuple[int, int] = (0, 0),
+        audits: Optional[Audits] = None,
+        members: Callable[[], tuple[MemberAddress, ...]] = tuple,
     ) -> None:
         self._node = node
         self._machine = machine
         self._config = config
         self._wall_ns = wall_ns
         self._owner = owner
+        self._audits = audits
+        self._members = members
         self._sessions: dict[int, float] = {}  # when each was last heard of, in the leader's running time
-        self._told: dict[int, tuple[ServerAddress, ...]] = {}  # which list each chunk server was sent last
+        self._told: dict[int, object] = {}  # which lists each chunk server was sent last
         self._pending: set[object] = set()  # duties whose entry is on its way: one at a time of each
         self.fleet = Fleet(0.0, replicas=config.replicas, expected=len(config.servers))
         self._counts = {"expired": 0, "registered": 0, "tables": 0, "reclaims": 0}
@@ -77,6 +82,8 @@ class Leader:
         now_s = self._node.running_s
         self._pending.clear()
         self._told.clear()
+        if self._audits is not None:
+            self._audits.begin(now_s)
         self._sessions = {session.id: now_s for session in self._machine.sessions()}
         self.fleet = Fleet(now_s, replicas=self._config.replicas, expected=len(self._config.servers))
         self.look_after()
@@ -93,6 +100,9 @@ class Leader:
         self._watch_servers(now_s)
         self._update_table(now_s)
         self._reclaim()
+        audit = self._audits.due(now_s) if self._audits is not None else None
+        if audit is not None:
+            self._propose("audit", CommandKind.AUDIT, audit)
 
     def _format(self) -> None:
         if "format" not in self._pending:
@@ -200,11 +210,19 @@ class Leader:
             )
         machine = self._machine
         addresses = tuple([ServerAddress(known.server, known.address) for known in machine.servers()])
-        fresh = request.pg_epoch != machine.pg_epoch or self._told.get(server) != addresses
-        self._told[server] = addresses
+        members = self._members()
+        fresh = request.pg_epoch != machine.pg_epoch or self._told.get(server) != (addresses, members)
+        self._told[server] = addresses, members
         interval_s = self._config.storage.heartbeat_interval
         call.reply(
-            HeartbeatReply(server, machine.gc_epoch, machine.pg_epoch, interval_s, servers=addresses if fresh else None)
+            HeartbeatReply(
+                server,
+                machine.gc_epoch,
+                machine.pg_epoch,
+                interval_s,
+                servers=addresses if fresh else None,
+                members=members if fresh else (),
+            )
         )
 
     def _watch_servers(self, now_s: float) -> None:

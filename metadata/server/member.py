@@ -13,21 +13,24 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
 import trio
 
-from metadata.api import CATALOGUE, GetStatus, MemberStatus, Recall, StatusReply
+from metadata.api import CATALOGUE, GetStatus, MemberAddress, MemberStatus, Recall, StatusReply
 from metadata.raft.core import Config, RawNode, Role
 from metadata.raft.messages import ConfState
 from metadata.server import wire
+from metadata.server.audits import Audits
 from metadata.server.leader import Leader
 from metadata.server.leasing import Leasing
+from metadata.server.membership import Membership
 from metadata.server.node import Hooks, Node
 from metadata.server.peers import Peers
 from metadata.server.pins import FilePins
+from metadata.server.roster import roster
 from metadata.server.service import Service
 from metadata.server.snapshots import Receiver, wanted
 from metadata.server.stable import Stable
@@ -43,6 +46,7 @@ from node.host.keys import client_security, process_keys, server_security
 from node.host.logging import get_logger
 from node.rpc.client import Connection
 from node.rpc.link import AnyTransport
+from node.rpc.security import AllowList
 from node.rpc.server import Call, Server
 from node.wire.errors import Code, FsError
 from node.wire.limits import LAST_ANSWERS_S, LOG_TRAILING_ENTRIES
@@ -51,6 +55,7 @@ log = get_logger(__name__)
 
 INCARNATION = "INCARNATION"  # which life of the directory this is; made before the member introduces itself
 PEERS = "PEERS"
+DIFFERS = "DIFFERS"  # why this member may not serve any more: its state is not that of the others
 _LOOK_S = 0.01
 
 
@@ -84,6 +89,11 @@ class MetadataMember:
         self.leader: Optional[Leader] = None
         self.receiver: Optional[Receiver] = None
         self.leasing: Optional[Leasing] = None
+        self.reporter: Optional[Reporter] = None
+        self.membership: Optional[Membership] = None
+        self.audits: Optional[Audits] = None
+        self.members = {member.id: member for member in place.config.members}
+        self._allowed: list[AllowList] = []
         self._transport = transport
         self._disk = disk
         self._report = report
@@ -118,6 +128,10 @@ class MetadataMember:
     def _make_server(self, address: str, *, members_only: bool = False) -> Server:
         place = self.place
         security = server_security(place.config, place.path, place.own.name, members_only=members_only)
+        if security.allowed is not None:
+            allowed = AllowList(security.allowed)  # members that the log introduces are let in too
+            self._allowed.append(allowed)
+            security = replace(security, allowed=allowed)
         return Server(self._transport, address, cluster_id=place.config.cluster_id_bytes, security=security)
 
     def _connect(self, other: Member) -> Connection:
@@ -138,7 +152,7 @@ class MetadataMember:
         self, stopping: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until ``stopping``. ``started()`` when the log is recovered and the sockets are bound."""
-        with ExitStack() as opened:
+        with self._fit_to_serve(), ExitStack() as opened:
             if layout.exists(self._disk, self._data):
                 opened.enter_context(self._opened())
             async with trio.open_nursery() as nursery:
@@ -159,6 +173,33 @@ class MetadataMember:
                 await self._finish()
                 nursery.cancel_scope.cancel()
 
+    @contextmanager
+    def _fit_to_serve(self) -> Iterator[None]:
+        """Raise STATE_DIFFERS where this member's state is not that of the others: at the time, and at every start from
+        then on, because it must not come back by itself."""
+        path = f"{self._data}/{DIFFERS}"
+        if self._disk.exists(path):
+            raise FsError(Code.STATE_DIFFERS, read_file(self._disk, path).decode(errors="replace").strip())
+        try:
+            yield
+        except Exception as error:
+            self._note_difference(error)
+            raise
+
+    def _note_difference(self, error: Exception) -> None:
+        """Keep it durably that this member's state is wrong, if that is what ended it."""
+        if isinstance(error, ExceptionGroup):
+            for part in error.exceptions:
+                self._note_difference(part)
+        if not isinstance(error, FsError) or error.code is not Code.STATE_DIFFERS:
+            return
+        error.detail = (
+            f"{self.place.own.name} has stopped: {error.detail}. It does not serve again with this data: "
+            f"remove it from the cluster and add a new member"
+        )
+        log.critical("the state differs", reason=error.detail)
+        write_file(self._disk, f"{self._data}/{DIFFERS}", f"{error.detail}\n".encode())
+
     async def _form(self, started: Callable[[], None]) -> None:
         """Begin this member's log, once it is known that it may and with what membership."""
         members = tuple(member.id for member in self.place.config.members)
@@ -175,7 +216,7 @@ class MetadataMember:
             cluster_id=self.place.config.cluster_id_bytes,
             member=self.place.own.id,
             incarnation=self.peers.incarnation,
-            conf=self.peers.first or ConfState(tuple(sorted(members))),
+            conf=None if self.peers.joins else self.peers.first or ConfState(tuple(sorted(members))),
         )
 
     async def _stop_forming(self, stopping: trio.Event, scope: trio.CancelScope) -> None:
@@ -253,12 +294,29 @@ class MetadataMember:
             installed=receiver.discard,
         )
         self.node = node = Node(core, stable, machine, hooks)
-        self.leader = leader = Leader(node, machine, config, wall_ns=self._wall_ns, owner=volume_owner())
+        self.audits = audits = Audits(node, machine, self.peers.send_digest)
+        self.leader = leader = Leader(
+            node,
+            machine,
+            config,
+            wall_ns=self._wall_ns,
+            owner=volume_owner(),
+            audits=audits,
+            members=self._roster,
+        )
         self.leasing = leasing = Leasing(node, machine, self._push)
         hooks.lead = self._lead
         hooks.applied = leasing.applied
-        reporter = Reporter(node, machine, leader, leasing, config)
-        self.service = Service(node, machine, leader, reporter, leasing, wall_ns=self._wall_ns)
+        self.reporter = reporter = Reporter(node, machine, leader, leasing, self.place.own, lambda: self.members)
+        configured = max(member.id for member in config.members)
+        self.membership = membership = Membership(node, self.peers, lambda: self.members, configured)
+        self.service = Service(
+            node, machine, leader, reporter, leasing, wall_ns=self._wall_ns, change_members=membership.change
+        )
+        self.peers.on_digest = audits.heard
+        hooks.audited = audits.applied
+        hooks.members = self._take_members
+        self._take_members()
         self.peers.attach(
             node,
             self.peers.first or ConfState(),
@@ -267,6 +325,26 @@ class MetadataMember:
             lost=stable.store.damaged,
         )
         return receiver
+
+    def _roster(self) -> tuple[MemberAddress, ...]:
+        return self.reporter.roster() if self.reporter is not None else ()
+
+    def _take_members(self) -> None:
+        """The log has told who the members are: know them, let them in, remember which life of each may vote."""
+        assert self.node is not None
+        stable = self.node.stable
+        self.members = roster(self.place.config.members, stable.directory, stable.conf)
+        for record in stable.directory.members:
+            known = self.peers.pins.get(record.member)
+            if record.incarnation and record.member != self.place.own.id and known != record.incarnation:
+                known = self.peers.pins.pin(record.member, record.incarnation)
+            if known and record.incarnation and known != record.incarnation:
+                log.error("a member's data is not what the log says", member=record.member, name=record.name)
+            for allowed in self._allowed:
+                if record.public_key:
+                    allowed.add(record.public_key.encode())
+        if stable.directory.highest:
+            self.peers.update(self.members, stable.directory.highest)
 
     # --- serving ---------------------------------------------------------------------------------------------
 
@@ -300,13 +378,15 @@ class MetadataMember:
         self.peers.watch()
         if self.leasing is not None:
             self.leasing.look_after()
+        if self.membership is not None:
+            self.membership.look_after()
 
     async def _finish(self) -> None:
         """Hand over, answer what runs."""
         node = self.node
         assert node is not None
         self.server.drain()
-        heir = self._heir(node)
+        heir = self.membership.heir() if self.membership is not None else 0
         if heir:
             log.info("handing leadership over", to=heir)
             node.core.transfer_leader(heir)
@@ -315,18 +395,6 @@ class MetadataMember:
             if not (heir and node.role is Role.LEADER) and not self.server.in_flight:
                 break
             await trio.sleep(_LOOK_S)
-
-    def _heir(self, node: Node) -> int:
-        """The connected voter that knows most, 0 where there is none."""
-        if node.role is not Role.LEADER:
-            return 0
-        progress = node.core.status().progress
-        able = [
-            (progress[voter].match, voter)
-            for voter in node.stable.conf.voters
-            if voter in progress and voter in self.peers.peers and self.peers.peers[voter].control.connected
-        ]
-        return max(able)[1] if able else 0
 
     def unready(self) -> Optional[str]:
         """Why this member cannot take part in its work, None when it can."""
@@ -339,6 +407,8 @@ class MetadataMember:
         found: dict[str, float] = dict(self.peers.statistics())
         if self.node is not None and self.service is not None and self.leader is not None:
             found |= self.node.statistics() | self.service.statistics() | self.leader.statistics()
+        if self.audits is not None:
+            found |= self.audits.statistics()
         return found
 
 

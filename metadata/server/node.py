@@ -63,6 +63,8 @@ class Hooks:
     lead: Callable[[], None] = _nothing  # this member leads and has applied all that earlier leaders committed
     loaded: Callable[[SnapshotMeta], int] = _no_snapshot  # what the engine made of a stepped snapshot
     installed: Callable[[], None] = _nothing
+    members: Callable[[], None] = _nothing  # the membership changed
+    audited: Callable[[], None] = _nothing  # a slice of the state was digested (``machine.audited``)
     applied: Callable[[Outcome], None] = _ignore  # on the leader, before whoever proposed it is answered
 
 
@@ -97,6 +99,7 @@ class Node:
         self._stuck: Optional[StorageAppend] = None  # written, but the disk is full: not durable yet
         self._held: dict[int, Message] = {}  # to each follower: an append that tells only the commit index
         self._campaign_in = 0  # ticks until this member campaigns for a leader that was lost, 0: it does not
+        self._audited = machine.audited.index
         self._parked: Optional[trio.lowlevel.Task] = None
         self._woken = False
 
@@ -309,7 +312,9 @@ class Node:
         self.stable.install(meta, self._hooks.loaded(meta))
         self.machine.reload()
         assert self.machine.applied == self.stable.applied == meta.index
+        self._audited = self.machine.audited.index
         self._hooks.installed()
+        self._hooks.members()
 
     def _deliver(self, responses: Sequence[Message]) -> None:
         away = []
@@ -360,6 +365,9 @@ class Node:
             if self.settled:
                 self._hooks.applied(outcome)
             applied(entry.index, entry.term, outcome)
+        if self.machine.audited.index != self._audited:
+            self._audited = self.machine.audited.index
+            self._hooks.audited()
         last = work.entries[-1]
         self.stable.applied_to(last.index, last.term, len(work.entries))
         if not self.settled and self.role is Role.LEADER and last.term == self.core.term:
@@ -368,13 +376,15 @@ class Node:
         self._deliver(work.responses)
 
     def _change_conf(self, entry: Entry) -> None:
+        change = decode_change(entry.data)
         try:
-            conf = self.core.apply_conf(decode_change(entry.data))
+            conf = self.core.apply_conf(change)
         except ConfChangeInvalid as invalid:  # on every member alike
             log.warning("a change of membership was not possible", index=entry.index, reason=str(invalid))
             return
-        self.stable.set_conf(conf)
+        self.stable.set_conf(conf, change)
         log.info("membership changed", voters=conf.voters, learners=conf.learners, outgoing=conf.outgoing)
+        self._hooks.members()
 
     # --- leadership ------------------------------------------------------------------------------------------
 

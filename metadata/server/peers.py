@@ -8,9 +8,9 @@ go over a third connection that exists only while one is sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional, Protocol
 
 import msgspec
@@ -26,6 +26,7 @@ from metadata.server.wire import (
     GreetReply,
     OfferSnapshot,
     SnapshotPiece,
+    StateDigest,
     decode_messages,
     encode_messages,
 )
@@ -71,6 +72,11 @@ class Peer:
     append: Connection
     lost: bool = True  # reported as not connected
     streaming: bool = False
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # of all that is done for it
+
+
+def _ignore(sender: int, index: int, digest: bytes) -> None:
+    """Nobody asks what the others' states are like."""
 
 
 class Peers:
@@ -87,10 +93,16 @@ class Peers:
         self.incarnation = incarnation
         self.pins = pins
         self.first: Optional[ConfState] = None  # the membership that the group began with, as far as known
-        self.peers = {
-            other.id: Peer(other, connect(other), connect(other)) for other in members if other.id != member
-        }
+        self.peers: dict[int, Peer] = {}
+        self.own: Optional[Member] = None
+        for other in members:
+            if other.id == member:
+                self.own = other
+            else:
+                self.peers[other.id] = Peer(other, connect(other), connect(other))
+        self.on_digest: Callable[[int, int, bytes], None] = _ignore  # sender, index, digest
         self._connect = connect
+        self._highest = max((other.id for other in members), default=0)  # nobody above it can have been removed
         self._node: Optional[Steps] = None
         self._source: Optional[SnapshotSource] = None
         self._receiver: Optional[Receiver] = None
@@ -107,6 +119,7 @@ class Peers:
         server.register(methods[Greet], self._on_greet)
         server.register(methods[OfferSnapshot], self._on_offer)
         server.register(methods[SnapshotPiece], self._on_piece)
+        server.register(methods[StateDigest], self._on_digest)
 
     def attach(
         self, node: Steps, first: ConfState, *, source: SnapshotSource, receiver: Receiver, lost: bool = False
@@ -118,19 +131,64 @@ class Peers:
         """Keep the connections and introduce this member until cancelled. Raises where a peer says it was wiped."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            for peer in self.peers.values():
+            for peer in list(self.peers.values()):
+                await nursery.start(self._attend, peer)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def _attend(self, peer: Peer, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the connections to one peer, for as long as it is one."""
+        with peer.scope:
+            async with trio.open_nursery() as nursery:
                 await nursery.start(peer.control.run)
                 await nursery.start(peer.append.run)
-            task_status.started()
-            for peer in self.peers.values():
-                nursery.start_soon(self._keep_greeted, peer)
+                task_status.started()
+                await self._keep_greeted(peer)
+
+    def update(self, members: Mapping[int, Member], highest: int) -> None:
+        """These are the members now, and no number above ``highest`` was ever a member's that was removed: connect to
+        those that are new, let go of those that are gone. The connections of the others stay."""
+        self._highest = max(highest, *members, 0)
+        for number in [number for number in self.peers if number not in members and number <= self._highest]:
+            self.peers.pop(number).scope.cancel()
+            self._met.discard(number)
+            log.info("a member is gone", member=number)
+        for member in members.values():
+            if member.id != self.member:
+                self._know(member)
+        self._meeting.set()
+        self._meeting = trio.Event()
+
+    def _know(self, member: Member) -> None:
+        known = self.peers.get(member.id)
+        if known is not None:
+            if (known.member.peer_address, known.member.public_key) == (member.peer_address, member.public_key):
+                known.member = member
+                return
+            known.scope.cancel()
+        self.peers[member.id] = peer = Peer(member, self._connect(member), self._connect(member))
+        if self._nursery is not None:
+            self._nursery.start_soon(self._attend, peer)
 
     async def admitted(self) -> None:
-        """Return when every peer has answered this member's greeting. One without a log does not begin one before: a
-        peer might know its id by another incarnation, that is, as a member that has lost its data. And it has to begin
-        with the membership that the others began with (``first``), which is its own configuration if none has one."""
-        while not self.has_met_all:
+        """Return when enough peers have answered this member's greeting for it to begin its log.
+
+        One without a log does not begin one before: a peer might know its id by another incarnation, that is, as a
+        member that has lost its data. A founder has to hear that from everybody. Of a later one most know: they have
+        its incarnation from the log since it became a voter. And it has to begin with the membership that the others
+        began with (``first``), which is its own configuration if none has one; a later one with none at all.
+        """
+        while not (self.has_met_most if self.joins else self.has_met_all):
             await self._meeting.wait()
+
+    @property
+    def joins(self) -> bool:
+        """Whether this member was not there when the group began, as far as others have told."""
+        return self.first is not None and self.member not in (*self.first.voters, *self.first.learners)
+
+    @property
+    def has_met_most(self) -> bool:
+        return len(self._met & self.peers.keys()) * 2 > len(self.peers)
 
     @property
     def has_met_all(self) -> bool:
@@ -154,7 +212,9 @@ class Peers:
             await trio.sleep(PEER_GREET_RETRY_S)
 
     async def _greet(self, peer: Peer) -> bool:
-        greet = Greet(self.member, self.incarnation, peer.member.id, self._lost)
+        own = self.own
+        where = (own.name, own.address, own.peer_address, own.public_key) if own is not None else ()
+        greet = Greet(self.member, self.incarnation, peer.member.id, self._lost, *where)
         reply: GreetReply = (await peer.control.call(greet, timeout_s=5.0)).body
         if reply.member != peer.member.id:
             log.error("another member answers there", peer=peer.member.name, answers=reply.member)
@@ -175,13 +235,28 @@ class Peers:
         greet: Greet = call.request
         if greet.target != self.member:
             raise FsError(Code.INVALID, f"this is member {self.member}, not {greet.target}")
+        if greet.sender not in self.peers and greet.sender > self._highest and greet.peer_address:
+            self._introduce(greet)
         if greet.sender not in self.peers:
             raise FsError(Code.NOT_FOUND, f"member {greet.sender} is not in the configuration of member {self.member}")
         known = self.pins.pin(greet.sender, greet.incarnation)
         if greet.lost and known == greet.incarnation and self._node is not None:
             self._node.entries_lost(greet.sender)
-        first = self.first if self._node is not None else None
+        first = self.first if self._node is not None and self.first is not None and self.first.voters else None
         call.reply(GreetReply(self.member, self.incarnation, known, first))
+
+    def _introduce(self, greet: Greet) -> None:
+        """Somebody whose addition has not reached this member: it may lead by now, and be the one to bring the news."""
+        log.info("a new member introduces itself", member=greet.sender, name=greet.name)
+        self._know(
+            Member(
+                id=greet.sender,
+                name=greet.name,
+                address=greet.address,
+                peer_address=greet.peer_address,
+                public_key=greet.public_key,
+            )
+        )
 
     # --- messages --------------------------------------------------------------------------------------------
 
@@ -235,6 +310,19 @@ class Peers:
             return True
         self._counts["strangers"] += 1
         return False
+
+    # --- digests of the state --------------------------------------------------------------------------------
+
+    def send_digest(self, to: int, index: int, digest: bytes) -> None:
+        """Tell a peer what this member's state was like; may be lost."""
+        peer, incarnation = self.peers.get(to), self.pins.get(to)
+        if peer is not None and incarnation and peer.control.connected:
+            peer.control.send(StateDigest(self.member, self.incarnation, to, incarnation, index, digest))
+
+    def _on_digest(self, call: Call) -> None:
+        told: StateDigest = call.request
+        if self._is_known(told.sender, told.incarnation, told.target_incarnation):
+            self.on_digest(told.sender, told.index, told.digest)
 
     # --- lost peers ------------------------------------------------------------------------------------------
 

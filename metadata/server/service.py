@@ -44,6 +44,7 @@ class Service:
         leasing: Leasing,
         *,
         wall_ns: Callable[[], int],
+        change_members: Callable[[Call], None],
     ) -> None:
         self.node = node
         self.machine = machine
@@ -64,6 +65,7 @@ class Service:
             Heartbeat: self.heartbeat,
             api.Recall: self.misdirected,
             api.Recalled: leasing.recalled,
+            api.ChangeMembers: change_members,
         }
         assert self._handlers.keys() == api.CATALOGUE.by_request.keys()
 

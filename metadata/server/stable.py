@@ -14,7 +14,8 @@ from contextlib import contextmanager
 
 import msgspec
 
-from metadata.raft.messages import ConfState, Entry, HardState, SnapshotMeta
+from metadata.raft.messages import ConfChange, ConfState, Entry, HardState, SnapshotMeta
+from metadata.server.roster import DIRECTORY_KEY, Directory, decode_directory, encode_directory, following
 from metadata.state.keys import APPLIED_KEY
 from metadata.state.records import Applied, decode_applied
 from metadata.state.tables import Engine, SnapshotView, Tables
@@ -60,6 +61,7 @@ class Stable:
         self._committed = meta_of(engine, store)
         reconcile(store, self._committed)
         self.conf = self._committed.conf
+        self.directory = _directory_of(engine)
         self.applied, self._term = self._committed.index, self._committed.term
         if engine.get(CONF_KEY) is None:
             engine.put(CONF_KEY, _encode_conf(self.conf))
@@ -86,13 +88,18 @@ class Stable:
         assert (state.index, state.term) == (meta.index, meta.term), (state, meta)
         self.store.install(state)
         self.conf = state.conf
+        self.directory = _directory_of(self.engine)
         self.applied, self._term = state.index, state.term
         self._uncommitted = 0
 
     # --- the state -------------------------------------------------------------------------------------------
 
-    def set_conf(self, conf: ConfState) -> None:
-        """The applied entry changed the membership."""
+    def set_conf(self, conf: ConfState, change: ConfChange) -> None:
+        """The applied entry changed the membership, and with it the directory of members."""
+        directory = following(self.directory, change, self.conf, conf)
+        if directory != self.directory:
+            self.engine.put(DIRECTORY_KEY, encode_directory(directory))
+            self.directory = directory
         self.engine.put(CONF_KEY, _encode_conf(conf))
         self.store.set_conf(conf)
         self.conf = conf
@@ -177,6 +184,11 @@ class Stable:
             **{f"log_{name}": value for name, value in self.store.statistics().items()},
             **{f"state_{name}": value for name, value in self.engine.statistics().items()},
         }
+
+
+def _directory_of(state: Tables) -> Directory:
+    value = state.get(DIRECTORY_KEY)
+    return Directory() if value is None else decode_directory(value)
 
 
 def meta_of(state: Tables | SnapshotView, store: LogStore) -> SnapshotMeta:

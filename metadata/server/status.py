@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from metadata import api
 from metadata.raft.core import Role
+from metadata.raft.progress import Progress, State
 from metadata.server.leader import Leader
 from metadata.server.leasing import Leasing
 from metadata.server.node import Node
 from metadata.state.machine import Machine
-from node.host.cluster import ClusterConfig, Member
+from node.host.cluster import Member
 
 _ROLES = {
     Role.LEADER: "leader",
@@ -27,20 +30,26 @@ class Reporter:
     """Puts the answers to GetStatus together."""
 
     def __init__(
-        self, node: Node, machine: Machine, leader: Leader, leasing: Leasing, config: ClusterConfig
+        self,
+        node: Node,
+        machine: Machine,
+        leader: Leader,
+        leasing: Leasing,
+        own: Member,
+        members: Callable[[], Mapping[int, Member]],
     ) -> None:
         self._node = node
         self._machine = machine
         self._leader = leader
         self._leasing = leasing
-        self._config = config
-        self._own = config.member(node.member)
+        self._own = own
+        self._all = members
 
     def report(self) -> api.StatusReply:
         """A member's status; sessions, servers and volume only from a settled leader."""
         own = self._status()
         if not self._node.settled:
-            return api.StatusReply(own)
+            return api.StatusReply(own, roster=self.roster())
         machine, leader, held = self._machine, self._leader, self._leasing.held
         return api.StatusReply(
             own,
@@ -51,7 +60,12 @@ class Reporter:
             leader.fleet.stored_bytes(),
             machine.replicas,
             0,
+            self.roster(),
         )
+
+    def roster(self) -> tuple[api.MemberAddress, ...]:
+        """Where all members serve, as far as this one knows."""
+        return tuple([api.MemberAddress(m.id, m.name, m.address, m.public_key) for m in self._all().values()])
 
     def _status(self) -> api.MemberStatus:
         status = self._node.core.status()
@@ -65,6 +79,7 @@ class Reporter:
             status.commit,
             self._machine.applied,
             status.last,
+            status.last if self._node.role is Role.LEADER else 0,
         )
 
     def _members(self, own: api.MemberStatus) -> tuple[api.MemberStatus, ...]:
@@ -72,18 +87,29 @@ class Reporter:
         status = self._node.core.status()
         learners = self._node.stable.conf.learners
         found = []
-        for member in self._config.members:
+        for member in self._all().values():
             progress = status.progress.get(member.id)
             if member.id == own.member:
                 found.append(own)
             elif progress is not None:
                 role = "learner" if member.id in learners else "follower"
-                found.append(self._other(member, role, own, progress.match))
+                found.append(self._other(member, role, own, progress))
         return tuple(found)
 
     @staticmethod
-    def _other(member: Member, role: str, own: api.MemberStatus, match: int) -> api.MemberStatus:
+    def _other(member: Member, role: str, own: api.MemberStatus, progress: Progress) -> api.MemberStatus:
+        match = progress.match
         reached = min(match, own.commit)
         return api.MemberStatus(
-            member.id, member.name, member.address, role, own.term, own.member, reached, reached, match
+            member.id,
+            member.name,
+            member.address,
+            role,
+            own.term,
+            own.member,
+            reached,
+            reached,
+            match,
+            match,
+            State(progress.state).name.lower(),
         )

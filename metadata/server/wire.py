@@ -35,6 +35,10 @@ class Greet(msgspec.Struct, frozen=True, array_like=True):
     incarnation: bytes
     target: int
     lost: bool = False
+    name: str = ""  # where the sender answers, for a member that has not heard of it yet
+    address: str = ""
+    peer_address: str = ""
+    public_key: str = ""
 
 
 class GreetReply(msgspec.Struct, frozen=True, array_like=True):
@@ -72,6 +76,17 @@ class SnapshotPiece(msgspec.Struct, frozen=True, array_like=True):
     nonce: bytes
 
 
+class StateDigest(msgspec.Struct, frozen=True, array_like=True):
+    """What ``sender`` got for the slice of the state that the AUDIT entry at ``index`` asked for. One way."""
+
+    sender: int
+    incarnation: bytes
+    target: int
+    target_incarnation: bytes
+    index: int
+    digest: bytes
+
+
 CATALOGUE = Catalogue(
     "members",
     [
@@ -79,6 +94,7 @@ CATALOGUE = Catalogue(
         Method(0x281, Greet, GreetReply),
         Method(0x282, OfferSnapshot, SnapshotPosition),
         Method(0x283, SnapshotPiece, SnapshotPosition),
+        Method(0x284, StateDigest, None),
     ],
 )
 

@@ -58,7 +58,8 @@ def run_daemon(name: str, main: Main, *, flush_timeout_s: float = STOP_FLUSH_S) 
     """Run ``main`` to its end and return the exit code.
 
     0 only when main returned by itself. An expected failure of the start is one line on stderr; anything else, and
-    whatever ends a process that served already, is a traceback in the log. Refuses to run with assertions off.
+    whatever ends a process that served already, is a traceback in the log (but what makes it unfit to serve ever again
+    is one line too). Refuses to run with assertions off.
     """
     if not __debug__:
         sys.stderr.write(f"{name}: does not run with assertions off (python -O, PYTHONOPTIMIZE)\n")
@@ -108,7 +109,7 @@ async def _limit(life: Lifecycle, scope: trio.CancelScope, flush_timeout_s: floa
 
 def _report(name: str, error: Exception, *, served: bool) -> int:
     line = describe(error)
-    if line is None or served:
+    if line is None or served and exit_code(error) is not Exit.INTEGRITY:
         log.critical("%s failed", name, exc_info=error)
     else:
         sys.stderr.write(f"{name}: {line}\n")

@@ -14,7 +14,7 @@ import zmq.utils.z85
 
 from node.rpc.link import ClientEvents
 from node.rpc.owner import OwnedSocket, never
-from node.rpc.security import Security
+from node.rpc.security import AllowList, Security
 from node.rpc.zmqlink import ZmqClientLink, ZmqServerLink
 from node.wire.errors import Code, FsError
 
@@ -100,14 +100,14 @@ class Zap:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], nursery: trio.Nursery) -> None:
         self._context = context
         self._nursery = nursery
-        self._domains: dict[bytes, frozenset[bytes]] = {}
+        self._domains: dict[bytes, Collection[bytes]] = {}
         self._owned: OwnedSocket | None = None
         self._denied: set[bytes] = set()
 
     def admit(self, allowed: Collection[bytes]) -> bytes:
         """Register an allow-list; returns its domain."""
         domain = b"server-%d" % len(self._domains)
-        self._domains[domain] = frozenset(allowed)
+        self._domains[domain] = allowed if isinstance(allowed, AllowList) else frozenset(allowed)
         if self._owned is None:
             sock = self._context.socket(zmq.ROUTER)
             sock.set(zmq.LINGER, 0)

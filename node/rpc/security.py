@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import zmq
@@ -37,13 +37,32 @@ class CurveKeys:
             raise ValueError("not z85 text") from None
 
 
+class AllowList(Collection[bytes]):
+    """Public keys that a server lets in; one that is added later counts from then on."""
+
+    def __init__(self, keys: Collection[bytes]) -> None:
+        self._keys = set(keys)
+
+    def add(self, key: bytes) -> None:
+        self._keys.add(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
 @dataclass(frozen=True, slots=True)
 class Security:
     """How one socket proves itself. Plain is for ipc (the directory guards it) and for memory."""
 
     keys: CurveKeys | None = None
     server_public: bytes | None = None  # a client's: whom it expects
-    allowed: frozenset[bytes] | None = None  # a server's: whom it lets in
+    allowed: Collection[bytes] | None = None  # a server's: whom it lets in
 
     @classmethod
     def plain(cls) -> Security:
@@ -52,8 +71,8 @@ class Security:
 
     @classmethod
     def curve_server(cls, keys: CurveKeys, allowed: Collection[bytes]) -> Security:
-        """Serve those whose public key (z85 text) is in ``allowed``, nobody else."""
-        return cls(keys=keys, allowed=frozenset(allowed))
+        """Serve those whose public key (z85 text) is in ``allowed``, nobody else. An AllowList may grow."""
+        return cls(keys=keys, allowed=allowed if isinstance(allowed, AllowList) else frozenset(allowed))
 
     @classmethod
     def curve_client(cls, keys: CurveKeys, server_public: bytes) -> Security:
