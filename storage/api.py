@@ -20,7 +20,8 @@ from storage.block import verify as verify_block
 __all__ = [
     "decode_block", "encode_block", "name_block", "partial_block", "verify_block",
     "BlockInfo", "BlockRange", "CATALOGUE", "Delete", "DeleteReply", "FORMAT_VERSION", "Get", "GetReply",
-    "GetServerStatus", "Heartbeat", "HeartbeatReply", "ListUnconfirmed", "METADATA_FOR_SERVERS", "MemberAddress", "Put", "PutReply",
+    "GetServerStatus", "Heartbeat", "HeartbeatReply", "ListUnconfirmed", "METADATA_FOR_SERVERS", "MemberAddress",
+    "Put", "PutReply",
     "ServerAddress", "ServerStatus",
     "Touch", "TouchReply", "Unconfirmed",
 ]

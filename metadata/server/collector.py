@@ -32,9 +32,11 @@ import trio
 from metadata.api import GarbageReply, ServerRecord
 from metadata.placement import group_of
 from metadata.server.fleet import GONE, Fleet
+from metadata.server.node import Node
 from metadata.state.command import AdoptBlocks, AdvanceEpoch, CommandKind, ForgetBlocks
 from metadata.state.machine import Machine
 from node.host.logging import get_logger
+from node.rpc.server import Call
 from node.wire.errors import Code, FsError
 from node.wire.limits import GC_CALL_S, GC_COUNT_MAX, GC_PAGE_BLOCKS, GC_PAGES_PER_ROUND_MAX, PUT_BLOCKS_MAX
 from storage.api import Delete, ListUnconfirmed, Unconfirmed
@@ -50,6 +52,9 @@ class Group(Protocol):
     @property
     def leads(self) -> bool:
         """Whether this member leads, and holds what earlier leaders acknowledged."""
+
+    def check(self) -> None:
+        """Raise NOT_LEADER, with a hint, unless it ``leads``."""
 
     async def propose(self, kind: CommandKind, body: msgspec.Struct) -> None:
         """Return when an entry is applied. Raises FsError: then it may or may not come to be."""
@@ -87,21 +92,40 @@ class Collector:
         self._again = False  # some are to be tried again in a later epoch
         self._left_bytes: dict[int, int] = {}  # unconfirmed on each server after the last sweep
         self._turn = trio.Lock()
+        self._nursery: Optional[trio.Nursery] = None
         self._last = Round()
         self._totals = {"rounds": 0, "listed": 0, "adopted": 0, "deleted": 0, "kept": 0, "advanced": 0}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take a round every interval while this member leads, until cancelled."""
-        task_status.started()
-        while True:
-            await trio.sleep(self._interval_s)
-            if self._group.leads and self._machine.formatted:
-                try:
-                    await self.round()
-                except FsError as error:
-                    log.info("garbage collection waits", reason=str(error))
-                except Exception:  # a bug here must not take the metadata service along
-                    log.exception("garbage collection failed")
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            while True:
+                await trio.sleep(self._interval_s)
+                if self._group.leads and self._machine.formatted:
+                    try:
+                        await self.round()
+                    except FsError as error:
+                        log.info("garbage collection waits", reason=str(error))
+                    except Exception:  # a bug here must not take the metadata service along
+                        log.exception("garbage collection failed")
+
+    def handle(self, call: Call) -> None:
+        """Answer CollectGarbage, when the round that it asks for is done."""
+        self._group.check()
+        if self._nursery is None or not self._machine.formatted:
+            raise FsError(Code.RETRY, "the volume is not formatted yet")
+        self._nursery.start_soon(self._answer, call)
+
+    async def _answer(self, call: Call) -> None:
+        try:
+            call.reply(await self.collect(call.request.advance))
+        except FsError as error:
+            call.fail(error)
+        except Exception:
+            log.exception("garbage collection failed")
+            call.fail(FsError(Code.IO, "the garbage collection failed unexpectedly"))
 
     async def round(self) -> Round:
         """Sweep, delete, advance. Raises FsError where this member leads no more."""
@@ -242,8 +266,7 @@ class Collector:
 
     async def collect(self, advance: bool) -> GarbageReply:
         """Take a round now where asked to; return how things are."""
-        if not self._group.leads:
-            raise FsError(Code.NOT_LEADER, "this member does not lead")
+        self._group.check()
         done = await self.round() if advance else Round()
         fleet, epoch = self._fleet(), self._machine.gc_epoch
         candidates = len(self._machine.candidates(epoch, (0, b""), GC_COUNT_MAX + 1))
@@ -270,13 +293,17 @@ class Collector:
 class NodeGroup:
     """The group as a node shows it."""
 
-    def __init__(self, node: Any, encode: Callable[[CommandKind, msgspec.Struct], bytes]) -> None:
+    def __init__(self, node: Node, encode: Callable[[CommandKind, msgspec.Struct], bytes]) -> None:
         self._node = node
         self._encode = encode
 
     @property
     def leads(self) -> bool:
-        return bool(self._node.settled)
+        return self._node.settled
+
+    def check(self) -> None:
+        if not self._node.settled:
+            raise self._node.not_leader()
 
     async def propose(self, kind: CommandKind, body: msgspec.Struct) -> None:
         done = trio.Event()

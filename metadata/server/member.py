@@ -19,15 +19,17 @@ from typing import Optional
 
 import trio
 
-from metadata.api import CATALOGUE, GetStatus, MemberAddress, MemberStatus, Recall, StatusReply
+from metadata.api import CATALOGUE, GetStatus, MemberAddress, MemberStatus, Recall, ServerRecord, StatusReply
 from metadata.raft.core import Config, RawNode, Role
 from metadata.raft.messages import ConfState
 from metadata.server import wire
 from metadata.server.audits import Audits
+from metadata.server.collector import Collector, NodeGroup
 from metadata.server.leader import Leader
 from metadata.server.leasing import Leasing
 from metadata.server.membership import Membership
 from metadata.server.node import Hooks, Node
+from metadata.server.outbound import ChunkServers
 from metadata.server.peers import Peers
 from metadata.server.pins import FilePins
 from metadata.server.roster import roster
@@ -35,6 +37,7 @@ from metadata.server.service import Service
 from metadata.server.snapshots import Receiver, wanted
 from metadata.server.stable import Stable
 from metadata.server.status import Reporter, role_of
+from metadata.state.command import encode_command
 from metadata.state.machine import Machine
 from metadata.store import layout
 from metadata.store.disk import Disk, read_file, write_file
@@ -50,6 +53,7 @@ from node.rpc.security import AllowList
 from node.rpc.server import Call, Server
 from node.wire.errors import Code, FsError
 from node.wire.limits import LAST_ANSWERS_S, LOG_TRAILING_ENTRIES
+from storage.api import CATALOGUE as STORAGE
 
 log = get_logger(__name__)
 
@@ -92,6 +96,8 @@ class MetadataMember:
         self.reporter: Optional[Reporter] = None
         self.membership: Optional[Membership] = None
         self.audits: Optional[Audits] = None
+        self.chunk_servers: Optional[ChunkServers] = None
+        self.collector: Optional[Collector] = None
         self.members = {member.id: member for member in place.config.members}
         self._allowed: list[AllowList] = []
         self._transport = transport
@@ -169,6 +175,9 @@ class MetadataMember:
                 await nursery.start(self.receiver.run)
                 await nursery.start(self.node.run)
                 await nursery.start(self.leader.run)
+                assert self.chunk_servers is not None and self.collector is not None
+                await nursery.start(self.chunk_servers.run)
+                await nursery.start(self.collector.run)
                 await stopping.wait()
                 await self._finish()
                 nursery.cancel_scope.cancel()
@@ -311,7 +320,14 @@ class MetadataMember:
         configured = max(member.id for member in config.members)
         self.membership = membership = Membership(node, self.peers, lambda: self.members, configured)
         self.service = Service(
-            node, machine, leader, reporter, leasing, wall_ns=self._wall_ns, change_members=membership.change
+            node,
+            machine,
+            leader,
+            reporter,
+            leasing,
+            wall_ns=self._wall_ns,
+            change_members=membership.change,
+            collect_garbage=self._make_collector(node, machine, leader).handle,
         )
         self.peers.on_digest = audits.heard
         hooks.audited = audits.applied
@@ -325,6 +341,21 @@ class MetadataMember:
             lost=stable.store.damaged,
         )
         return receiver
+
+    def _make_collector(self, node: Node, machine: Machine, leader: Leader) -> Collector:
+        group = NodeGroup(node, lambda kind, body: encode_command(kind, self._wall_ns(), body))
+        interval_s = self.place.config.metadata.gc_interval
+        self.chunk_servers = calls = ChunkServers(self._connect_server)
+        self.collector = Collector(group, machine, lambda: leader.fleet, calls.call, interval_s=interval_s)
+        return self.collector
+
+    def _connect_server(self, record: ServerRecord) -> Connection:
+        place = self.place
+        keys = process_keys(place.config, place.path, place.own.name)
+        public_keys = {server.address: server.public_key for server in place.config.servers}
+        security = client_security(place.config, keys, public_keys.get(record.address, ""))
+        cluster_id = place.config.cluster_id_bytes
+        return Connection(self._transport, record.address, STORAGE, cluster_id=cluster_id, security=security)
 
     def _roster(self) -> tuple[MemberAddress, ...]:
         return self.reporter.roster() if self.reporter is not None else ()
@@ -371,6 +402,8 @@ class MetadataMember:
         assert node is not None and self.leasing is not None
         if node.role is not Role.LEADER:
             self.leasing.end()
+            if self.chunk_servers is not None:
+                self.chunk_servers.forget()
         self._report(f"{role_of(node)}, term {node.core.term}")
 
     def _on_tick(self) -> None:
@@ -407,6 +440,8 @@ class MetadataMember:
         found: dict[str, float] = dict(self.peers.statistics())
         if self.node is not None and self.service is not None and self.leader is not None:
             found |= self.node.statistics() | self.service.statistics() | self.leader.statistics()
+            if self.collector is not None:
+                found |= self.collector.statistics()
         if self.audits is not None:
             found |= self.audits.statistics()
         return found

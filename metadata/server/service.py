@@ -45,6 +45,7 @@ class Service:
         *,
         wall_ns: Callable[[], int],
         change_members: Callable[[Call], None],
+        collect_garbage: Optional[Callable[[Call], None]] = None,
     ) -> None:
         self.node = node
         self.machine = machine
@@ -66,6 +67,7 @@ class Service:
             api.Recall: self.misdirected,
             api.Recalled: leasing.recalled,
             api.ChangeMembers: change_members,
+            api.CollectGarbage: collect_garbage or self.misdirected,
         }
         assert self._handlers.keys() == api.CATALOGUE.by_request.keys()
 

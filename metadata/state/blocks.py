@@ -30,6 +30,10 @@ class Blocks:
         value = self._tables.get(keys.count(block))
         return 0 if value is None else int(_COUNT.unpack_from(value)[0])
 
+    def knows(self, block: bytes) -> bool:
+        """Whether this block is referenced or a candidate."""
+        return self._tables.get(keys.count(block)) is not None
+
     def adjust(self, deltas: Mapping[bytes, int], epoch: int) -> None:
         """Add to the counts. A count below 0 would be a lost reference: AssertionError."""
         for block, delta in deltas.items():

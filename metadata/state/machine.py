@@ -238,6 +238,10 @@ class Machine:
         """How many extents name a block."""
         return self._shard.blocks.count(block)
 
+    def knows(self, block: bytes) -> bool:
+        """Whether a block is referenced or a candidate for collection."""
+        return self._shard.blocks.knows(block)
+
     def candidates(self, epoch: int, after: tuple[int, bytes] = (0, b""), limit: int = 1024) -> list[tuple[int, bytes]]:
         """Unreferenced blocks since ``epoch`` or before as (epoch, block), in order, greater than ``after``."""
         return self._shard.blocks.candidates(epoch, after, limit)

@@ -51,19 +51,23 @@ class ChunkServer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MetadataOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """``commit_entries`` and ``commit_interval``: how much of the log a restart may have to apply again."""
+    """``commit_entries`` and ``commit_interval``: how much of the log a restart may have to apply again.
+    ``gc_interval``: how often the leader collects blocks that nothing references."""
 
     map_bytes: Size = limits.STATE_MAP_BYTES
     commit_entries: Positive = limits.STATE_COMMIT_ENTRIES
     commit_interval: Seconds = limits.STATE_COMMIT_S
+    gc_interval: Seconds = limits.GC_INTERVAL_S
     http: str = ""  # HOST:PORT of /metrics and /healthz, empty: none
 
 
 class StorageOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """``heartbeat_interval``: how often a chunk server tells the leader about itself."""
+    """``heartbeat_interval``: how often a chunk server tells the leader about itself. ``quarantine``: how long deleted
+    blocks can be brought back, when there is room for them."""
 
     segment_bytes: Size = limits.SEGMENT_BYTES_MAX
     heartbeat_interval: Seconds = 2.0
+    quarantine: Seconds = limits.QUARANTINE_S
     http: str = ""
 
 

@@ -27,8 +27,11 @@ from node.rpc.client import Connection
 from node.rpc.context import Transport
 from node.rpc.server import Server
 from node.wire.catalogue import Catalogue
+from node.wire.limits import SEGMENT_BYTES_MIN, STORE_SEGMENTS_MIN
 from storage import api
 from storage.catalog import LmdbCatalog
+from storage.cleaning import Cleaner
+from storage.server.cleaning import Cleaning
 from storage.server.committer import Committer
 from storage.server.forward import Peers
 from storage.server.heartbeat import BAD_BLOCKS_MAX, Heartbeats
@@ -66,9 +69,10 @@ class Registration:
         """Return the server's own view."""
         store, entry = self._store, self._entry
         return api.ServerStatus(
-            server=self.server, uuid=store.identity, address=entry.address, used_bytes=store.used_bytes,
+            server=self.server, uuid=store.identity, address=entry.address, used_bytes=store.stored_bytes,
             capacity_bytes=store.capacity_bytes, blocks=store.block_count, state="full" if store.full else "serving",
             host=entry.host, rack=entry.rack, corrupt_blocks=store.corrupt_count, name=entry.name, weight=entry.weight,
+            quarantined_bytes=store.quarantined_bytes, unconfirmed_bytes=store.unconfirmed_bytes,
         )
 
     def heartbeat(self) -> api.Heartbeat:
@@ -86,11 +90,16 @@ class Registration:
 
 def open_store(place: Place) -> BlockStore:
     """Open (and recover) the store of a chunk server; the caller holds its lock."""
+    disk, storage = SystemDisk(place.data / "segments"), place.config.storage
+    disk_bytes = disk.free_bytes() + sum([disk.open(name).size() for name in disk.list()])
+    room_bytes = place.entry.capacity_bytes or disk_bytes
+    segment_bytes = min(storage.segment_bytes, max(SEGMENT_BYTES_MIN, room_bytes // STORE_SEGMENTS_MIN))
     options = StoreOptions(
-        capacity_bytes=place.entry.capacity_bytes, segment_bytes=place.config.storage.segment_bytes
+        capacity_bytes=place.entry.capacity_bytes, segment_bytes=segment_bytes, quarantine_s=storage.quarantine,
+        compaction_bytes=min(segment_bytes, disk_bytes // STORE_SEGMENTS_MIN),
     )
     return BlockStore(
-        SystemDisk(place.data / "segments"), LmdbCatalog(place.data / "catalog"), place.config.cluster_id_bytes,
+        disk, LmdbCatalog(place.data / "catalog"), place.config.cluster_id_bytes,
         clock=time.time, random=os.urandom, options=options,
     )
 
@@ -135,6 +144,7 @@ async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transpo
     peers = Peers(lambda address: connect(address, api.CATALOGUE))
     registration = Registration(place, store, peers)
     committer = Committer(store)
+    cleaning = Cleaning(Cleaner(store, clock=time.time), idle_s=min(1.0, config.storage.quarantine / 4))
     service = Service(store, committer, registration.status, peers.forward)
     members = [(member.id, connect(member.address, api.METADATA_FOR_SERVERS)) for member in config.members]
     interval_s = config.storage.heartbeat_interval
@@ -147,7 +157,9 @@ async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transpo
         for part in (committer.run, service.run, peers.run, server.run, heartbeats.run):
             await nursery.start(part)
         if config.storage.http:
-            await nursery.start(serve_http, config.storage.http, _metrics(store, committer, service), _fine, _fine)
+            metrics = _metrics(store, committer, service, cleaning)
+            await nursery.start(serve_http, config.storage.http, metrics, _fine, _fine)
+        await nursery.start(cleaning.run)
         nursery.start_soon(_watchdog)
         life.ready(f"serving {entry.address}")
         _log.info("serving %s", entry.address)
@@ -157,11 +169,12 @@ async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transpo
         nursery.cancel_scope.cancel()
 
 
-def _metrics(store: BlockStore, committer: Committer, service: Service) -> Metrics:
+def _metrics(store: BlockStore, committer: Committer, service: Service, cleaning: Cleaning) -> Metrics:
     metrics = Metrics("chunk")
     metrics.collect_from("store", store.statistics)
     metrics.collect_from("commit", committer.statistics)
     metrics.collect_from("request", service.statistics)
+    metrics.collect_from("cleaning", cleaning.statistics)
     return metrics
 
 

@@ -15,6 +15,7 @@ import trio
 from node.wire.errors import Code, FsError, ProtocolError
 from node.wire.limits import (
     GET_BYTES_MAX, GET_RANGES_MAX, KIB, PIECE_BYTES, PUT_BLOCKS_MAX, PUT_BYTES_MAX, STORE_PENDING_BYTES_MAX,
+    UNCONFIRMED_MAX,
 )
 from node.wire.types import BLOCK_ID_BYTES
 from storage import api
@@ -72,7 +73,10 @@ class Service:
 
     def handlers(self) -> dict[int, Callable[[Any], None]]:
         """Return the handlers by method number."""
-        return {0x100: self.put, 0x101: self.touch, 0x102: self.get, 0x103: self.delete, 0x104: self.get_status}
+        return {
+            0x100: self.put, 0x101: self.touch, 0x102: self.get, 0x103: self.delete, 0x104: self.get_status,
+            0x108: self.list_unconfirmed,
+        }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Host the tasks of larger requests until cancelled."""
@@ -170,7 +174,29 @@ class Service:
         if any(operation.code == Code.NO_SPACE for operation in operations):
             call.fail(FsError(Code.NO_SPACE, "the disk is full"))
             return
-        call.reply(api.DeleteReply(deleted=sum(operation.code == 0 for operation in operations)))
+        kept = tuple([at for at, operation in enumerate(operations) if operation.code == Code.STALE_EPOCH])
+        call.reply(api.DeleteReply(deleted=sum(operation.code == 0 for operation in operations), kept=kept))
+
+    def list_unconfirmed(self, call: Call) -> None:
+        """List blocks that the volume may not know of, after noting what it knows by now."""
+        request: api.ListUnconfirmed = call.request
+        if request.store != self._store.identity:
+            raise FsError(Code.STALE, "this is another store by now")
+        if not 0 <= request.limit <= UNCONFIRMED_MAX or not 0 <= request.epoch <= EPOCH_MAX:
+            raise ProtocolError(f"a list of {request.limit} blocks touched in epoch {request.epoch}")
+        assert self._nursery is not None
+        self._nursery.start_soon(self._task, self._list_unconfirmed, call)
+
+    async def _list_unconfirmed(self, call: Call) -> None:
+        request: api.ListUnconfirmed = call.request
+        store = self._store
+
+        def look() -> tuple[list[bytes], tuple[int, int], bool, int]:
+            store.confirm(request.confirm)
+            return *store.unconfirmed(request.epoch, request.limit), store.unconfirmed_bytes
+
+        blocks, place, more, left_bytes = await trio.to_thread.run_sync(look, limiter=self._fetching)
+        call.reply(api.Unconfirmed(tuple(blocks), place, more, left_bytes))
 
     # -- get
 

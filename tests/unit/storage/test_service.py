@@ -163,8 +163,29 @@ async def test_delete() -> None:
         await send(server.client, [plain(1)], epoch=3)
         await send(server.client, [plain(2)], epoch=5)
         names = (api.name_block(plain(1)), api.name_block(plain(2)), b"?" * 32)
-        assert (await server.client.call(api.Delete(names, 4))).body == api.DeleteReply(deleted=1)
+        assert (await server.client.call(api.Delete(names, 4))).body == api.DeleteReply(deleted=1, kept=(1,))
         assert server.store.block_count == 1
+        assert (await server.client.call(api.Delete(names, 4))).body == api.DeleteReply(deleted=0, kept=(1,))
+
+
+async def test_what_nobody_confirmed_is_listed() -> None:
+    async with chunk_servers() as (server,):
+        uuid = server.store.identity
+        await send(server.client, [plain(1)], epoch=3)
+        await send(server.client, [plain(2)], epoch=5)
+        old, young = api.name_block(plain(1)), api.name_block(plain(2))
+        assert server.store.unconfirmed_bytes > 0
+        first = (await server.client.call(api.ListUnconfirmed(uuid, 3, 10))).body
+        assert (first.blocks, first.more) == ((old,), False)
+        assert (await server.client.call(api.ListUnconfirmed(uuid, 3, 10))).body == first, "listed until confirmed"
+        rest = (await server.client.call(api.ListUnconfirmed(uuid, 3, 10, first.place))).body
+        assert (rest.blocks, rest.left_bytes > 0) == ((), True)
+        rest = (await server.client.call(api.ListUnconfirmed(uuid, 5, 10, rest.place))).body
+        assert rest.blocks == (young,)
+        done = (await server.client.call(api.ListUnconfirmed(uuid, 5, 10, rest.place))).body
+        assert (done.blocks, done.left_bytes) == ((), 0)
+        assert await refused(server.client, api.ListUnconfirmed(b"?" * 16, 5, 10)) == Code.STALE
+        assert await refused(server.client, api.ListUnconfirmed(uuid, 5, 1 << 20)) == Code.PROTOCOL
 
 
 async def test_damage_is_told_and_named(caplog: pytest.LogCaptureFixture) -> None:
