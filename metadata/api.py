@@ -20,7 +20,7 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
-TIME_NOW = -1  # in SetAttr: the time of the log entry
+TIME_NOW = -(1 << 63)  # in SetAttr: the time of the log entry; no file can have this one
 
 
 class Attr(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -135,9 +135,9 @@ class SetAttr(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """Change attributes; None leaves one as it is, TIME_NOW takes the entry's time. ``size`` truncates or extends.
 
     Only the permission bits of ``mode`` count. A change of owner without ``mode`` takes setuid and setgid from a
-    regular file. With ``size`` mtime becomes max(mtime_ns or the entry's time, old mtime + 1). A given ctime never
-    goes backwards. Times out of 64 bits are clamped. BUSY: too many large truncates of this file are still being
-    reclaimed, try again. Result: AttrResult.
+    regular file, and so does ``drop_setid`` (setgid only where the group may execute). With ``size`` mtime becomes
+    max(mtime_ns or the entry's time, old mtime + 1). A given ctime never goes backwards. Times out of 64 bits are
+    clamped. BUSY: too many large truncates of this file are still being reclaimed, try again. Result: AttrResult.
     """
 
     ino: int
@@ -148,6 +148,7 @@ class SetAttr(msgspec.Struct, frozen=True, array_like=True, tag=5):
     atime_ns: Optional[int] = None
     mtime_ns: Optional[int] = None
     ctime_ns: Optional[int] = None
+    drop_setid: bool = False
 
 
 class Commit(msgspec.Struct, frozen=True, array_like=True, tag=6):

@@ -54,20 +54,20 @@ class FileIO:
             file.fresh = True
             file.note(made.attr)
             return Handle(file, flags), made.attr
-        attr = await self._opened(file, flags)
+        attr = await self._opened(file, flags, uid)
         return Handle(file, flags), attr or self._files.overlay(made.attr)
 
-    async def open(self, ino: int, flags: int) -> Handle:
+    async def open(self, ino: int, flags: int, uid: int = 0) -> Handle:
         file = await self._holds.enter(ino)
-        await self._opened(file, flags)
+        await self._opened(file, flags, uid)
         return Handle(file, flags)
 
-    async def _opened(self, file: File, flags: int) -> Attr | None:
-        """Obey O_TRUNC; on failure the handle that was counted is given back."""
+    async def _opened(self, file: File, flags: int, uid: int) -> Attr | None:
+        """Obey O_TRUNC, which takes setuid from the file unless root asks. On failure the handle is given back."""
         if not flags & os.O_TRUNC or flags & os.O_ACCMODE == os.O_RDONLY:
             return None
         try:
-            return await self._namespace.setattr(SetAttr(file.ino, size=0))
+            return await self._namespace.setattr(SetAttr(file.ino, size=0, drop_setid=uid != 0))
         except BaseException:
             self._holds.leave(file)
             raise

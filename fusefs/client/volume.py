@@ -183,9 +183,12 @@ class Volume:
         """
         return await self._fileio.create(parent, name, mode, flags, uid, gid)
 
-    async def open(self, ino: int, flags: int) -> Handle:
-        """Open a regular file by open(2) flags: access mode, O_TRUNC, O_APPEND. STALE: the inode is gone."""
-        return await self._fileio.open(ino, flags)
+    async def open(self, ino: int, flags: int, uid: int = 0) -> Handle:
+        """Open a regular file by open(2) flags: access mode, O_TRUNC, O_APPEND. STALE: the inode is gone.
+
+        Where another than root (``uid``) truncates it, setuid and setgid go.
+        """
+        return await self._fileio.open(ino, flags, uid)
 
     async def read(self, handle: Handle, offset: int, length: int) -> Buffer:
         """Read; shorter than asked only at the end of the file. Holes are zeros. IO: a block cannot be had whole."""

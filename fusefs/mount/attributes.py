@@ -15,6 +15,7 @@ SECTOR_BYTES = 512
 STATFS_UNIT_BYTES = 4 * KIB
 # Inode numbers do not run out; statfs has no word for that.
 INODES_MAX = 1 << 40
+TIME_NS_MAX = (1 << 63) - 1  # the year 2262
 
 
 def entry_of(attr: Attr, attr_s: float = 0, name_s: float = 0) -> pyfuse3.EntryAttributes:
@@ -70,6 +71,11 @@ def statfs_of(volume: VolumeStat) -> pyfuse3.StatvfsData:
     data.f_favail = data.f_ffree
     data.f_namemax = NAME_BYTES_MAX
     return data
+
+
+def storable_time(time_ns: int) -> int:
+    """Return the nearest time that fits the wire, as Linux does with times out of a filesystem's range."""
+    return min(max(time_ns, -TIME_NS_MAX), TIME_NS_MAX)
 
 
 def permitted(attr: Attr, mask: int, uid: int, groups: set[int]) -> bool:

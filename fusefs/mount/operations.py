@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyfuse3
 
-from fusefs.mount.attributes import bare_entry, entry_of, missing_entry, permitted, statfs_of
+from fusefs.mount.attributes import bare_entry, entry_of, missing_entry, permitted, statfs_of, storable_time
 from fusefs.mount.errors import Complaints, handler
 from fusefs.mount.handles import HandleTable
 from fusefs.mount.kernel import KernelView
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 # Directory offsets that the kernel sees: 0 the start, 1 after ".", 2 after "..", then the volume's own plus 2.
 DOT, DOTDOT = 1, 2
 
-_SYSTEM_XATTR = b"system."
+_TRUSTED_XATTR = b"trusted."  # which the kernel lets only root read
+_XATTRS = (b"user.", _TRUSTED_XATTR, b"security.")
 
 
 class Dropper(Protocol):
@@ -120,9 +121,9 @@ class Operations(pyfuse3.Operations):
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
             size=attr.st_size if fields.update_size else None,
-            atime_ns=attr.st_atime_ns if fields.update_atime else None,
-            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
-            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+            atime_ns=storable_time(attr.st_atime_ns) if fields.update_atime else None,
+            mtime_ns=storable_time(attr.st_mtime_ns) if fields.update_mtime else None,
+            ctime_ns=storable_time(attr.st_ctime_ns) if fields.update_ctime else None,
             handle=None if fh is None else self._files[fh],
         )
         if self.kernel.told(changed, compared=False):
@@ -215,7 +216,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         self._files.check_room()
-        return self._opened(await self.volume.open(inode, flags))
+        return self._opened(await self.volume.open(inode, flags, ctx.uid))
 
     @handler
     async def read(self, fh: int, off: int, size: int) -> Any:
@@ -291,7 +292,8 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        return await self.volume.listxattr(inode)
+        names = await self.volume.listxattr(inode)
+        return names if ctx.uid == 0 else [name for name in names if not name.startswith(_TRUSTED_XATTR)]
 
     @handler
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -319,6 +321,8 @@ class Operations(pyfuse3.Operations):
 
 
 def _check_xattr(name: bytes) -> None:
-    """Refuse what would be stored but not obeyed: POSIX ACLs, which the kernel is not told to enforce."""
-    if name.startswith(_SYSTEM_XATTR):
+    """Refuse what no local filesystem takes, and POSIX ACLs (system.), which the kernel is not told to enforce."""
+    if name in _XATTRS:
+        raise FsError(Code.INVALID, f"the attribute name {name.decode()}")
+    if not name.startswith(_XATTRS):
         raise FsError(Code.NOT_SUPPORTED, name.decode(errors="replace"))

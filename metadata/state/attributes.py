@@ -59,7 +59,7 @@ class Attributes:
         """Mode and owners. A file that changes hands loses setuid and setgid unless a mode is set with it."""
         if op.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | (op.mode & PERMISSIONS)
-        elif (op.uid is not None or op.gid is not None) and stat.S_ISREG(inode.mode):
+        elif (op.uid is not None or op.gid is not None or op.drop_setid) and stat.S_ISREG(inode.mode):
             inode.mode &= ~stat.S_ISUID
             if inode.mode & stat.S_IXGRP:
                 inode.mode &= ~stat.S_ISGID

@@ -19,7 +19,7 @@ from node.wire.limits import (
 
 ID_MAX = (1 << 32) - 2  # user and group ids; the next one means "no id"
 RDEV_MAX = (1 << 32) - 1
-TIME_MIN = -(1 << 63)
+TIME_MIN = -(1 << 63) + 1  # one less is TIME_NOW
 TIME_MAX = (1 << 63) - 1
 SEQUENCE_MAX = (1 << 63) - 1
 PERMISSIONS = 0o7777

@@ -185,6 +185,10 @@ async def test_setattr_passes_only_what_changes() -> None:
     changed = volume.calls[-1][-1]
     assert (changed["size"], changed["uid"], changed["mode"]) == (12, 77, None)
     assert changed["handle"].ino == 5
+    wanted.st_mtime_ns, wanted.st_atime_ns = 253402300799 * 10**9, -(1 << 80)
+    await operations.setattr(5, wanted, fields("mtime", "atime"), None, CTX)
+    changed = volume.calls[-1][-1]
+    assert (changed["mtime_ns"], changed["atime_ns"]) == ((1 << 63) - 1, 1 - (1 << 63)), "more than the wire can carry"
 
 
 async def test_new_inodes_belong_to_the_caller() -> None:
@@ -320,9 +324,10 @@ async def test_an_error_behind_delivered_entries_waits_for_the_next_call(monkeyp
 
 
 async def test_acls_are_refused_rather_than_ignored() -> None:
-    operations, volume = mounted(getxattr=b"v", listxattr=[b"user.a"])
+    operations, volume = mounted(getxattr=b"v", listxattr=[b"trusted.a", b"user.a"])
     assert await operations.getxattr(5, b"user.a", CTX) == b"v"
-    assert await operations.listxattr(5, CTX) == [b"user.a"]
+    assert await operations.listxattr(5, CTX) == [b"user.a"], "the others are root's"
+    assert b"trusted.a" in await operations.listxattr(5, SimpleNamespace(uid=0))
     for call in (
         operations.getxattr(5, b"system.posix_acl_access", CTX),
         operations.setxattr(5, b"system.posix_acl_access", b"", CTX),
@@ -331,7 +336,13 @@ async def test_acls_are_refused_rather_than_ignored() -> None:
         with pytest.raises(pyfuse3.FUSEError) as caught:
             await call  # type: ignore[misc]
         assert caught.value.errno == errno.EOPNOTSUPP
-    assert [call[0] for call in volume.calls] == ["getxattr", "listxattr"]
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await operations.setxattr(5, b"foo.bar", b"", CTX)
+    assert caught.value.errno == errno.EOPNOTSUPP, "no such namespace"
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await operations.setxattr(5, b"user.", b"", CTX)
+    assert caught.value.errno == errno.EINVAL
+    assert [call[0] for call in volume.calls] == ["getxattr", "listxattr", "listxattr"]
 
 
 async def test_statfs() -> None:

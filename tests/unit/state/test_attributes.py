@@ -29,6 +29,7 @@ def test_a_file_that_changes_hands_loses_its_bits(world: World) -> None:
     world.do(api.SetAttr(ino, mode=0o6745))
     assert world.do(api.SetAttr(ino, gid=5)).attr.mode & 0o7777 == 0o2745  # mandatory locking, not setgid
     assert world.do(api.SetAttr(ino, uid=6, mode=0o6755)).attr.mode & 0o7777 == 0o6755
+    assert world.do(api.SetAttr(ino, size=0, drop_setid=True)).attr.mode & 0o7777 == 0o755
     directory = world.make(b"d", DIR | stat.S_ISGID)
     assert world.do(api.SetAttr(directory, gid=7)).attr.mode & 0o7777 == 0o2755
     assert world.fail(api.SetAttr(ino, uid=1 << 32)) == Code.INVALID
@@ -40,7 +41,9 @@ def test_times_are_taken_given_or_left(world: World) -> None:
     attr = world.do(api.SetAttr(ino, atime_ns=-5_000_000_000, mtime_ns=api.TIME_NOW)).attr
     assert (attr.atime_ns, attr.mtime_ns, attr.ctime_ns) == (-5_000_000_000, *[world.machine.time_ns] * 2)
     attr = world.do(api.SetAttr(ino, mtime_ns=1 << 63, atime_ns=-(1 << 63))).attr
-    assert (attr.mtime_ns, attr.atime_ns) == ((1 << 63) - 1, -(1 << 63))
+    assert (attr.mtime_ns, attr.atime_ns) == ((1 << 63) - 1, world.machine.time_ns), "TIME_NOW is no time"
+    attr = world.do(api.SetAttr(ino, mtime_ns=-1, atime_ns=1 - (1 << 63))).attr
+    assert (attr.mtime_ns, attr.atime_ns) == (-1, 1 - (1 << 63))
     before = world.attr(ino)
     assert world.do(api.SetAttr(ino, atime_ns=1, ctime_ns=5)).attr.ctime_ns == before.ctime_ns  # never backwards
     assert world.do(api.SetAttr(ino, atime_ns=1, ctime_ns=1 << 62)).attr.ctime_ns == 1 << 62
