@@ -14,6 +14,7 @@ from fusefs.cli.layout import config_path_of
 from fusefs.cli.options import client_keys, key_option, output_of, with_json
 from fusefs.cli.output import Output, count
 from fusefs.cli.query import Answers, ask_all
+from fusefs.cli.rows import DOWN, member_rows
 from metadata.api import ServerRecord, StatusReply
 from node.host.cluster import ClusterConfig, load_cluster
 from node.host.exitcodes import Exit
@@ -21,7 +22,6 @@ from node.host.units import format_size
 from node.wire.errors import FsError
 from storage.api import ServerStatus
 
-DOWN = "down"
 WIDTH_MIN = 200
 HEALTH_EXIT = {"healthy": Exit.OK, "degraded": Exit.FINDINGS, "down": Exit.UNREACHABLE}
 
@@ -52,7 +52,7 @@ def status(context: click.Context, cluster: str, key: Path | None) -> None:
 def report_of(config: ClusterConfig, answers: Answers) -> dict[str, Any]:
     """Build the document of ``status --json`` from what the processes answered. Pure."""
     leader = answers.leader
-    members = [_member(member.name, member.address, answers.members.get(member.name)) for member in config.members]
+    members = member_rows(config, answers)
     records = {record.name: record for record in leader.servers} if leader else {}
     servers = [
         _server(server.name, server.address, server.capacity_bytes, records.pop(server.name, None), leader,
@@ -73,20 +73,6 @@ def report_of(config: ClusterConfig, answers: Answers) -> dict[str, Any]:
         "servers": servers,
         "volume": volume,
         "sessions": sessions,
-    }
-
-
-def _member(name: str, address: str, answer: StatusReply | FsError | None) -> dict[str, Any]:
-    if not isinstance(answer, StatusReply):
-        return {"name": name, "address": address, "role": DOWN, "term": 0, "commit": 0, "applied": 0}
-    state = answer.status
-    return {
-        "name": name,
-        "address": address,
-        "role": state.role,
-        "term": state.term,
-        "commit": state.commit,
-        "applied": state.applied,
     }
 
 
@@ -147,9 +133,11 @@ def _print(output: Output, report: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, WIDTH_MIN)  # an address that is cut off helps nobody
     output.line(f"{report['health']}")
-    table = Table("MEMBER", "ROLE", "TERM", "COMMIT", "APPLIED", "ADDRESS", box=None, pad_edge=False)
+    table = Table("MEMBER", "ROLE", "TERM", "COMMIT", "APPLIED", "LAG", "ADDRESS", box=None, pad_edge=False)
     for row in report["members"]:
-        numbers = [str(row[key]) if row["role"] != DOWN else "-" for key in ("term", "commit", "applied")]
+        known = row["role"] != DOWN
+        numbers = [str(row[key]) if known and row[key] is not None else "-"
+                   for key in ("term", "commit", "applied", "lag")]
         table.add_row(row["name"], row["role"], *numbers, row["address"])
     console.print(table)
     table = Table("SERVER", "STATE", "USED", "CAPACITY", "BLOCKS", "ADDRESS", box=None, pad_edge=False)

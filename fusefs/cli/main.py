@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from fusefs.cli.cmd_down import down
+from fusefs.cli.cmd_member import member
 from fusefs.cli.cmd_mount import mount
 from fusefs.cli.cmd_status import status
 from fusefs.cli.cmd_umount import umount
@@ -35,7 +36,7 @@ def cli() -> None:
     """
 
 
-for command in (up, down, mount, umount, status):
+for command in (up, down, mount, umount, status, member):
     cli.add_command(command)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from metadata.api import CATALOGUE as METADATA
-from metadata.api import GetStatus, StatusReply
+from metadata.api import ChangeMembers, ChangeMembersReply, GetStatus, StatusReply
 from node.host.cluster import ChunkServer, ClusterConfig, Member
 from node.host.keys import client_security
 from node.rpc.client import Connection
@@ -20,6 +20,9 @@ from storage.api import CATALOGUE as STORAGE
 from storage.api import GetServerStatus, ServerStatus
 
 ASK_TIMEOUT_S = 2.0
+CHANGE_TIMEOUT_S = 20.0
+CHANGE_TRY_S = 8.0
+CHANGE_PAUSE_S = 0.1
 # What a peer says of us rather than of itself: the same will be true of the next attempt.
 REFUSALS = frozenset({Code.UNAUTHORIZED, Code.FOREIGN_CLUSTER, Code.UNSUPPORTED_VERSION})
 
@@ -84,3 +87,43 @@ async def ask_one(connection: Connection, request: Any, timeout_s: float) -> Any
                 answer = error
         nursery.cancel_scope.cancel()
     return answer
+
+
+async def change_members(
+    config: ClusterConfig, keys: CurveKeys | None, request: ChangeMembers, timeout_s: float = CHANGE_TIMEOUT_S
+) -> ChangeMembersReply:
+    """Have the leader, whoever it is, change the membership. Safe to repeat. FsError UNREACHABLE where none answers."""
+    async with Transport() as transport, trio.open_nursery() as nursery:
+        connections = {}
+        for member in config.members:
+            security = client_security(config, keys, member.public_key)
+            connections[member.id] = Connection(
+                transport, member.address, METADATA, cluster_id=config.cluster_id_bytes, security=security
+            )
+            nursery.start_soon(connections[member.id].run)
+        reply = await _ask_leader(connections, request, trio.current_time() + timeout_s)
+        nursery.cancel_scope.cancel()
+    if isinstance(reply, FsError):
+        raise reply
+    return reply
+
+
+async def _ask_leader(
+    connections: dict[int, Connection], request: ChangeMembers, deadline: float
+) -> ChangeMembersReply | FsError:
+    """Ask one after the other, following their hints, until one gives an answer that is final."""
+    target, last = 0, FsError(Code.UNREACHABLE, "no metadata member answers")
+    while trio.current_time() < deadline:
+        numbers = [number for number, connection in connections.items() if connection.connected]
+        if numbers:
+            target = target if target in numbers else numbers[0]
+            try:
+                reply: ChangeMembersReply = (await connections[target].call(request, timeout_s=CHANGE_TRY_S)).body
+                return reply
+            except FsError as error:
+                if not error.retryable:
+                    return error
+                last = error
+                target = error.hint or numbers[(numbers.index(target) + 1) % len(numbers)]
+        await trio.sleep(CHANGE_PAUSE_S)
+    return last
