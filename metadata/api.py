@@ -589,7 +589,9 @@ class ClusterMap(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GetStatus(msgspec.Struct, frozen=True, array_like=True):
-    """Ask a member about itself; any member answers, leader or not."""
+    """Ask a member about itself; any member answers, leader or not. ``brief``: without sessions, servers and volume."""
+
+    brief: bool = False
 
 
 class MemberStatus(msgspec.Struct, frozen=True, array_like=True):

@@ -11,7 +11,9 @@ from typing import Any, Optional
 
 import trio
 
+from fusefs.client.caller import Caller
 from fusefs.client.options import ClientOptions, Cluster, Peer
+from fusefs.client.roster import Roster
 from fusefs.client.volume import Volume
 from metadata import api as metadata_api
 from metadata.api import ServerRecord
@@ -94,9 +96,13 @@ async def open_volume(
                 for opened in volumes:
                     opened.pushed(ident, message)
 
+            async def dial(ident: int, peer: Peer) -> Caller:
+                return await dialer.member(peer, partial(pushed, ident))
+
+            members = {ident: await dial(ident, peer) for ident, peer in cluster.members.items()}
             volume = Volume(
                 nursery,
-                {ident: await dialer.member(peer, partial(pushed, ident)) for ident, peer in cluster.members.items()},
+                members,
                 dialer.server,
                 mount=mount,
                 options=options,
@@ -106,6 +112,7 @@ async def open_volume(
             )
             volumes.append(volume)
             await volume.start()
+            await nursery.start(Roster(members, dict(cluster.members), dial).run)
             try:
                 yield volume
             finally:

@@ -65,8 +65,7 @@ class Leader:
     def __init__(self, members: Mapping[int, Caller]) -> None:
         assert members, "a cluster without members"
         self._members = members
-        self._ids = sorted(members)
-        self._current = self._ids[0]
+        self._current = min(members)
         self.calls = 0
         self.retries = 0
         self.on_lost: Callable[[], None] = lambda: None  # whom we asked does not lead, or is gone
@@ -82,6 +81,8 @@ class Leader:
         tried: set[int] = set()
         self.calls += 1
         while True:
+            if self._current not in self._members:  # members come and go
+                self._current = min(self._members)
             asked = self._current
             timeout_s = min(TRY_TIMEOUT_S, deadline - trio.current_time())
             if timeout_s <= 0:
@@ -108,7 +109,8 @@ class Leader:
     @property
     def connected(self) -> bool:
         """Whether the connection to whom we believe to lead stands."""
-        return self._members[self._current].connected
+        current = self._members.get(self._current)
+        return current is not None and current.connected
 
     def _next(self, asked: int, error: FsError, tried: set[int]) -> bool:
         """Choose whom to ask next; return whether that may help at once: somebody who was not asked yet."""
@@ -119,8 +121,8 @@ class Leader:
         if error.hint in self._members and error.hint not in tried:
             self._current = error.hint
             return True
-        start = self._ids.index(asked) + 1
-        around = self._ids[start:] + self._ids[:start]
+        ids = sorted(self._members)
+        around = [ident for ident in ids if ident > asked] + [ident for ident in ids if ident <= asked]
         self._current = next((ident for ident in around if ident not in tried), around[0])
         return self._current not in tried
 

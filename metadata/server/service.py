@@ -199,7 +199,8 @@ class Service:
         raise FsError(Code.INVALID, f"{type(call.request).__name__} is not for a member")
 
     def status(self, call: Call) -> None:
-        call.reply(self.reporter.report())
+        request: api.GetStatus = call.request
+        call.reply(self.reporter.report(brief=request.brief))
 
     def statistics(self) -> dict[str, float]:
         return {**self._counts, **self.leasing.statistics()}

@@ -45,10 +45,10 @@ class Reporter:
         self._own = own
         self._all = members
 
-    def report(self) -> api.StatusReply:
+    def report(self, *, brief: bool = False) -> api.StatusReply:
         """A member's status; sessions, servers and volume only from a settled leader."""
         own = self._status()
-        if not self._node.settled:
+        if brief or not self._node.settled:
             return api.StatusReply(own, roster=self.roster())
         machine, leader, held = self._machine, self._leader, self._leasing.held
         return api.StatusReply(

@@ -22,17 +22,21 @@ _log = logging.getLogger(__name__)
 class Heartbeats:
     """Tells the leader about this server every few seconds.
 
-    ``members`` are (id, connection); ``make`` returns the next heartbeat; ``take`` gets each with its reply.
+    ``members`` are (id, connection); ``make`` returns the next heartbeat; ``take`` gets each with its reply; ``dial``
+    makes a connection to a member that a leader tells of.
     """
 
     def __init__(
         self, members: Sequence[tuple[int, Connection]], make: Callable[[], api.Heartbeat],
         take: Callable[[api.Heartbeat, api.HeartbeatReply], None], *, interval_s: float,
+        dial: Optional[Callable[[api.MemberAddress], Connection]] = None,
     ) -> None:
         assert members
         self._members = dict(members)
         self._make = make
         self._take = take
+        self._dial = dial
+        self._nursery: Optional[trio.Nursery] = None
         self._interval_s = interval_s
         self._target = next(iter(self._members))
         self._answered: Optional[bool] = None  # None: never tried
@@ -40,7 +44,8 @@ class Heartbeats:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Send until cancelled."""
         async with trio.open_nursery() as nursery:
-            for connection in self._members.values():
+            self._nursery = nursery
+            for connection in list(self._members.values()):
                 await nursery.start(connection.run)
             task_status.started()
             while True:
@@ -65,11 +70,27 @@ class Heartbeats:
                 _log.info("registered as server %d with member %d", reply.body.server, self._target)
             self._answered = True
             self._take(heartbeat, reply.body)
+            self._meet(reply.body.members)
             return True
         if self._answered is not False:
             _log.warning("no metadata leader answers (%s)", problem)
         self._answered = False
         return False
+
+    def _meet(self, members: Sequence[api.MemberAddress]) -> None:
+        """The leader names all members: connect to new ones, forget those that are gone."""
+        if not members or self._dial is None or self._nursery is None:
+            return
+        for entry in members:
+            if entry.member not in self._members:
+                _log.info("a new metadata member: %s at %s", entry.name, entry.address)
+                self._members[entry.member] = connection = self._dial(entry)
+                self._nursery.start_soon(connection.run)
+        named = {entry.member for entry in members}
+        for member in [member for member in self._members if member not in named]:
+            self._members.pop(member).close()
+        if self._target not in self._members:
+            self._target = next(iter(self._members))
 
     def _next(self, error: FsError, tried: set[int]) -> int:
         """Return whom to ask after a failure: the leader that a member names, or the next one not yet asked."""

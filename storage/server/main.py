@@ -148,7 +148,12 @@ async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transpo
     service = Service(store, committer, registration.status, peers.forward)
     members = [(member.id, connect(member.address, api.METADATA_FOR_SERVERS)) for member in config.members]
     interval_s = config.storage.heartbeat_interval
-    heartbeats = Heartbeats(members, registration.heartbeat, registration.take, interval_s=interval_s)
+
+    def meet(entry: api.MemberAddress) -> Connection:
+        public_keys[entry.address] = entry.public_key
+        return connect(entry.address, api.METADATA_FOR_SERVERS)
+
+    heartbeats = Heartbeats(members, registration.heartbeat, registration.take, interval_s=interval_s, dial=meet)
     security = server_security(config, place.path, entry.name)
     server = Server(transport, entry.address, cluster_id=cluster, security=security)
     for number, handler in service.handlers().items():
