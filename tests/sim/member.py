@@ -300,7 +300,7 @@ class Member:
         with self.node.stable.view() as (meta, view):
             return meta, view
 
-    def snapshot_request(self, life: int, request: msgspec.Struct, data: bytes) -> SnapshotPosition:
+    def snapshot_request(self, request: msgspec.Struct, data: bytes) -> SnapshotPosition:
         receiver = self.receiver
         assert receiver is not None
         answers: list[SnapshotPosition] = []

@@ -93,7 +93,7 @@ class End(Protocol):
 
     id: int
 
-    def snapshot_request(self, life: int, request: msgspec.Struct, data: bytes) -> SnapshotPosition: ...
+    def snapshot_request(self, request: msgspec.Struct, data: bytes) -> SnapshotPosition: ...
 
     def snapshot_sent(self, life: int, peer: int, ok: bool, install: Optional[Message]) -> None: ...
 
@@ -103,7 +103,7 @@ class Stream:
     which needs an event loop."""
 
     def __init__(
-        self, network: Network, sender: End, life: int, peer: Callable[[], Optional[tuple[End, int]]],
+        self, network: Network, sender: End, life: int, peer: Callable[[], Optional[End]],
         current: Callable[[], bool], message: Message, meta: SnapshotMeta, view: SnapshotView, nonce: bytes,
     ) -> None:
         self.network = network
@@ -129,13 +129,12 @@ class Stream:
         self.network.clock.later(_RPC_S, self._overdue, number)
 
     def _arrive(self, number: int, request: msgspec.Struct, data: bytes) -> None:
-        found = self._peer()
-        if found is None:
+        peer = self._peer()
+        if peer is None:
             return
-        peer, life = found
         answer: SnapshotPosition | FsError
         try:
-            answer = peer.snapshot_request(life, request, data)
+            answer = peer.snapshot_request(request, data)
         except FsError as error:
             answer = error
         self.network.post(peer.id, self.sender.id, self._answered, number, answer)

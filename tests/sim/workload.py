@@ -352,6 +352,7 @@ class Operator:
     largest: int
     proposed: int = 0
     applied: int = 0
+    overlapping: int = 0
 
     def act(self, node: SimNode) -> Optional[str]:
         """Ask a leader for one change; say which."""
@@ -359,7 +360,12 @@ class Operator:
         if conf.joint:
             return None if conf.auto_leave else self._propose(node, ConfChange())
         change = self._draw(conf.voters, conf.learners)
-        return self._propose(node, change) if change is not None else None
+        asked = self._propose(node, change) if change is not None else None
+        if asked is not None and self.random.random() < 0.2:
+            another = self._draw(conf.voters, conf.learners)
+            if another is not None and self._propose(node, another) is not None:
+                self.overlapping += 1
+        return asked
 
     def _draw(self, voters: frozenset[int], learners: frozenset[int]) -> Optional[ConfChange]:
         random, members = self.random, self.world.members
@@ -380,8 +386,8 @@ class Operator:
         if len(voters) > self.smallest and len(alive) > 1 and not lost and not weak:
             going = random.choice(alive)
             items = [(ConfChangeKind.REMOVE if random.random() < 0.7 else ConfChangeKind.ADD_LEARNER, going)]
-            if ready and random.random() < 0.7:
-                items.append((ConfChangeKind.ADD_VOTER, ready[0]))
+            coming = ready if random.random() < 0.7 else []
+            items += [(ConfChangeKind.ADD_VOTER, member) for member in coming[: self.largest - len(voters) + 1]]
             return _change(random, tuple(items))
         return None
 

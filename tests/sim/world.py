@@ -29,6 +29,7 @@ from metadata.raft.log import LogDamaged
 from metadata.raft.messages import ConfState, EntryKind, Kind, Message
 from metadata.raft.storage import Compacted
 from metadata.server.node import Hooks
+from metadata.server.wire import SnapshotPosition
 from metadata.state.command import CommandKind, Format, encode_command
 from metadata.state.machine import Outcome
 from metadata.store.disk import FatalDiskError
@@ -64,12 +65,14 @@ class Profile:
     disk_s: float = 0.005  # how long the log worker takes
     down_s: float = 0.6
     drift: float = 0.02
+    change_cut: float = 0.2  # how many changes of membership are followed by a partition at once
 
 
-FAULTS = (
-    "kill", "power", "power_all", "cut", "pause", "jump", "wall", "partition", "partition", "heal", "weather", "full",
-    "sync", "flip", "lose", "member", "member", "transfer", "forget",
-)  # fmt: skip
+FAULTS = {
+    "kill": 1.0, "power": 1.0, "power_all": 0.5, "cut": 1.0, "sync": 0.5, "full": 1.0, "flip": 1.0, "lose": 1.0,
+    "pause": 1.0, "jump": 0.5, "wall": 0.3, "partition": 1.5, "heal": 1.0, "weather": 0.7, "forget": 0.7,
+    "member": 3.0, "transfer": 1.5, "campaign": 0.3,
+}  # fmt: skip
 
 
 def draw(seed: int, members: int = 0, events: int = EVENTS) -> Profile:
@@ -99,7 +102,7 @@ def draw(seed: int, members: int = 0, events: int = EVENTS) -> Profile:
         slow=random.choice((0.0, 0.0, 0.05, 0.2)),
         slow_s=random.choice((0.1, 0.5, 2.0)),
     )
-    faults = {name: random.choice((0.0, 0.5, 1.0, 3.0)) for name in FAULTS}
+    faults = {name: usual * random.choice((0.0, 0.5, 1.0, 3.0)) for name, usual in FAULTS.items()}
     if lease:  # a lease is kept by clocks: what breaks them is excluded by its contract
         faults["pause"] = faults["jump"] = 0.0
         weather = replace(weather, slow_s=0.5)
@@ -300,9 +303,19 @@ class World:
         node.on_work = lambda: self._work(member)
         if member.weak and not node.stable.store.damaged:
             member.weak = False
+        if node.stable.store.damaged:  # it tells everybody, again and again until they have heard
+            for other in self.members:
+                self.later(self._random.random() * 0.5, self._hears_of_loss, other, member.id)
         damage = " damaged" if node.stable.store.damaged else ""
         self.say(f"m{member.id} starts: applied {node.stable.applied} last {node.stable.store.last_index()}{damage}")
         self._tick_later(member)
+
+    def _hears_of_loss(self, ident: int, lost: int) -> None:
+        member = self.members[ident]
+        if member.up and member.node is not None:
+            with self._guard(member):
+                member.node.entries_lost(lost)
+            self._wake(member)
 
     def _down(self, member: Member, *, power: bool) -> None:
         """End a life, and begin another some time later."""
@@ -512,9 +525,9 @@ class World:
         if under_way is not None and not under_way.ended:
             return
 
-        def peer() -> Optional[tuple[Member, int]]:
+        def peer() -> Optional[_End]:
             other = self.members.get(message.to)
-            return (other, other.life) if other is not None and other.up else None
+            return _End(self, other) if other is not None and other.up else None
 
         def current() -> bool:
             return member.life == life and member.node is not None and member.node.leads(message.term)
@@ -526,13 +539,13 @@ class World:
             self.network, _End(self, member), life, peer, current, message, meta, view, nonce
         )
 
-    def snapshot_request(self, member: Member, request: msgspec.Struct, data: bytes) -> Any:
+    def snapshot_request(self, member: Member, request: msgspec.Struct, data: bytes) -> SnapshotPosition:
         self._happens("snapshot", member.id)
-        answer: Any = None
+        answer: Optional[SnapshotPosition] = None
         refused: Optional[FsError] = None
         with self._guard(member):
             try:
-                answer = member.snapshot_request(member.life, request, data)
+                answer = member.snapshot_request(request, data)
             except FsError as error:
                 refused = error
         if refused is not None or answer is None:
@@ -726,6 +739,8 @@ class World:
         return True
 
     def _fault_partition(self) -> bool:
+        if self.healing:
+            return False  # it was to come a little after something else
         members = [ident for ident, member in self.members.items() if not member.gone]
         if len(members) < 2:
             return False
@@ -798,6 +813,8 @@ class World:
                 self._wake(member)
                 if asked is not None:
                     self.say(f"m{member.id} is asked for {asked}")
+                    if not self.healing and self._random.random() < self.profile.change_cut:
+                        self.later(self._random.random() * 0.1, self._fault_partition)
                     return True
         return False
 
@@ -807,6 +824,15 @@ class World:
             return False
         with self._guard(member):
             member.node.core.transfer_leader(self._random.choice(list(self.members)))
+        self._wake(member)
+        return True
+
+    def _fault_campaign(self) -> bool:
+        member = self._any()
+        if member is None or member.node is None or member.paused:
+            return False
+        with self._guard(member):
+            member.node.core.campaign()
         self._wake(member)
         return True
 
@@ -959,7 +985,7 @@ class _End:
         self._world = world
         self._member = member
 
-    def snapshot_request(self, life: int, request: msgspec.Struct, data: bytes) -> Any:
+    def snapshot_request(self, request: msgspec.Struct, data: bytes) -> SnapshotPosition:
         return self._world.snapshot_request(self._member, request, data)
 
     def snapshot_sent(self, life: int, peer: int, ok: bool, install: Optional[Message]) -> None:

@@ -1,0 +1,26 @@
+"""The simulator notices what it is for: each weakening is caught, and only by being there."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.checkers import Violation
+from tests.sim.weakenings import WEAKENINGS, Weakening
+from tests.sim.world import draw, simulate
+
+SEEDS = 150  # most need a few, the rarest about thirty
+
+
+@pytest.mark.parametrize("weakening", WEAKENINGS, ids=lambda weakening: weakening.name)
+def test_a_weakening_is_caught(weakening: Weakening) -> None:
+    for seed in range(1, SEEDS + 1):
+        profile = weakening.tune(draw(seed))
+        try:
+            with weakening.applied():
+                simulate(seed, profile=profile)
+        except Violation as violation:
+            print(f"{weakening.name}: seed {seed}: {violation.rule}")
+            break
+    else:
+        pytest.fail(f"{weakening.name} is not noticed in {SEEDS} schedules")
+    simulate(seed, profile=weakening.tune(draw(seed)))
