@@ -8,6 +8,11 @@ Replies that the kernel has not looked at yet: it compares attributes from look-
 look-ups and creations, with what was invalidated after it *asked*, so a recall that overtakes them makes them void.
 It does not so with attributes in the replies to changes, nor with names in directory pages: those get no time. And an
 inode that it does not know yet it cannot forget: it is told again until it can.
+
+Void means also that a read which had asked goes on with the size and the pages that were there before. So attributes
+that were sent a moment ago are given time to arrive before they are recalled, attributes whose time is over are not
+recalled at all, and pages that a recall may have made old are dropped before the next attributes are sent
+(``KernelView.doubt``).
 """
 
 from __future__ import annotations
@@ -18,11 +23,12 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyfuse3
 import trio
 
+from fusefs.mount.kernel import KernelView
 from metadata.api import Attr
 from node.host.logging import get_logger
 
@@ -32,6 +38,7 @@ MARGIN_S = 0.5  # between the end of what the kernel believes and the end of our
 INLINE_MAX = 16  # inodes; a thread hop costs as much as many of them
 NEGATIVE_AFTER = 3  # a missing name that was asked for so often is believed to be missing by the kernel too
 ASKED_MAX = 4096
+ARRIVAL_S = 0.002  # for a reply to reach who asked
 AGAIN_S_MIN = 0.0005
 AGAIN_S_MAX = 0.05
 AGAIN_S = 1.0  # in all, until an inode that is not known is believed to be none
@@ -47,14 +54,22 @@ class Leased(Protocol):
     def name_left_s(self, parent: int, name: bytes, ino: int) -> float: ...
 
 
-class KernelCache:
-    """The kernel's caches of one mount. ``knows(ino)``: whether a reply gave the kernel this inode, and it has not
-    given it back. ``fd``: of /dev/fuse; None, or an old kernel: names are never cached there."""
+class _Told(NamedTuple):
+    """When the kernel was sent attributes, and until when it believes them."""
 
-    def __init__(self, leased: Leased, knows: Callable[[int], bool], fd: int | None) -> None:
+    at_s: float
+    until_s: float
+
+
+class KernelCache:
+    """The kernel's caches of one mount. ``fd``: of /dev/fuse; None, or an old kernel: names are never cached there.
+    ``clock_s`` is the one that leases go by."""
+
+    def __init__(self, leased: Leased, view: KernelView, fd: int | None, clock_s: Callable[[], float]) -> None:
         self._leased = leased
-        self._knows = knows
-        self._attrs: set[int] = set()  # inodes whose attributes the kernel may believe
+        self._view = view
+        self._clock_s = clock_s
+        self._attrs: dict[int, _Told] = {}  # inodes whose attributes the kernel may believe
         self._names: set[int] = set()  # directories in which the kernel may believe a name
         self._missing: set[tuple[int, bytes]] = set()  # of them, names that it may believe to be missing
         self._asked: OrderedDict[tuple[int, bytes], int] = OrderedDict()  # missing names -> how often
@@ -76,7 +91,8 @@ class KernelCache:
         left_s = self._leased.attr_left_s(attr) - MARGIN_S
         if left_s <= 0:
             return 0.0
-        self._attrs.add(attr.ino)
+        now_s = self._clock_s()
+        self._attrs[attr.ino] = _Told(now_s, now_s + left_s + ARRIVAL_S)
         return left_s
 
     def name_s(self, parent: int, name: bytes, ino: int) -> float:
@@ -114,27 +130,36 @@ class KernelCache:
 
     def expire(self, inos: Collection[int]) -> None:
         """These are about to be changed from here: have their attributes asked for again. Does not wait."""
-        told = self._attrs.intersection(inos)
+        told = self._take(inos)
         if told:
-            self._attrs -= told
             self._invalidate(told)
 
     async def forget(self, inos: Collection[int]) -> None:
         """Return when nothing of these inodes is believed any more."""
-        told = self._attrs.intersection(inos)
-        self._attrs -= told
+        self._view.doubt(inos)
         if not self._names.isdisjoint(inos):
             self._forget_names()
-        await self._forget_attrs(told)
+        await self._forget_attrs(self._take(inos))
 
     async def forget_all(self) -> None:
         """Return when nothing is believed any more."""
-        told, self._attrs = self._attrs, set()
+        self._view.doubt_all()
         if self._names:
             self._forget_names()
-        await self._forget_attrs(told)
+        await self._forget_attrs(self._take(list(self._attrs)))
 
-    async def _forget_attrs(self, inos: set[int]) -> None:
+    def _take(self, inos: Iterable[int]) -> dict[int, _Told]:
+        """What the kernel believes now of some inodes, and will not any more."""
+        now_s = self._clock_s()
+        taken = {ino: told for ino in inos if (told := self._attrs.pop(ino, None)) is not None}
+        return {ino: told for ino, told in taken.items() if told.until_s > now_s}
+
+    async def _forget_attrs(self, told: dict[int, _Told]) -> None:
+        inos = set(told)
+        if inos:
+            wait_s = max(one.at_s for one in told.values()) + ARRIVAL_S - self._clock_s()
+            if wait_s > 0:
+                await trio.sleep(wait_s)
         end = trio.current_time() + AGAIN_S
         pause_s = AGAIN_S_MIN
         while inos:
@@ -142,7 +167,7 @@ class KernelCache:
                 unknown = self._invalidate(inos)
             else:
                 unknown = await trio.to_thread.run_sync(self._invalidate, inos)
-            inos = {ino for ino in unknown if self._knows(ino)}
+            inos = {ino for ino in unknown if self._view.knows(ino)}
             if not inos or trio.current_time() >= end:
                 return
             self._counts["again"] += len(inos)

@@ -9,9 +9,10 @@ from node.wire.types import ROOT_INO
 
 
 class _Known:
-    """One inode in the kernel. ``pages`` is the data version that its page cache holds at oldest, 0: not known."""
+    """One inode in the kernel. ``pages`` is the data version that its page cache holds at oldest, 0: not known.
+    ``doubted``: another mount may have changed it since attributes were last sent."""
 
-    __slots__ = ("count", "version", "pages", "mtime_ns", "size")
+    __slots__ = ("count", "version", "pages", "mtime_ns", "size", "doubted")
 
     def __init__(self) -> None:
         self.count = 0
@@ -19,6 +20,7 @@ class _Known:
         self.pages = 0
         self.mtime_ns = 0  # told last; with size all that the kernel compares to drop pages by itself
         self.size = 0
+        self.doubted = False
 
 
 class KernelView:
@@ -49,12 +51,25 @@ class KernelView:
         known = self._inodes.get(attr.ino)
         return known is not None and self._told(known, attr, compared)
 
+    def doubt(self, inos: Iterable[int]) -> None:
+        """Another mount may have changed these. The next reply that tells of new data must not rely on the kernel to
+        drop pages: it ignores attributes that were asked for before it was made to forget others."""
+        for ino in inos:
+            known = self._inodes.get(ino)
+            if known is not None:
+                known.doubted = True
+
+    def doubt_all(self) -> None:
+        """Another mount may have changed anything."""
+        self.doubt(self._inodes)
+
     def _told(self, known: _Known, attr: Attr, compared: bool) -> bool:
-        unseen = False
+        unseen = known.doubted and known.version != attr.data_version
+        known.doubted = False
         if known.pages and known.pages != attr.data_version:
             known.pages = 0
             seen = known.size != attr.size or (compared and known.mtime_ns != attr.mtime_ns)
-            unseen = not seen
+            unseen = unseen or not seen
         known.version = attr.data_version
         known.mtime_ns = attr.mtime_ns
         known.size = attr.size

@@ -30,6 +30,7 @@ from fusefs.mount.operations import Operations
 from fusefs.mount.options import MountOptions, kernel_options
 from fusefs.mount.plan import Plan
 from fusefs.mount.state import MountState, claim
+from node.host.clock import SystemClock
 from node.host.cluster import ClusterConfig
 from node.host.daemon import Lifecycle
 from node.host.exitcodes import describe
@@ -202,7 +203,8 @@ class _Kernel:
     def _allow_caching(self) -> None:
         """From now on the kernel may keep what our leases allow."""
         if self._volume.leasing:
-            cache = KernelCache(self._volume, self._operations.kernel.knows, fuse_descriptor())
+            clock_s = SystemClock().monotonic_s
+            cache = KernelCache(self._volume, self._operations.kernel, fuse_descriptor(), clock_s)
             self._volume.caches(cache)
             self._operations.cache = cache
 
