@@ -131,6 +131,13 @@ class Nemesis:
         self._pause()
 
 
+SPLIT = {"link": directory.split_link, "rename": directory.split_rename}
+
+
+def _whole(operation: Operation, _number: int) -> list[Operation]:
+    return [operation]
+
+
 def histories(journals: list[Path]) -> dict[str, list[Operation]]:
     found: dict[str, list[Operation]] = defaultdict(list)
     for journal in journals:
@@ -147,7 +154,7 @@ def histories(journals: list[Path]) -> dict[str, list[Operation]]:
                 continue  # it changed nothing
             operation = Operation(call, result, record["start"], end, record["process"])
             history = found[record["object"]]
-            history += directory.split_link(operation, len(history)) if call[0] == "link" else [operation]
+            history += SPLIT.get(call[0], _whole)(operation, len(history))
     return found
 
 

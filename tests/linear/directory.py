@@ -7,7 +7,7 @@ that the program wrote into it. Calls are tuples; results are "ok", a value, or 
     ("find", source, mark)        first step of link(2): "ok" | "ENOENT"; see split_link
     ("attach", target, mark)      second step: "ok" | "ENOENT" | "EEXIST"
     ("unlink", name)              "ok" | "ENOENT"
-    ("rename", source, target)    "ok" | "ENOENT"
+    ("rename", source, target)    "ok" | "ENOENT"; see split_rename
     ("read", name)                serial | "ENOENT"
     ("list",)                     frozenset of names
 """
@@ -72,11 +72,40 @@ def split_link(operation: Operation, number: int) -> list[Operation]:
     return [Operation(find, result, start, end, process), Operation(attach, operation.result, start, end, process)]
 
 
+def split_rename(operation: Operation, number: int) -> list[Operation]:
+    """A successful rename(2) looks up its source first; in between another mount may do the very same rename.
+
+    Then both names are the same file by the time the target is looked up, and the kernel itself answers "done".
+    """
+    if operation.result != "ok":
+        return [operation]
+    _, source, target = operation.call
+    mark = f"#{number}"
+    start, end, process = operation.start, operation.end, operation.process
+    return [
+        Operation(("find", source, mark), "ok", start, end, process),
+        Operation(("finish", source, target, mark), "ok", start, end, process),
+    ]
+
+
+def _finish(names: dict[str, int], source: str, target: str, mark: str) -> Iterator[Hashable]:
+    file = names.pop(mark)
+    if names.get(target) == file:
+        yield frozenset(names.items())
+    if source in names:
+        names[target] = names.pop(source)
+        yield frozenset(names.items())
+
+
 def step(state: frozenset[tuple[str, int]], call: tuple[Any, ...], result: Any) -> Iterator[Hashable]:
     """The checker's step function for one directory."""
     names = dict(state)
     if call[0] == "attach" and call[2] not in names:
         return  # its first step has not come yet
+    if call[0] == "finish":
+        if call[3] in names:
+            yield from _finish(names, *call[1:])
+        return
     if call[0] == "link?":
         # An ENOENT of link(2) changes nothing: the source was not there, or the file had lost its last name.
         yield state
