@@ -207,6 +207,10 @@ class LeaseTable:
                 self.counts["released"] += 1
                 waiter.fire()
 
+    def outstanding(self, session: int) -> list[Recall]:
+        """What the session has not acknowledged, to be sent again on another connection."""
+        return [(*debt, inos) for debt, inos in self._recalls.items() if debt[0] == session]
+
     def debts(self, inos: Iterable[int], asking: int = 0) -> set[Debt]:
         """What must be acknowledged before anybody sees these inodes; ``asking`` does not wait for itself."""
         if not self._owed:

@@ -59,7 +59,10 @@ class Leasing:
 
     def hear(self, call: Call, session: int, lease_term: int) -> None:
         """A session asks. Raises LEASES_GONE while it holds leases of an earlier leader."""
-        self._peers[session] = call.peer
+        if self._peers.get(session) != call.peer:
+            self._peers[session] = call.peer
+            for recall in self.table.outstanding(session):  # lost with the connection that it was sent by, perhaps
+                self._send(*recall)
         term = self.table.term
         if not term or not lease_term:
             return
