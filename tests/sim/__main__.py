@@ -8,7 +8,8 @@ import time
 from collections import Counter
 
 from tests.sim.checkers import Violation
-from tests.sim.world import EVENTS, draw, simulate
+from tests.sim.profile import EVENTS, draw
+from tests.sim.run import simulate
 
 
 def main() -> int:

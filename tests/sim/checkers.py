@@ -16,7 +16,7 @@ from metadata.raft.messages import Entry, HardState, Kind, Message
 class Violation(AssertionError):
     """A promise is broken; ``rule`` names it."""
 
-    def __init__(self, rule: str, detail: str) -> None:
+    def __init__(self, rule: str, detail: str) -> None:  # noqa: B042 (never pickled)
         super().__init__(f"{rule}: {detail}")
         self.rule = rule
 
@@ -122,7 +122,7 @@ class Safety:
                 )  # fmt: skip
         if leads and last is not None:
             require(
-                last.term == term, "commit by counting", f"{member} leads {term} and commits {last.index} of {last.term}"
+                last.term == term, "commit by counting", f"{member} leads {term}, commits {last.index} of {last.term}"
             )
 
     def counted(self, index: int, holders: set[int], groups: Sequence[Iterable[int]]) -> None:

@@ -242,6 +242,11 @@ class Member:
         self._clock = clock
         LogStore.create(self.disk, LOG, cluster_id=CLUSTER, conf=conf)
 
+    def running(self) -> SimNode:
+        """Its node, of a member that has one."""
+        assert self.node is not None
+        return self.node
+
     @property
     def up(self) -> bool:
         return self.node is not None and not self.paused

@@ -12,7 +12,8 @@ from collections import Counter
 
 import pytest
 
-from tests.sim.world import EVENTS, FAULTS, draw, simulate
+from tests.sim.profile import EVENTS, FAULTS, draw
+from tests.sim.run import simulate
 
 SEED = os.environ.get("SEED", "")
 CHUNK = 25

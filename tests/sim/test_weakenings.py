@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.sim.checkers import Violation
+from tests.sim.profile import draw
+from tests.sim.run import simulate
 from tests.sim.weakenings import WEAKENINGS, Weakening
-from tests.sim.world import draw, simulate
 
 SEEDS = 150  # most need a few, the rarest about thirty
 

@@ -17,8 +17,9 @@ from metadata.api import Submit
 from metadata.raft import core as raft_core
 from metadata.raft import election, reads, replication
 from metadata.raft.log import RaftLog
-from metadata.raft.messages import ConfChange, Entry, HardState, Message, SnapshotMeta
-from metadata.raft.quorum import VoteResult, joint_vote, majority_index, majority_vote
+from metadata.raft.messages import Entry, HardState, Kind, Message, SnapshotMeta
+from metadata.raft.membership import restore as restore_conf
+from metadata.raft.quorum import VoteResult, joint_index, joint_vote, majority_index, majority_vote
 from metadata.raft.readindex import Round
 from metadata.raft.ready import StorageAppend
 from metadata.raft.state import Core, ReadMode, Role
@@ -31,7 +32,7 @@ from metadata.store.engine_memory import MemoryEngine
 from metadata.store.log import LogStore
 from metadata.store.snapshot import Chunk, SnapshotSpool
 from tests.sim.network import Weather
-from tests.sim.world import Profile
+from tests.sim.profile import Profile
 
 _Patch = AbstractContextManager[Any]
 _replace = dataclasses.replace
@@ -175,7 +176,7 @@ def a_joint_configuration_asks_one_half() -> Sequence[_Patch]:
 def entries_of_old_terms_are_committed_by_counting() -> Sequence[_Patch]:
     def maybe_commit(core: Core) -> bool:
         matched = {member: progress.match for member, progress in core.progress.items()}
-        index = replication.joint_index(core.conf.voters, core.conf.outgoing, matched)
+        index = joint_index(core.conf.voters, core.conf.outgoing, matched)
         if index <= core.log.committed or index > core.log.last:
             return False
         core.log.commit_to(index)
@@ -230,7 +231,7 @@ def a_heartbeat_carries_the_leaders_own_commit() -> Sequence[_Patch]:
             if member != core.id:
                 commit = min(core.log.committed, core.log.last)
                 core.messages.append(
-                    Message(raft_core.Kind.HEARTBEAT, member, core.id, core.term, commit=commit, context=context)
+                    Message(Kind.HEARTBEAT, member, core.id, core.term, commit=commit, context=context)
                 )
 
     return [patch.object(reads, "broadcast_heartbeat", broadcast)]
@@ -327,7 +328,7 @@ def results_are_not_kept() -> Sequence[_Patch]:
 
 @weakening(_trouble(kill=2.0, partition=2.0))
 def results_are_kept_in_memory_only() -> Sequence[_Patch]:
-    admit, kept = Sessions.admit, {}  # type: ignore[var-annotated]
+    kept: dict[tuple[int, int, int], bytes] = {}
 
     def remember(self: Sessions, submit: Submit) -> Optional[bytes]:
         self.get(submit.session)
@@ -336,7 +337,6 @@ def results_are_kept_in_memory_only() -> Sequence[_Patch]:
     def record(self: Sessions, submit: Submit, answer: bytes) -> None:
         kept[id(self), submit.session, submit.sequence] = answer
 
-    del admit
     return [patch.object(Sessions, "admit", remember), patch.object(Sessions, "record", record)]
 
 
@@ -357,7 +357,7 @@ def a_snapshot_replaces_newer_state() -> Sequence[_Patch]:
         snapshot = message.snapshot
         assert snapshot is not None
         core.log.restore(snapshot)
-        core.conf = replication.membership.restore(snapshot.conf)
+        core.conf = restore_conf(snapshot.conf)
         core.progress = {member: core.new_progress(core.log.last + 1) for member in sorted(core.conf.members())}
         replication._reply(core, message.sender, core.log.last, message.session)
 
@@ -369,7 +369,7 @@ def a_snapshot_replaces_newer_state() -> Sequence[_Patch]:
         self.snapshot_writing = False
 
     return [
-        patch.dict(raft_core._FOLLOWER, {raft_core.Kind.SNAPSHOT: handle}),
+        patch.dict(raft_core._FOLLOWER, {Kind.SNAPSHOT: handle}),
         patch.object(RaftLog, "restore", restore),
         patch.object(Receiver, "discard", lambda self: None),
     ]
@@ -404,21 +404,3 @@ def reads_without_a_round() -> Sequence[_Patch]:
 @weakening(_trouble(kill=4.0, transfer=4.0))
 def reads_before_a_commit_of_the_term() -> Sequence[_Patch]:
     return [patch.object(Core, "committed_in_term", lambda self: True)]
-
-
-# --- membership ---------------------------------------------------------------------------------------------------
-
-
-@weakening(_changing)
-def changes_of_membership_overlap() -> Sequence[_Patch]:
-    def check(core: Core, change: ConfChange) -> None:
-        return None
-
-    return [patch.object(replication, "check_conf_change", check)]
-
-
-def by_name(name: str) -> Weakening:
-    return next(one for one in WEAKENINGS if one.name == name)
-
-
-__all__ = ["WEAKENINGS", "Weakening", "by_name"]

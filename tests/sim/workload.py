@@ -48,10 +48,12 @@ _AGAIN = frozenset(
 _encode = msgspec.msgpack.Encoder().encode
 
 
+def _untold(_: int) -> None:
+    """Nobody wants to know."""
+
+
 class Service(Protocol):
     """What a client needs of the world."""
-
-    now: float
 
     def later(self, delay_s: float, action: Callable[..., None], *args: Any) -> None: ...
 
@@ -295,7 +297,7 @@ class Client:
         else:
             self.read_name(random.choice(list(facts.registers.values())), target)
 
-    def read_name(self, register: Register, target: int, told: Callable[[bool], None] = bool) -> None:
+    def read_name(self, register: Register, target: int, told: Callable[[bool], None] = _untold) -> None:
         oldest = register.reading()
 
         def answer(results: tuple[Result, ...] | FsError) -> None:
@@ -315,7 +317,7 @@ class Client:
 
         self._world.query(self.number, target, (Lookup(ROOT_INO, register.name),), answer)
 
-    def read_counter(self, target: int, told: Callable[[int], None] = bool) -> None:
+    def read_counter(self, target: int, told: Callable[[int], None] = _untold) -> None:
         counter = self._facts.counter
         oldest = counter.seen
 
