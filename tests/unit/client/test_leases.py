@@ -1,0 +1,450 @@
+"""Two mounts under leases against the truth: answers and recalls late and in any order, leaders that come and go.
+
+Both mounts and the leader's leases are the real ones. Every read must show a state at least as new as every change and
+every read that had ended before it began, on whichever mount.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fusefs.client.facts import ABSENT
+from fusefs.client.leases import Change, Leases
+from fusefs.client.options import ClientOptions
+from fusefs.client.volume import Volume
+from metadata import api
+from metadata.server.leasing import Leasing, leasable, shown, spoken_of
+from metadata.state.command import CommandKind, encode_command
+from node.wire.codec import Codec
+from node.wire.errors import Code, FsError
+from node.wire.types import ROOT_INO
+from tests.harness import LONG
+
+from .world import Reply, World, _reply_of, _roundtrip
+
+META = Codec(api.CATALOGUE)
+NAMES = [b"a", b"b", b"c"]
+TASKS = 2  # of each mount
+STEPS = 25
+SHORT_S = (0.0, 0.001, 0.01, 0.1)
+
+
+class Node:
+    """What leasing asks of a node."""
+
+    def __init__(self) -> None:
+        self.core = self
+        self.term = 1
+
+    @property
+    def running_s(self) -> float:
+        return trio.current_time()
+
+    def not_leader(self) -> FsError:
+        return FsError(Code.NOT_LEADER, "not any more")
+
+
+class Call:
+    """One request at the leader."""
+
+    def __init__(self, request: Any, peer: bytes) -> None:
+        self.request, self.peer = request, peer
+        self.done = trio.Event()
+        self.body: Any = None
+        self.error: FsError | None = None
+
+    def reply(self, body: Any) -> None:
+        assert not self.done.is_set()
+        self.body = body
+        self.done.set()
+
+    def fail(self, error: FsError) -> None:
+        self.error = error
+        self.done.set()
+
+
+class Link:
+    """One mount's connection to the leader: what the leader sends arrives in order, and is looked at some time later,
+    but for recalls, which are looked at on arrival."""
+
+    def __init__(self, truth: Truth, number: int) -> None:
+        self.truth = truth
+        self.peer = b"%d" % number
+        self.volume: Volume | None = None
+        self.arrives_s = 0.0
+        self.connected = True
+
+    def lag_s(self) -> float:
+        return self.truth.rng.choice(SHORT_S) * self.truth.rng.random()
+
+    def arrival_s(self) -> float:
+        self.arrives_s = max(self.arrives_s, trio.current_time() + self.lag_s())
+        return self.arrives_s
+
+    def close(self) -> None:
+        pass
+
+    async def call(self, request: Any, data: Sequence[Any] = (), *, timeout_s: float) -> Reply:
+        request = _roundtrip(META, request)
+        await trio.sleep(self.lag_s())
+        call = Call(request, self.peer)
+        self.truth.serve(call)
+        with trio.move_on_after(timeout_s):
+            await call.done.wait()
+            await trio.sleep_until(self.arrival_s())
+            await trio.sleep(self.lag_s())
+            if call.error is not None:
+                raise call.error
+            if self.truth.rng.random() < self.truth.loss:
+                raise FsError(Code.UNREACHABLE, "the answer was lost")
+            return Reply(_reply_of(META, request, call.body), [])
+        raise FsError(Code.TIMEOUT, "no answer")
+
+    async def push(self, recall: api.Recall, at_s: float) -> None:
+        await trio.sleep_until(at_s)
+        assert self.volume is not None
+        self.volume.pushed(1, recall)
+
+
+class Truth:
+    """The leader, what was ever true, and what everybody must see by now."""
+
+    def __init__(self, rng: random.Random, nursery: trio.Nursery, loss: float) -> None:
+        self.rng, self.nursery, self.loss = rng, nursery, loss
+        self.world = World(servers=1)
+        self.node = Node()
+        self.leasing = self._leasing()
+        self.links = [Link(self, number) for number in (0, 1)]
+        self.names: list[dict[bytes, int]] = [{}]  # of the root, after each change of them
+        self.times: dict[int, list[int]] = {}  # inode -> its atimes, each one once
+        self.seen: dict[int, int] = {}  # inode (the root: names) -> the newest place in the list that was shown
+        self.next = 1
+
+    def _leasing(self) -> Leasing:
+        made = Leasing(self.node, self.world.machine, self._notify)  # type: ignore[arg-type]
+        made.begin()
+        return made
+
+    def elect(self) -> None:
+        """Another leader, who knows nothing of leases."""
+        self.leasing.end()
+        self.node.term += 1
+        self.leasing.begin()
+
+    def _notify(self, peer: bytes, recall: api.Recall) -> bool:
+        link = self.links[int(peer)]
+        self.nursery.start_soon(link.push, recall, link.arrival_s())
+        return True
+
+    def serve(self, call: Call) -> None:
+        try:
+            self._serve(call)
+        except FsError as error:
+            call.fail(error)
+
+    def _serve(self, call: Call) -> None:
+        request = call.request
+        self.leasing.look_after()
+        if isinstance(request, api.Recalled):
+            self.leasing.recalled(call)  # type: ignore[arg-type]
+        elif isinstance(request, api.Read):
+            self.leasing.hear(call, request.session, request.lease_term)  # type: ignore[arg-type]
+            self._read(call)
+        elif isinstance(request, api.Submit):
+            self.leasing.hear(call, request.session, request.lease_term)  # type: ignore[arg-type]
+            self._submit(call)
+        elif isinstance(request, api.RenewSession):
+            self.leasing.hear(call, request.session, request.lease_term)  # type: ignore[arg-type]
+            reply = self.world.serve(request)
+            term = self.leasing.renewed(request.session, request.lease_term)
+            call.reply(api.RenewSessionReply(reply.lease_s, reply.gc_epoch, reply.pg_epoch, reply.orphans, term))
+        else:
+            call.reply(self.world.serve(request))
+
+    def _read(self, call: Any) -> None:
+        request = call.request
+        results = self.world.machine.query(request.queries)
+        inos = spoken_of(request.queries, results)
+        if not self.leasing.waits(call, inos, request.session, self._read):
+            leased = request.lease and leasable(request.queries)
+            call.reply(api.ReadReply(results, self.leasing.grant(request.session, inos) if leased else 0))
+
+    def _submit(self, call: Call) -> None:
+        request = call.request
+        self.leasing.table.settle(request.session, request.lowest_unacked)
+        self.world.now_ns += 1000
+        machine = self.world.machine
+        outcome = machine.apply(machine.applied + 1, 1, encode_command(CommandKind.SUBMIT, self.world.now_ns, request))
+        if isinstance(outcome.reply, FsError):
+            raise outcome.reply
+        self.leasing.applied(outcome)
+        self._note(outcome.touched)
+        results = outcome.reply.results  # type: ignore[attr-defined]
+
+        def settled(waiting: Any) -> None:
+            term = self.leasing.grant(request.session, shown(results)) if request.lease else 0
+            waiting.reply(api.SubmitReply(results, term, outcome.touched))
+
+        if not self.leasing.waits(call, outcome.touched, request.session, settled):  # type: ignore[arg-type]
+            settled(call)
+
+    def _note(self, touched: Sequence[int]) -> None:
+        machine = self.world.machine
+        (page,) = machine.query([api.ReadDir(ROOT_INO, b"", 1000, True)])
+        assert isinstance(page, api.Entries)
+        names = {entry.name: entry.ino for entry in page.entries}
+        if names != self.names[-1]:
+            self.names.append(names)
+        for ino in touched:
+            (result,) = machine.query([api.GetAttr(ino)])
+            if ino != ROOT_INO and isinstance(result, api.AttrResult):
+                times = self.times.setdefault(ino, [])
+                if result.attr.atime_ns not in times:
+                    times.append(result.attr.atime_ns)
+
+    # --- the checks ---------------------------------------------------------------------------------------------
+
+    def saw_names(self, floor: int, fits: Callable[[dict[bytes, int]], bool], what: object) -> None:
+        for place in range(floor, len(self.names)):
+            if fits(self.names[place]):
+                self.seen[ROOT_INO] = max(self.seen.get(ROOT_INO, 0), place)
+                return
+        raise AssertionError(f"{what}: not as it was at any time since {self.names[floor:]}")
+
+    def saw_time(self, ino: int, floor: int, atime_ns: int) -> None:
+        place = self.times[ino].index(atime_ns)
+        assert place >= floor, f"inode {ino}: {atime_ns} was read though {self.times[ino][floor:]} had been shown"
+        self.seen[ino] = max(self.seen.get(ino, 0), place)
+
+    # --- the workload -------------------------------------------------------------------------------------------
+
+    async def work(self, volume: Volume) -> None:
+        for _ in range(STEPS):
+            await trio.sleep(self.rng.expovariate(20.0))
+            name = self.rng.choice(NAMES)
+            act = self.rng.choice(
+                [self.look, self.look, self.look, self.stat, self.stat, self.list, self.make, self.remove, self.move,
+                 self.set, self.set]
+            )  # fmt: skip
+            try:
+                await act(volume, name)
+            except FsError as error:
+                assert error.code in (Code.NOT_FOUND, Code.EXISTS, Code.STALE, Code.TIMEOUT), error
+
+    async def look(self, volume: Volume, name: bytes) -> int:
+        floor = self.seen.get(ROOT_INO, 0)
+        try:
+            ino = (await volume.lookup(ROOT_INO, name)).ino
+        except FsError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            ino = 0
+        self.saw_names(floor, lambda names: names.get(name, 0) == ino, (name, ino))
+        return ino
+
+    async def stat(self, volume: Volume, name: bytes) -> None:
+        ino = await self.look(volume, name)
+        if ino:
+            floor = self.seen.get(ino, 0)
+            self.saw_time(ino, floor, (await volume.getattr(ino)).atime_ns)
+
+    async def list(self, volume: Volume, _name: bytes) -> None:
+        floor = self.seen.get(ROOT_INO, 0)
+        handle = await volume.opendir(ROOT_INO)
+        found, offset = {}, 0
+        while page := await volume.readdir(handle, offset):
+            found.update({name: attr.ino for name, attr, _ in page})
+            offset = page[-1][2]
+        self.saw_names(floor, lambda names: names == found, found)
+
+    async def make(self, volume: Volume, name: bytes) -> None:
+        floor = self.seen.get(ROOT_INO, 0)
+        attr = await volume.mknod(ROOT_INO, name, 0o100644, 0, 0, 0)
+        self.saw_names(floor, lambda names: names.get(name) == attr.ino, ("made", name))
+
+    async def remove(self, volume: Volume, name: bytes) -> None:
+        floor = self.seen.get(ROOT_INO, 0)
+        await volume.unlink(ROOT_INO, name)
+        self.saw_names(floor, lambda names: name not in names, ("removed", name))
+
+    async def move(self, volume: Volume, name: bytes) -> None:
+        floor = self.seen.get(ROOT_INO, 0)
+        other = self.rng.choice(NAMES)
+        await volume.rename(ROOT_INO, name, ROOT_INO, other)
+        if other != name:
+            self.saw_names(floor, lambda names: name not in names and other in names, ("moved", name, other))
+
+    async def set(self, volume: Volume, name: bytes) -> None:
+        ino = await self.look(volume, name)
+        if not ino:
+            return
+        floor = self.seen.get(ino, 0)
+        self.next += 1
+        attr = await volume.setattr(ino, atime_ns=self.next)
+        self.saw_time(ino, floor, attr.atime_ns)
+
+
+async def play(seed: int, *, elections: int = 0, loss: float = 0.0) -> dict[str, int]:
+    """Play one schedule; return what the caches did."""
+    rng = random.Random(seed)
+    counts = {"hits": 0, "recalls": 0, "drops": 0}
+    async with trio.open_nursery() as nursery:
+        truth = Truth(rng, nursery, loss)
+        volumes = []
+        for link in truth.links:
+            link.volume = Volume(
+                nursery,
+                {1: link},
+                truth.world.dial,
+                mount="/m",
+                options=ClientOptions(),
+                now_ns=truth.world.clock,
+                random_bytes=truth.world.random_bytes,
+            )
+            await link.volume.start()
+            volumes.append(link.volume)
+        async with trio.open_nursery() as workers:
+            for volume in volumes * TASKS:
+                workers.start_soon(truth.work, volume)
+            for _ in range(elections):
+                await trio.sleep(rng.uniform(0.1, 1.5))
+                truth.elect()
+        for volume in volumes:
+            leases = volume.statistics()["leases"]
+            for key in counts:
+                counts[key] += leases[key]
+        nursery.cancel_scope.cancel()
+    return counts
+
+
+def run(seed: int, **options: Any) -> dict[str, int]:
+    return trio.run(lambda: play(seed, **options), clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def fails(seed: int) -> bool:
+    """Whether somebody sees what was before."""
+    seen = False
+    try:
+        run(seed)
+    except* AssertionError:
+        seen = True
+    return seen
+
+
+SETTINGS = settings(max_examples=100 if LONG else 25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@SETTINGS
+@given(st.integers(0, 1 << 32))
+def test_nobody_sees_what_was_before(seed: int) -> None:
+    counts = run(seed)
+    assert counts["hits"] > 0 and counts["recalls"] > 0
+
+
+@SETTINGS
+@given(st.integers(0, 1 << 32), st.sampled_from([0.0, 0.1]))
+def test_nobody_sees_what_was_before_another_leader(seed: int, loss: float) -> None:
+    run(seed, elections=3, loss=loss)
+
+
+def end_without_bars(self: Leases, change: Change, touched: Iterable[int], *, trusted: bool = True) -> set[int]:
+    """As if nothing else had been asked for while the change was under way."""
+    self._uncount(change)
+    return set(change.inos)
+
+
+WEAKENINGS = {
+    "late answers": lambda patch: patch.setattr(Leases, "fresh", lambda self, ticket, ino: True),
+    "recalls": lambda patch: patch.setattr(Leases, "recall", lambda self, inos: None),
+    "own changes": lambda patch: patch.setattr(Leases, "end", end_without_bars),
+}
+
+
+@pytest.mark.parametrize("without", WEAKENINGS)
+def test_each_rule_is_needed(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    WEAKENINGS[without](monkeypatch)
+    assert any(fails(seed) for seed in range(200))
+
+
+# --- single facts ---------------------------------------------------------------------------------------------------
+
+
+def attr_of(ino: int, version: int = 1) -> api.Attr:
+    return api.Attr(ino, 0o100644, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, version, 1)
+
+
+@pytest.fixture
+def leases() -> Leases:
+    made = Leases(on=True, lease_s=9.5, bytes_max=1 << 20)
+    made.adopt(1)
+    return made
+
+
+def test_leases_end_by_the_clock(leases: Leases) -> None:
+    dropped: list[int] = []
+    leases.on_drop = lambda: dropped.append(1)
+    assert leases.granted(leases.ask(100.0), 1, 101.0)
+    leases.facts.put_attr(attr_of(5))
+    assert leases.attr(5, 109.4) is not None
+    assert leases.left_s(109.0) == pytest.approx(0.5), "from when it was asked, not from when it was answered"
+    leases.prolonged(leases.ask(109.0), 1, 109.2)
+    assert leases.attr(5, 118.4) is not None
+    assert leases.attr(5, 118.5) is None and dropped == [1]
+    leases.prolonged(leases.ask(118.0), 1, 118.6)
+    assert not leases.held(118.6), "what has ended is not prolonged"
+
+
+def test_an_answer_later_than_its_lease_grants_nothing(leases: Leases) -> None:
+    assert not leases.granted(leases.ask(100.0), 1, 109.5)
+
+
+def test_a_grant_of_another_term_is_not_taken(leases: Leases) -> None:
+    ticket = leases.ask(1.0)
+    assert not leases.granted(ticket, 2, 1.0) and not leases.granted(ticket, 0, 1.0)
+    leases.adopt(2)
+    assert not leases.granted(ticket, 2, 1.0), "asked before everything was dropped"
+    assert leases.granted(leases.ask(1.0), 2, 1.0)
+    leases.adopt(1)
+    assert leases.term == 2
+
+
+def test_what_is_in_doubt_is_not_remembered_until_it_cannot_happen(leases: Leases) -> None:
+    change = leases.begin([5], [(1, b"n")], 0.0)
+    leases.doubt(change, 7)
+    leases.certain(7)
+    assert not leases.fresh(leases.ask(0.0), 5)
+    leases.certain(8)
+    assert leases.fresh(leases.ask(0.0), 5)
+
+
+def test_memory_is_bounded() -> None:
+    leases = Leases(on=True, lease_s=9.5, bytes_max=50_000)
+    leases.adopt(1)
+    assert leases.granted(leases.ask(0.0), 1, 0.0)
+    for ino in range(2, 1000):
+        leases.facts.put_attr(attr_of(ino))
+        leases.facts.put_name(1, b"%d" % ino, ino)
+        leases.facts.put_xattr(ino, b"user.x", b"v" * 100)
+    assert leases.facts.bytes <= 50_000 and leases.facts.evicted
+    leases.drop_all()
+    assert leases.facts.bytes == 0
+
+
+def test_a_listing_with_a_gap_is_not_complete(leases: Leases) -> None:
+    assert leases.granted(leases.ask(0.0), 1, 0.0)
+    facts = leases.facts
+    facts.listed(1, b"", b"c", end=False)
+    facts.listed(1, b"d", b"f", end=True)
+    assert leases.name(1, b"x", 0.0) is None
+    facts.listed(1, b"c", b"f", end=True)
+    assert leases.name(1, b"x", 0.0) == ABSENT
+    facts.drop_name(1, b"y")
+    assert leases.name(1, b"x", 0.0) is None
