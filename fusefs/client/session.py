@@ -81,9 +81,7 @@ class Leader:
         tried: set[int] = set()
         self.calls += 1
         while True:
-            if self._current not in self._members:  # members come and go
-                self._current = min(self._members)
-            asked = self._current
+            asked = self._current = self._askable()
             timeout_s = min(TRY_TIMEOUT_S, deadline - trio.current_time())
             if timeout_s <= 0:
                 raise FsError(Code.TIMEOUT, "no metadata member answered in time")
@@ -109,22 +107,37 @@ class Leader:
     @property
     def connected(self) -> bool:
         """Whether the connection to whom we believe to lead stands."""
-        current = self._members.get(self._current)
-        return current is not None and current.connected
+        return self._stands(self._current)
+
+    def _stands(self, ident: int) -> bool:
+        member = self._members.get(ident)
+        return member is not None and member.connected
+
+    def _askable(self) -> int:
+        """Whom we believe to lead. Where it is not connected, another that is, if any: waiting for a dead leader's
+        connection would take longer than an election."""
+        if self._stands(self._current):
+            return self._current
+        around = self._around(self._current)
+        return next(filter(self._stands, around), self._current if self._current in self._members else around[0])
+
+    def _around(self, ident: int) -> list[int]:
+        """All members, beginning behind one of them."""
+        ids = sorted(self._members)
+        return [other for other in ids if other > ident] + [other for other in ids if other <= ident]
 
     def _next(self, asked: int, error: FsError, tried: set[int]) -> bool:
         """Choose whom to ask next; return whether that may help at once: somebody who was not asked yet."""
         if error.code not in _NEXT_MEMBER:
             return False
         if self._current != asked:  # somebody else has found a better one meanwhile
-            return self._current not in tried
-        if error.hint in self._members and error.hint not in tried:
-            self._current = error.hint
-            return True
-        ids = sorted(self._members)
-        around = [ident for ident in ids if ident > asked] + [ident for ident in ids if ident <= asked]
-        self._current = next((ident for ident in around if ident not in tried), around[0])
-        return self._current not in tried
+            return self._current not in tried and self._stands(self._current)
+        around = self._around(asked)
+        fresh = [ident for ident in (error.hint, *around) if ident in self._members and ident not in tried]
+        if any(map(self._stands, around)):
+            fresh = [ident for ident in fresh if self._stands(ident)]
+        self._current = fresh[0] if fresh else around[0]
+        return bool(fresh)
 
     def statistics(self) -> dict[str, Any]:
         return {"member": self._current, "calls": self.calls, "retries": self.retries}
