@@ -1,6 +1,8 @@
 """``make bench``: the same work on the mount, on a plain directory and on bindfs, in one run; prints, never judges.
 
     python -m tests.bench [--only ROW-OR-GROUP,...] [--repeats N] [--json FILE] [--members N --servers N --replicas N]
+
+The groups failover, consensus and million run clusters of their own (``tests.bench.failover``); million only by name.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.bench import failover
 from tests.bench.memory import memory
 from tests.bench.rows import GROUPS, Scale
 from tests.bench.systems import Bindfs, Fusefs, Plain
@@ -25,10 +28,11 @@ Table = dict[str, dict[str, list[float]]]
 def chosen(only: str) -> tuple[list[str], set[str]]:
     """Split --only into groups to run and rows to print (empty: all of them)."""
     if not only:
-        return [*GROUPS, "memory"], set()
+        return [*GROUPS, "memory", "failover", "consensus"], set()
     words = only.split(",")
-    groups = [g for g in (*GROUPS, "memory") if g in words]
-    rows = {w for w in words if w not in GROUPS and w != "memory"}
+    known = (*GROUPS, "memory", *failover.GROUPS)
+    groups = [g for g in known if g in words]
+    rows = {w for w in words if w not in known}
     prefixes = {
         "seq": "sequential", "rand": "accesses", "small": "small", "par": "parallel", "rss": "memory",
         "mkdir": "names", "rename": "names", "create_empty": "names", "lsR": "names", "rmdir": "names",
@@ -37,7 +41,7 @@ def chosen(only: str) -> tuple[list[str], set[str]]:
     for row in rows:
         group = next((g for p, g in prefixes.items() if row.startswith(p)), None)
         if group is None:
-            sys.exit(f"no such row or group: {row}; groups are {', '.join([*GROUPS, 'memory'])}")
+            sys.exit(f"no such row or group: {row}; groups are {', '.join(known)}")
         if group not in groups:
             groups.append(group)
     return groups, rows
@@ -85,9 +89,10 @@ def main() -> None:
     systems: list[Plain] = []
     try:
         flags = {"members": options.members, "servers": options.servers, "replicas": options.replicas}
-        systems += [Fusefs(base, **flags), Plain(base), Bindfs(base)]
+        if any(group not in failover.GROUPS for group in groups):
+            systems += [Fusefs(base, **flags), Plain(base), Bindfs(base)]
         for group in groups:
-            if group == "memory":
+            if group not in GROUPS:
                 continue
             for repeat in range(repeats):
                 for system in systems:
@@ -102,12 +107,17 @@ def main() -> None:
             for row, value, unit in memory(fusefs, 1 if options.quick else 10, 2000 if options.quick else 20_000):
                 table.setdefault(row, {})["fusefs"] = [value]
                 units[row] = unit
+        own = [group for group in groups if group in failover.GROUPS]
+        for row, value, unit in failover.measure(own, failover.Effort(5, 2.0) if options.quick else failover.Effort()):
+            print(f"{row} {value:,.6g} {unit}", file=sys.stderr, flush=True)
+            table.setdefault(row, {})["fusefs"] = [value]
+            units[row] = unit
     finally:
         for system in systems:
             system.close()
         shutil.rmtree(base, ignore_errors=True)
     print(f"# {platform.release()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, medians of {repeats}")
-    print_table(table, units, [s.name for s in systems])
+    print_table(table, units, [s.name for s in systems] or ["fusefs"])
     if options.json:
         Path(options.json).write_text(json.dumps({"units": units, "figures": table}, indent=1))
 
