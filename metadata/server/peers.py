@@ -71,6 +71,7 @@ class Peer:
     control: Connection
     append: Connection
     lost: bool = True  # reported as not connected
+    again: trio.Event = field(default_factory=trio.Event)  # its connection is new: greet it again
     streaming: bool = False
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)  # of all that is done for it
 
@@ -202,7 +203,9 @@ class Peers:
             try:
                 await peer.control.wait_connected()
                 if await self._greet(peer):
-                    return
+                    await peer.again.wait()
+                    peer.again = trio.Event()
+                    continue
             except Wiped:
                 raise
             except FsError as error:
@@ -334,6 +337,8 @@ class Peers:
             connected = peer.control.connected
             if not connected and not peer.lost:
                 node.peer_lost(peer.member.id)
+            elif connected and peer.lost:
+                peer.again.set()  # it may have started with a configuration that does not name this member yet
             peer.lost = not connected
 
     # --- snapshots -------------------------------------------------------------------------------------------

@@ -250,7 +250,8 @@ async def _fill(cluster: Cluster) -> None:
             async with limit:
                 parent = await own.make(1, b"d%04d" % number, 0o040755)
                 ops = tuple(api.Make(parent, b"file-%04d" % file, 0o100644, 0, 0) for file in range(MILLION_FILES))
-                await own.submit(*ops)
+                results = await own.submit(*ops)
+                assert all(isinstance(result, api.Made) for result in results)
 
         async with trio.open_nursery() as nursery:
             for number in range(MILLION_DIRECTORIES):
@@ -296,6 +297,7 @@ def million(base: Path, effort: Effort) -> Iterator[Figure]:
         cluster.up()
         began = now()
         trio.run(_fill, cluster)
+        assert cluster.status()["volume"]["files"] > MILLION_DIRECTORIES * MILLION_FILES
         yield "million_fill_batched", MILLION_DIRECTORIES * MILLION_FILES / (now() - began), "inodes/s"
         leader = leader_of(cluster)
         victim = next(name for name in cluster.server_pids() if name.startswith("metadata-") and name != leader)
