@@ -4,6 +4,10 @@ A time-out never exceeds what is left of the leases, less a margin for the way o
 forgotten by calls that wait for nobody (rule 5): attributes inode by inode, names all at once, by raising the epoch of
 the mount; entry invalidation would wait for the directory's lock, and so for a handler that waits for the leader.
 
+Raising the epoch has a price: at the next look the kernel throws away every name of the mount that it meets, with the
+pages of files that are not open and with whatever is mounted on it, in any namespace. So by default the kernel is given
+no names to remember (``leases=names`` asks for it): it looks each one up, and is answered from our memory.
+
 Replies that the kernel has not looked at yet: it compares attributes from look-ups and getattrs, and names from
 look-ups and creations, with what was invalidated after it *asked*, so a recall that overtakes them makes them void.
 It does not so with attributes in the replies to changes, nor with names in directory pages: those get no time. And an
@@ -38,6 +42,8 @@ MARGIN_S = 0.5  # between the end of what the kernel believes and the end of our
 INLINE_MAX = 16  # inodes; a thread hop costs as much as many of them
 NEGATIVE_AFTER = 3  # a missing name that was asked for so often is believed to be missing by the kernel too
 ASKED_MAX = 4096
+COOL_S = 2.0  # names of a directory that another mount changes are not told for so long
+COOL_MAX = 1024
 ARRIVAL_S = 0.002  # for a reply to reach who asked
 AGAIN_S_MIN = 0.0005
 AGAIN_S_MAX = 0.05
@@ -73,6 +79,7 @@ class KernelCache:
         self._names: set[int] = set()  # directories in which the kernel may believe a name
         self._missing: set[tuple[int, bytes]] = set()  # of them, names that it may believe to be missing
         self._asked: OrderedDict[tuple[int, bytes], int] = OrderedDict()  # missing names -> how often
+        self._cool: dict[int, float] = {}  # directories that others change too -> until when no name is told
         self._lock = threading.Lock()
         self._fd = fd
         self._open = True
@@ -101,6 +108,8 @@ class KernelCache:
             return 0.0
         left_s = self._leased.name_left_s(parent, name, ino) - MARGIN_S
         if left_s <= 0:
+            return 0.0
+        if self._cool.get(parent, 0.0) > self._clock_s():
             return 0.0
         self._names.add(parent)
         return left_s
@@ -138,6 +147,10 @@ class KernelCache:
         """Return when nothing of these inodes is believed any more."""
         self._view.doubt(inos)
         if not self._names.isdisjoint(inos):
+            for ino in self._names.intersection(inos):
+                self._cool[ino] = self._clock_s() + COOL_S
+            while len(self._cool) > COOL_MAX:
+                del self._cool[next(iter(self._cool))]
             self._forget_names()
         await self._forget_attrs(self._take(inos))
 

@@ -35,6 +35,7 @@ class MountOptions:
     key: Path | None = None
     timeout_s: float | None = None
     leases: bool | None = None
+    cache_names: bool = False
     read_only: bool = False
     allow_other: bool | None = None
     kernel: tuple[str, ...] = ()
@@ -69,7 +70,7 @@ class _Found:
     def __init__(self) -> None:
         self.key: Path | None = None
         self.timeout_s: float | None = None
-        self.leases: bool | None = None
+        self.leases = ""
         self.flags: dict[str, bool] = {}
         self.kernel: dict[str, str] = {}
 
@@ -81,7 +82,7 @@ class _Found:
         elif equals and name == "timeout":
             self.timeout_s = _timeout_s(_given(name, value))
         elif equals and name == "leases":
-            self.leases = _switch(name, _given(name, value))
+            self.leases = _leases(_given(name, value))
         elif word in ("ro", "rw"):
             self.flags["ro"] = word == "ro"
         elif word in ("allow_other", "noallow_other"):
@@ -104,7 +105,8 @@ class _Found:
         return MountOptions(
             key=self.key,
             timeout_s=self.timeout_s,
-            leases=self.leases,
+            leases=self.leases != "off" if self.leases else None,
+            cache_names=self.leases == "names",
             read_only=self.flags.get("ro", False),
             allow_other=self.flags.get("allow_other"),
             kernel=tuple(self.kernel.values()),
@@ -117,10 +119,11 @@ def _given(name: str, value: str) -> str:
     return value
 
 
-def _switch(name: str, value: str) -> bool:
-    if value not in ("on", "off"):
-        raise UsageError(f"mount option {name}={value}: must be on or off")
-    return value == "on"
+def _leases(value: str) -> str:
+    """``names``: on, and the kernel remembers names too, at the price that fusefs.mount.caching tells."""
+    if value not in ("on", "off", "names"):
+        raise UsageError(f"mount option leases={value}: must be on, off or names")
+    return value
 
 
 def _timeout_s(text: str) -> float:

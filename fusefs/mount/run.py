@@ -204,7 +204,8 @@ class _Kernel:
         """From now on the kernel may keep what our leases allow."""
         if self._volume.leasing:
             clock_s = SystemClock().monotonic_s
-            cache = KernelCache(self._volume, self._operations.kernel, fuse_descriptor(), clock_s)
+            fd = fuse_descriptor() if self._plan.options.cache_names else None
+            cache = KernelCache(self._volume, self._operations.kernel, fd, clock_s)
             self._volume.caches(cache)
             self._operations.cache = cache
 
