@@ -173,7 +173,7 @@ class WriteBack:
         while not request.done.is_set():
             with trio.move_on_at(max(request.deadline, file.moving_until) + GRACE_S) as scope:
                 await request.done.wait()
-            if scope.cancelled_caught and trio.current_time() > max(request.deadline, file.moving_until) + GRACE_S:
+            if scope.cancelled_caught and trio.current_time() >= max(request.deadline, file.moving_until) + GRACE_S:
                 return
 
     def _request(self, file: File, ops: tuple[Op, ...] = (), cut: Optional[int] = None) -> Flush:
