@@ -217,6 +217,8 @@ class Faults:
         member = self._any()
         if member is None or member.node is None or member.paused:
             return False
+        if member.node.stable.store.damaged:
+            return False  # a driver asks no such member: what it acknowledged is lost there
         with self.world.guard(member):
             member.node.core.campaign()
         self.world.wake(member)
