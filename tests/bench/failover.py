@@ -171,29 +171,32 @@ async def rate(depth: int, seconds: float, one: Callable[[int], Any]) -> float:
     return count / (now() - began)
 
 
-async def latency(one: Callable[[int], Any]) -> float:
-    """The median of calls one after the other, in seconds."""
-    taken = []
-    for number in range(SAMPLES):
-        began = now()
-        await one(number)
-        taken.append(now() - began)
-    return statistics.median(taken)
+class Probe:
+    """What the machine itself takes to make 256 bytes durable in a file that is written already."""
+
+    def __init__(self, directory: Path) -> None:
+        self._fd = os.open(directory / "probe", os.O_CREAT | os.O_RDWR)
+        os.pwrite(self._fd, bytes(256 * SAMPLES), 0)
+        os.fsync(self._fd)
+
+    async def __call__(self, number: int) -> None:
+        os.pwrite(self._fd, b"x" * 256, 256 * number)
+        os.fdatasync(self._fd)
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        os.close(self._fd)
 
 
-def fdatasync_s(directory: Path) -> float:
-    """What the machine itself takes to make 256 bytes durable in a preallocated file."""
-    taken = []
-    fd = os.open(directory / "probe", os.O_CREAT | os.O_RDWR)
-    os.pwrite(fd, bytes(256 * SAMPLES), 0)
-    os.fsync(fd)
+async def latencies(*calls: Callable[[int], Any]) -> list[float]:
+    """The median of each, in seconds, one call after the other and all in turns: they meet the same disk and load."""
+    taken: list[list[float]] = [[] for _ in calls]
     for number in range(SAMPLES):
-        began = now()
-        os.pwrite(fd, b"x" * 256, 256 * number)
-        os.fdatasync(fd)
-        taken.append(now() - began)
-    os.close(fd)
-    return statistics.median(taken)
+        for one, times in zip(calls, taken, strict=True):
+            began = now()
+            await one(number)
+            times.append(now() - began)
+    return [statistics.median(times) for times in taken]
 
 
 async def _consensus(cluster: Cluster, members: int, effort: Effort) -> list[Figure]:
@@ -213,8 +216,9 @@ async def _consensus(cluster: Cluster, members: int, effort: Effort) -> list[Fig
         async def compound(number: int) -> None:
             await own.call(api.Read(own.session, (api.GetAttr(parent),) * COMPOUND))
 
-        disk, trip = fdatasync_s(cluster.directory), await latency(ask)
-        alone = await latency(mutate)
+        probe = Probe(cluster.directory)
+        disk, trip, alone = await latencies(probe, ask, mutate)
+        probe.close()
         tag = f"{members}_member" + ("s" if members > 1 else "")
         figures.append((f"fdatasync_{tag}", disk * 1e6, "us"))
         figures.append((f"round_trip_{tag}", trip * 1e6, "us"))
