@@ -47,6 +47,7 @@ class Cleaner:
         self._segments = store.journal.segments
         self._clock = clock
         self._left_alone: set[int] = set()  # segments with entries that no record leads to
+        self._looked_at: object = None  # how things were when there was nothing to compact
         self._moving: tuple[int, Iterator[tuple[int, Record]]] = (0, iter(()))
         self._totals = dict.fromkeys(("purged", "moved", "moved_bytes", "compacted", "freed_bytes"), 0)
 
@@ -125,7 +126,13 @@ class Cleaner:
     def _choose(self) -> int:
         """Return the segment to compact next, 0 for none. Begins another active one when the present one is garbage."""
         journal, segments = self._journal, self._segments
-        least = COMPACTION_DEAD_PRESSED if self._pressed(segments.used_bytes) else COMPACTION_DEAD
+        usage = journal.at.usage
+        pressed = self._pressed(segments.used_bytes)
+        places = journal.at.purged, journal.at.confirmed
+        seen = pressed, segments.used_bytes, usage.live_bytes, usage.quarantined_bytes, places
+        if seen == self._looked_at:
+            return 0  # there may be very many segments
+        least = COMPACTION_DEAD_PRESSED if pressed else COMPACTION_DEAD
         if segments.length(segments.active) >= min(_ROLL_BYTES_MIN, self._store.options.segment_bytes // 2):
             if self._dead_share(segments.active) >= least:
                 with journal.writing:
@@ -138,7 +145,10 @@ class Cleaner:
             if number < bound and number not in self._left_alone and segments.salts[number] is not None
         ]
         share, number = max(able, default=(0.0, 0))
-        return number if share >= least else 0
+        if share < least:
+            self._looked_at = seen
+            return 0
+        return number
 
     def _dead_share(self, number: int) -> float:
         length = self._segments.length(number) - SEGMENT_HEADER_BYTES

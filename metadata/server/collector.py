@@ -53,6 +53,10 @@ class Group(Protocol):
     def leads(self) -> bool:
         """Whether this member leads, and holds what earlier leaders acknowledged."""
 
+    @property
+    def term(self) -> int:
+        """Of the present leadership."""
+
     def check(self) -> None:
         """Raise NOT_LEADER, with a hint, unless it ``leads``."""
 
@@ -201,7 +205,7 @@ class Collector:
         """What must change before servers that could not be asked are worth another attempt."""
         fleet, machine = self._fleet(), self._machine
         alive = tuple([(s.server, s.state, fleet.alive(s.server)) for s in machine.servers()])
-        return machine.pg_epoch, alive
+        return self._group.term, machine.pg_epoch, alive
 
     async def _delete_page(self, blocks: Sequence[bytes], epoch: int) -> tuple[int, int]:
         """Have candidates deleted everywhere, then forget them; return how many were, and how many stay."""
@@ -300,6 +304,10 @@ class NodeGroup:
     @property
     def leads(self) -> bool:
         return self._node.settled
+
+    @property
+    def term(self) -> int:
+        return self._node.core.term
 
     def check(self) -> None:
         if not self._node.settled:

@@ -5,7 +5,8 @@ The rule under test (storage/FORMAT.md and metadata.api.Commit state its parts):
 1. Every reference first does a durable put_or_touch(block, epoch) on a write quorum of the placement group.
 2. A commit carries the oldest epoch of its touches and is refused when that is older than the current epoch - 1.
 3. A count that falls to 0 makes the block a candidate with the current epoch; two epochs later, when it is still 0,
-   ``delete if touch <= candidate epoch`` goes to the members. Such a message may arrive late and more than once.
+   ``delete if touch <= candidate epoch`` goes to the members. Such a message may arrive late and more than once. The
+   condition may as well be ``touch <= current epoch - 2`` (``by_distance``), which is what the collector sends.
 4. A commit also carries the placement group's epoch and is refused when the group has changed since.
 5. Repair gives the copy the greatest touch that it reads, and a leaving member drops its copy only after repair.
 6. Touches are as durable as data.
@@ -40,6 +41,7 @@ class Rules:
     commit_checks_group: bool = True
     drop_after_repair: bool = True
     touches_are_durable: bool = True
+    by_distance: bool = False  # not an ingredient: the laxer condition
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def collector_steps(state: State, rules: Rules, scope: Scope) -> Iterator[tuple[
         yield "the epoch advances", state._replace(epoch=state.epoch + 1)
     due = state.candidate != ABSENT and state.epoch >= state.candidate + rules.epochs_of_distance
     if due and state.references == 0:
-        sent = state.flight | {(disk, state.candidate) for disk in GROUPS[state.group]}
+        bound = state.epoch - rules.epochs_of_distance if rules.by_distance else state.candidate
+        sent = state.flight | {(disk, bound) for disk in GROUPS[state.group]}
         if sent != state.flight:
             yield "deletes are sent", state._replace(flight=sent)
     for disk, candidate in state.flight:

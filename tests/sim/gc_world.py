@@ -127,6 +127,7 @@ class Leading:
     def __init__(self, world: GcWorld) -> None:
         self._world = world
         self.leads = True
+        self.term = 1
 
     def check(self) -> None:
         if not self.leads:

@@ -11,6 +11,7 @@ MEMBERSHIP = Scope(group_changes=1, lost_disks=1, epochs=3, sessions=1)
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("by_distance", [True, False] if LONG else [True])  # what it allows includes the other
 @pytest.mark.parametrize(
     ("scope", "whole"),
     [
@@ -21,8 +22,8 @@ MEMBERSHIP = Scope(group_changes=1, lost_disks=1, epochs=3, sessions=1)
     ],
     ids=["plain", "lost disk", "crashes", "membership"],
 )
-def test_no_interleaving_loses_a_referenced_block(scope: Scope, whole: bool) -> None:
-    outcome = explore(Rules(), scope, limit=4_000_000 if LONG else 700_000)
+def test_no_interleaving_loses_a_referenced_block(scope: Scope, whole: bool, by_distance: bool) -> None:
+    outcome = explore(Rules(by_distance=by_distance), scope, limit=4_000_000 if LONG else 700_000)
     print(f"{outcome.states} states, {'all' if outcome.complete else 'as far as the limit'}")
     assert outcome.trace is None, outcome.trace
     assert outcome.complete or not whole

@@ -268,3 +268,18 @@ async def test_a_touch_that_brings_a_block_back_for_nothing_is_noticed() -> None
         assert BLOCK in world.reals[0].live()
         await world.collect(4)
         world.check_nothing_stays()
+
+
+async def test_a_leader_that_leads_again_looks_at_all_candidates_again() -> None:
+    world = GcWorld()
+    async with world.mount() as volume:
+        await write(volume, b"f")
+        await volume.unlink(ROOT_INO, b"f")
+        world.collector._after = (1 << 20, b"")  # as far as it came the last time that it led
+        world.collector._able = world.collector._circumstances()
+        await world.collect(4)
+        assert len(world.machine.candidates(1 << 30)) == 1
+        world.leading.term += 1
+        await world.collect(1)
+        world.check_nothing_stays()
+        assert not world.machine.candidates(1 << 30)
