@@ -22,7 +22,9 @@ from node.wire.errors import Code, FsError
 log = logging.getLogger(__name__)
 
 ACKNOWLEDGE_S = 2.0  # of one attempt
-ACKNOWLEDGE_TRIES = 5
+PAUSE_S = 0.01
+
+_AGAIN = frozenset({Code.TIMEOUT, Code.OVERLOADED, Code.RETRY})  # the leases do not end while we go on asking
 
 
 class Kernel(Protocol):
@@ -74,10 +76,13 @@ class Recalls:
         if self.kernel is not None:
             self._nursery.start_soon(self._forget, self.kernel, inos, self._begin())
 
-    async def quiet(self) -> None:
-        """Wait for what is under way now. Does not wait where there is nothing."""
+    async def quiet(self, deadline: float) -> None:
+        """Wait for what is under way now; TIMEOUT at the deadline. Does not wait where there is nothing."""
         for done in list(self._running.values()):
-            await done.wait()
+            with trio.move_on_at(deadline):
+                await done.wait()
+            if not done.is_set():
+                raise FsError(Code.TIMEOUT, "a recall could not be acknowledged in time")
 
     def _begin(self) -> int:
         self._number += 1
@@ -108,16 +113,17 @@ class Recalls:
             self._end(number)
 
     async def _acknowledge(self, caller: Caller, message: api.Recall) -> None:
-        """Tell whoever recalled. Where that fails, it recalls again on the next connection or waits for the end."""
-        for _ in range(ACKNOWLEDGE_TRIES):
+        """Tell whoever recalled. Where the connection is lost, it recalls again on the next one."""
+        while True:
             try:
                 await caller.call(api.Recalled(message.session, message.number), timeout_s=ACKNOWLEDGE_S)
                 return
             except FsError as error:
-                if error.code is not Code.TIMEOUT:
-                    break
-        self._failed += 1
-        log.info("recall %d could not be acknowledged", message.number)
+                if error.code not in _AGAIN:
+                    self._failed += 1
+                    log.info("recall %d could not be acknowledged: %s", message.number, error)
+                    return
+            await trio.sleep(PAUSE_S)
 
     def statistics(self) -> dict[str, Any]:
         return {"recalls_under_way": len(self._running), "recalls_unacknowledged": self._failed}

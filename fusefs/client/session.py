@@ -319,7 +319,7 @@ class Session:
         was answered.
         """
         while True:
-            await self.recalls.quiet()
+            await self.recalls.quiet(deadline)
             named = self.leases.term
             ticket = self.leases.ask(self.now_s())
             if tickets is not None:

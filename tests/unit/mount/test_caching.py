@@ -1,0 +1,160 @@
+"""What the kernel may believe, and how it is made to forget."""
+
+from __future__ import annotations
+
+import errno
+
+import pyfuse3
+import pytest
+
+from fusefs.mount.caching import MARGIN_S, NEGATIVE_AFTER, KernelCache
+from fusefs.mount.kernel import KernelView
+from fusefs.mount.options import parse_options
+from metadata.api import Attr
+from node.host.exitcodes import UsageError
+
+from .attrs import attr as attr_of
+
+
+class Leased:
+    """Leases that end at a given time."""
+
+    until_s = 10.0
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def attr_left_s(self, attr: Attr) -> float:
+        return self.until_s - self.now_s
+
+    def name_left_s(self, parent: int, name: bytes, ino: int) -> float:
+        return self.until_s - self.now_s
+
+
+class Kernel:
+    """Notes what it is told; does not know the inodes in ``unknown`` the first time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.forgot: list[int] = []
+        self.epochs = 0
+        self.unknown: set[int] = set()
+        monkeypatch.setattr(pyfuse3, "invalidate_inode", self._invalidate)
+        monkeypatch.setattr("fusefs.mount.caching.os.write", self._write)
+
+    def _invalidate(self, ino: int, attr_only: bool) -> None:
+        assert attr_only, "pages would be waited for"
+        self.forgot.append(ino)
+        if ino in self.unknown:
+            self.unknown.discard(ino)
+            raise OSError(errno.ENOENT, "not known")
+
+    def _write(self, fd: int, data: bytes) -> int:
+        self.epochs += 1
+        return len(data)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    return Kernel(monkeypatch)
+
+
+@pytest.fixture
+def leased() -> Leased:
+    return Leased()
+
+
+def made(leased: Leased, fd: int | None = None) -> tuple[KernelCache, KernelView]:
+    view = KernelView()
+    return KernelCache(leased, view, fd, lambda: leased.now_s), view
+
+
+def test_time_outs_end_before_the_leases(leased: Leased, kernel: Kernel) -> None:
+    cache, _ = made(leased, 3)
+    assert cache.attr_s(attr_of(5)) == cache.name_s(1, b"n", 5) == 10.0 - MARGIN_S
+    leased.now_s = 10.0 - MARGIN_S
+    assert cache.attr_s(attr_of(6)) == cache.name_s(2, b"n", 5) == 0.0
+
+
+async def test_only_what_is_believed_is_recalled(leased: Leased, kernel: Kernel, autojump_clock: object) -> None:
+    cache, _ = made(leased)
+    cache.attr_s(attr_of(5))
+    leased.now_s = 1.0
+    await cache.forget([5, 6])
+    await cache.forget([5])
+    assert kernel.forgot == [5]
+    cache.attr_s(attr_of(7))
+    leased.now_s = 11.0
+    await cache.forget_all()
+    assert kernel.forgot == [5], "what the kernel does not believe any more is not recalled"
+
+
+async def test_an_inode_on_its_way_is_recalled_until_it_is_known(
+    leased: Leased, kernel: Kernel, autojump_clock: object
+) -> None:
+    cache, view = made(leased)
+    view.looked_up(attr_of(5))
+    cache.attr_s(attr_of(5))
+    cache.attr_s(attr_of(6))
+    kernel.unknown = {5, 6}
+    await cache.forget([5, 6])
+    assert sorted(kernel.forgot) == [5, 5, 6], "the kernel has given back the one that it has no reference to"
+
+
+async def test_names_are_recalled_at_once_and_cool_down(leased: Leased, kernel: Kernel) -> None:
+    cache, _ = made(leased, 3)
+    assert kernel.epochs == 1, "to see whether the kernel knows how"
+    cache.name_s(1, b"n", 5)
+    await cache.forget([2])
+    assert kernel.epochs == 1
+    await cache.forget([1])
+    assert kernel.epochs == 2
+    assert not cache.name_s(1, b"n", 5) and cache.name_s(2, b"n", 5)
+    leased.now_s = 2.5
+    assert cache.name_s(1, b"n", 5)
+
+
+def test_a_missing_name_is_believed_when_it_is_asked_for_often(leased: Leased, kernel: Kernel) -> None:
+    cache, _ = made(leased, 3)
+    for _ in range(NEGATIVE_AFTER - 1):
+        assert not cache.missing_s(1, b"n")
+    assert cache.missing_s(1, b"n")
+    cache.creating(1, b"other")
+    assert kernel.epochs == 1
+    cache.creating(1, b"n")
+    assert kernel.epochs == 2, "the kernel must not go on believing that it is missing"
+
+
+def test_without_a_descriptor_no_name_is_believed(leased: Leased, kernel: Kernel) -> None:
+    cache, _ = made(leased)
+    assert not cache.name_s(1, b"n", 5) and not cache.missing_s(1, b"n")
+
+
+async def test_after_the_end_the_kernel_is_told_nothing(leased: Leased, kernel: Kernel, autojump_clock: object) -> None:
+    cache, _ = made(leased, 3)
+    cache.attr_s(attr_of(5))
+    cache.name_s(1, b"n", 5)
+    cache.close()
+    leased.now_s = 1.0
+    await cache.forget([1, 5])
+    assert not kernel.forgot and kernel.epochs == 1
+
+
+def test_a_recall_makes_new_data_drop_pages_itself() -> None:
+    """The kernel may not take the attributes that would make it do so."""
+    view = KernelView()
+    view.looked_up(attr_of(5, data_version=1, mtime_ns=1))
+    view.opened(5)
+    view.doubt([5])
+    assert not view.told(attr_of(5, data_version=1, mtime_ns=1))
+    view.doubt([5])
+    assert view.told(attr_of(5, data_version=2, mtime_ns=2))
+    assert not view.told(attr_of(5, data_version=3, mtime_ns=3)), "compared by the kernel, as before"
+
+
+def test_the_mount_option() -> None:
+    assert parse_options([]).leases is None
+    assert parse_options(["leases=off"]).leases is False
+    assert parse_options(["leases=on"]).leases is True and not parse_options(["leases=on"]).cache_names
+    assert parse_options(["leases=names"]).leases is True and parse_options(["leases=names"]).cache_names
+    with pytest.raises(UsageError):
+        parse_options(["leases=maybe"])
