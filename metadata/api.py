@@ -398,6 +398,21 @@ class GarbageReply(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     waiting: bool = False
 
 
+class ListReferences(msgspec.Struct, frozen=True, array_like=True):
+    """List the blocks that the volume knows, with names above ``after``, in order; for auditors."""
+
+    after: bytes
+    limit: int
+
+
+class References(msgspec.Struct, frozen=True, array_like=True):
+    """(block, how many extents name it); 0 for a candidate for collection."""
+
+    blocks: tuple[tuple[bytes, int], ...]
+    more: bool
+    gc_epoch: int
+
+
 CATALOGUE = Catalogue(
     "metadata",
     [
@@ -413,5 +428,6 @@ CATALOGUE = Catalogue(
         Method(0x209, Recalled, RecalledReply),
         Method(0x20A, ChangeMembers, ChangeMembersReply),
         Method(0x220, CollectGarbage, GarbageReply),
+        Method(0x221, ListReferences, References),
     ],
 )

@@ -20,8 +20,8 @@ from storage.block import verify as verify_block
 __all__ = [
     "decode_block", "encode_block", "name_block", "partial_block", "verify_block",
     "BlockInfo", "BlockRange", "CATALOGUE", "Delete", "DeleteReply", "FORMAT_VERSION", "Get", "GetReply",
-    "GetServerStatus", "Heartbeat", "HeartbeatReply", "ListUnconfirmed", "METADATA_FOR_SERVERS", "MemberAddress",
-    "Put", "PutReply",
+    "GetServerStatus", "Heartbeat", "HeartbeatReply", "ListBlocks", "ListBlocksReply", "ListUnconfirmed",
+    "METADATA_FOR_SERVERS", "MemberAddress", "Put", "PutReply", "StoredBlock",
     "ServerAddress", "ServerStatus",
     "Touch", "TouchReply", "Unconfirmed",
 ]
@@ -127,6 +127,24 @@ class Unconfirmed(msgspec.Struct, frozen=True, array_like=True):
     left_bytes: int
 
 
+class ListBlocks(msgspec.Struct, frozen=True, array_like=True):
+    """List the blocks here with names above ``after``, in order. For auditors; what is put meanwhile may lack."""
+
+    after: bytes
+    limit: int
+
+
+class StoredBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    block: bytes
+    epoch: int  # of the last touch
+    state: int  # 1 live, 2 in quarantine, 3 damaged
+
+
+class ListBlocksReply(msgspec.Struct, frozen=True, array_like=True):
+    blocks: tuple[StoredBlock, ...]
+    more: bool
+
+
 class GetServerStatus(msgspec.Struct, frozen=True, array_like=True):
     """Ask a chunk server about itself."""
 
@@ -195,6 +213,7 @@ CATALOGUE = Catalogue(
         Method(0x103, Delete, DeleteReply),
         Method(0x104, GetServerStatus, ServerStatus),
         Method(0x108, ListUnconfirmed, Unconfirmed),
+        Method(0x109, ListBlocks, ListBlocksReply),
     ],
 )
 

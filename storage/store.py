@@ -10,6 +10,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Optional
 
 from node.host.disk import Disk
@@ -329,6 +330,10 @@ class BlockStore:
             end = self._at.segment, self._at.offset
             if self._at.confirmed < place <= end:
                 self._at.confirmed = place
+
+    def listed(self, after: bytes, limit: int) -> list[tuple[bytes, Entry]]:
+        """Return what the committed catalog has of names above ``after``, in order."""
+        return list(islice(self._catalog.scan(after), limit))
 
     # -- damage
 

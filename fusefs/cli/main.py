@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from fusefs.cli.cmd_down import down
+from fusefs.cli.cmd_fsck import fsck
 from fusefs.cli.cmd_gc import gc
 from fusefs.cli.cmd_member import member
 from fusefs.cli.cmd_mount import mount
@@ -37,7 +38,7 @@ def cli() -> None:
     """
 
 
-for command in (up, down, mount, umount, status, member, gc):
+for command in (up, down, mount, umount, status, member, gc, fsck):
     cli.add_command(command)
 
 

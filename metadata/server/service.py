@@ -23,7 +23,7 @@ from metadata.state.command import CommandKind, encode_command
 from metadata.state.machine import Machine, Outcome
 from node.rpc.server import Call
 from node.wire.errors import Code, FsError
-from node.wire.limits import METADATA_WAITING_MAX, READ_QUERIES_MAX, SESSION_LEASE_S, SUBMIT_OPS_MAX
+from node.wire.limits import METADATA_WAITING_MAX, READ_QUERIES_MAX, RECLAIM_BLOCKS_MAX, SESSION_LEASE_S, SUBMIT_OPS_MAX
 from storage.api import Heartbeat
 
 
@@ -68,6 +68,7 @@ class Service:
             api.Recalled: leasing.recalled,
             api.ChangeMembers: change_members,
             api.CollectGarbage: collect_garbage or self.misdirected,
+            api.ListReferences: self.list_references,
         }
         assert self._handlers.keys() == api.CATALOGUE.by_request.keys()
 
@@ -188,6 +189,18 @@ class Service:
     def _answer_map(self, call: Call) -> None:
         request: api.GetClusterMap = call.request
         call.reply(self.leader.cluster_map(request.known_epoch))
+
+    def list_references(self, call: Call) -> None:
+        request: api.ListReferences = call.request
+        if not 0 < request.limit <= RECLAIM_BLOCKS_MAX:
+            raise FsError(Code.INVALID, f"a list of {request.limit} blocks")
+        self._read(call, self._answer_references)
+
+    def _answer_references(self, call: Call) -> None:
+        request: api.ListReferences = call.request
+        found = self.machine.blocks(request.after, request.limit + 1)
+        more = len(found) > request.limit
+        call.reply(api.References(tuple(found[: request.limit]), more, self.machine.gc_epoch))
 
     # --- chunk servers, commands -----------------------------------------------------------------------------
 

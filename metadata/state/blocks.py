@@ -34,6 +34,11 @@ class Blocks:
         """Whether this block is referenced or a candidate."""
         return self._tables.get(keys.count(block)) is not None
 
+    def listed(self, after: bytes, limit: int) -> list[tuple[bytes, int]]:
+        """Return (block, count) of blocks named above ``after``, candidates with 0."""
+        rows = self._tables.range(keys.count(after) + b"\0", keys.prefix_end(keys.COUNT), limit)
+        return [(key[len(keys.COUNT) :], int(_COUNT.unpack_from(value)[0])) for key, value in rows]
+
     def adjust(self, deltas: Mapping[bytes, int], epoch: int) -> None:
         """Add to the counts. A count below 0 would be a lost reference: AssertionError."""
         for block, delta in deltas.items():

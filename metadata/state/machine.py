@@ -242,6 +242,10 @@ class Machine:
         """Whether a block is referenced or a candidate for collection."""
         return self._shard.blocks.knows(block)
 
+    def blocks(self, after: bytes, limit: int) -> list[tuple[bytes, int]]:
+        """Every block that is known, with its references, in the order of names; at most ``limit`` above ``after``."""
+        return self._shard.blocks.listed(after, limit)
+
     def candidates(self, epoch: int, after: tuple[int, bytes] = (0, b""), limit: int = 1024) -> list[tuple[int, bytes]]:
         """Unreferenced blocks since ``epoch`` or before as (epoch, block), in order, greater than ``after``."""
         return self._shard.blocks.candidates(epoch, after, limit)

@@ -75,7 +75,7 @@ class Service:
         """Return the handlers by method number."""
         return {
             0x100: self.put, 0x101: self.touch, 0x102: self.get, 0x103: self.delete, 0x104: self.get_status,
-            0x108: self.list_unconfirmed,
+            0x108: self.list_unconfirmed, 0x109: self.list_blocks,
         }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -197,6 +197,25 @@ class Service:
 
         blocks, place, more, left_bytes = await trio.to_thread.run_sync(look, limiter=self._fetching)
         call.reply(api.Unconfirmed(tuple(blocks), place, more, left_bytes))
+
+    def list_blocks(self, call: Call) -> None:
+        """List what is here, for an auditor."""
+        request: api.ListBlocks = call.request
+        if not 0 < request.limit <= UNCONFIRMED_MAX or len(request.after) > BLOCK_ID_BYTES:
+            raise ProtocolError(f"a list of {request.limit} blocks after a name of {len(request.after)} bytes")
+        assert self._nursery is not None
+        self._nursery.start_soon(self._task, self._list_blocks, call)
+
+    async def _list_blocks(self, call: Call) -> None:
+        request: api.ListBlocks = call.request
+
+        def look() -> list[api.StoredBlock]:
+            self._store.checkpoint()
+            found = self._store.listed(request.after, request.limit + 1)
+            return [api.StoredBlock(block, entry.epoch, entry.state) for block, entry in found]
+
+        found = await trio.to_thread.run_sync(look, limiter=self._fetching)
+        call.reply(api.ListBlocksReply(tuple(found[: request.limit]), len(found) > request.limit))
 
     # -- get
 

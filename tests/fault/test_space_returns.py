@@ -130,6 +130,8 @@ def test_space_returns_beside_a_writer_of_the_same_bytes(cluster: Cluster, tmp_p
     wait_for(lambda: stored(cluster) < MIB and on_disk(cluster) < 3 * MIB, 60, "everything to come back")
     wait_for(lambda: os.statvfs(fresh).f_bavail > free, 10, "statfs to tell")
     assert json.loads(run(FUSEFS, "gc", cluster.config, "--dry-run", "--json").stdout)["candidates"] == 0
+    report = json.loads(run(FUSEFS, "fsck", cluster.config, "--json").stdout)
+    assert report["clean"] and report["blocks"] == 0
     assert "Traceback" not in cluster.log("metadata-1") + cluster.log("storage-1")
 
 
@@ -162,3 +164,15 @@ def test_killing_the_server_while_it_compacts_loses_nothing(cluster: Cluster, tm
     for name, data in kept.items():
         assert (fresh / "keep" / name).read_bytes() == data, name
     assert "corrupt block" not in cluster.log("storage-1")
+    done = run(FUSEFS, "fsck", cluster.config)
+    assert "blocks referenced" in done.stdout
+    for segment in (cluster.directory / "storage-1" / "segments").glob("*.seg"):
+        cluster.kill(*[pid for name, pid in cluster.server_pids().items() if name == "storage-1"])
+        segment.unlink()
+    run(FUSEFS, "up", cluster.directory, "--only", "storage-1", "--detach")
+
+    def findings() -> bool:
+        again = run(FUSEFS, "fsck", cluster.config, "--json", check=False)
+        return again.returncode == 3 and bool(json.loads(again.stdout)["lost"])
+
+    wait_for(findings, 30, "fsck to miss what was wiped")

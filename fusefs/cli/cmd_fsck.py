@@ -1,0 +1,165 @@
+"""``fusefs fsck``: is every referenced block where it must be, and nothing else? It changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from fusefs.cli.layout import config_path_of
+from fusefs.cli.leading import Ask, asking_leader
+from fusefs.cli.options import client_keys, key_option, output_of, with_json
+from fusefs.cli.output import Progress, count
+from fusefs.client.placement import group_of
+from metadata.api import ClusterMap, GetClusterMap, ListReferences, References, ServerRecord
+from node.host.cluster import ClusterConfig, load_cluster
+from node.host.exitcodes import Exit
+from node.host.keys import client_security
+from node.rpc.client import Connection
+from node.rpc.context import Transport
+from node.rpc.security import CurveKeys
+from storage.api import CATALOGUE, ListBlocks, ListBlocksReply, StoredBlock
+
+PAGE_BLOCKS = 4096
+CALL_TIMEOUT_S = 30.0
+WINDOW_EPOCHS = 3  # a block that nobody references is a candidate, or young, for so long
+LIVE = 1
+SHOWN_MAX = 20
+LAST = b"\xff" * 32
+
+AskServer = Callable[[ListBlocks], Awaitable[ListBlocksReply]]
+
+
+@dataclass(slots=True)
+class Audit:
+    """What one pass found. Each finding was looked at twice."""
+
+    blocks: int = 0
+    copies: int = 0
+    lost: list[bytes] = field(default_factory=list)  # referenced, and nowhere
+    short: list[bytes] = field(default_factory=list)  # referenced, on fewer servers than its group has
+    unreferenced: list[bytes] = field(default_factory=list)  # stored, old, and the volume does not know it
+
+    @property
+    def clean(self) -> bool:
+        return not (self.lost or self.short or self.unreferenced)
+
+
+@click.command()
+@click.argument("cluster", type=click.Path())
+@key_option
+@with_json
+@click.pass_context
+def fsck(context: click.Context, cluster: str, key: Path | None) -> None:
+    """Compare what the files of CLUSTER reference with what its chunk servers store. Reads names, no data.
+
+    Exit code 3 when something is missing or left over. All chunk servers must answer.
+    """
+    path = config_path_of(cluster)
+    config = load_cluster(path)
+    with Progress("comparing blocks"):
+        audit = trio.run(run_audit, config, client_keys(config, path, key))
+    output = output_of(context)
+    found = {"lost": audit.lost, "short": audit.short, "unreferenced": audit.unreferenced}
+    names = {what: [block.hex() for block in blocks] for what, blocks in found.items()}
+    output.document({"clean": audit.clean, "blocks": audit.blocks, "copies": audit.copies, **names})
+    output.line(f"{count(audit.blocks, 'block')} referenced, {audit.copies} copies stored")
+    for what, blocks in names.items():
+        if blocks:
+            more = f" and {len(blocks) - SHOWN_MAX} more" if len(blocks) > SHOWN_MAX else ""
+            output.line(f"{what}: {', '.join(blocks[:SHOWN_MAX])}{more}")
+    context.exit(Exit.OK if audit.clean else Exit.FINDINGS)
+
+
+async def run_audit(config: ClusterConfig, keys: CurveKeys | None) -> Audit:
+    """Connect to everybody and compare. Raises FsError where somebody does not answer."""
+    async with asking_leader(config, keys) as ask, Transport() as transport, trio.open_nursery() as nursery:
+        cluster: ClusterMap = await ask(GetClusterMap(), CALL_TIMEOUT_S)
+        public_keys = {server.address: server.public_key for server in config.servers}
+        servers: dict[int, AskServer] = {}
+        for record in cluster.servers:
+            if record.state != "out":
+                connection = _connect(transport, config, keys, record, public_keys.get(record.address, ""))
+                await nursery.start(connection.run)
+                servers[record.server] = _asking(connection)
+        audit = await compare(cluster, ask, servers)
+        nursery.cancel_scope.cancel()
+    return audit
+
+
+def _connect(
+    transport: Transport, config: ClusterConfig, keys: CurveKeys | None, record: ServerRecord, public_key: str
+) -> Connection:
+    security = client_security(config, keys, public_key)
+    return Connection(transport, record.address, CATALOGUE, cluster_id=config.cluster_id_bytes, security=security)
+
+
+def _asking(connection: Connection) -> AskServer:
+    async def ask(request: ListBlocks) -> ListBlocksReply:
+        reply: ListBlocksReply = (await connection.call(request, timeout_s=CALL_TIMEOUT_S)).body
+        return reply
+
+    return ask
+
+
+async def compare(cluster: ClusterMap, ask: Ask, servers: dict[int, AskServer]) -> Audit:
+    """Walk all names in order, a page at a time; then look again at whatever seemed wrong."""
+    audit = Audit()
+    doubtful: list[bytes] = []
+    after = b""
+    while True:
+        page: References = await ask(ListReferences(after, PAGE_BLOCKS), CALL_TIMEOUT_S)
+        until = page.blocks[-1][0] if page.more else LAST
+        known = dict(page.blocks)
+        stored = {server: await _between(one, after, until) for server, one in servers.items()}
+        audit.blocks += sum(references > 0 for references in known.values())
+        audit.copies += sum(block.state == LIVE for blocks in stored.values() for block in blocks.values())
+        doubtful += _judge(cluster, known, stored, page.gc_epoch, Audit())
+        if not page.more:
+            break
+        after = until
+    for block in doubtful:
+        before = (int.from_bytes(block, "big") - 1).to_bytes(len(block), "big")
+        stored = {server: await _between(one, before, block) for server, one in servers.items()}
+        page = await ask(ListReferences(before, 1), CALL_TIMEOUT_S)
+        known = {name: references for name, references in page.blocks if name == block}
+        _judge(cluster, known, stored, page.gc_epoch, audit)
+    return audit
+
+
+async def _between(ask: AskServer, after: bytes, until: bytes) -> dict[bytes, StoredBlock]:
+    """Everything that a server has in (after, until]."""
+    found: dict[bytes, StoredBlock] = {}
+    while True:
+        reply = await ask(ListBlocks(after, PAGE_BLOCKS))
+        for block in reply.blocks:
+            if block.block > until:
+                return found
+            found[block.block] = block
+        if not reply.more:
+            return found
+        after = reply.blocks[-1].block
+
+
+def _judge(
+    cluster: ClusterMap, known: dict[bytes, int], stored: dict[int, dict[bytes, StoredBlock]], epoch: int, into: Audit
+) -> list[bytes]:
+    """Add what is wrong to ``into``; return the blocks that it is about."""
+    wrong: dict[bytes, Any] = {}
+    for block, references in known.items():
+        row = cluster.table[group_of(block, len(cluster.table))] if cluster.table else ()
+        holders = [s for s in stored if block in stored[s] and stored[s][block].state == LIVE]
+        if references and len([server for server in row if server in holders]) < len(row):
+            wrong[block] = None
+            (into.short if holders else into.lost).append(block)
+    for blocks in stored.values():
+        for name, found in blocks.items():
+            left = name not in known and found.state == LIVE and found.epoch < epoch - WINDOW_EPOCHS + 1
+            if left and name not in wrong:
+                wrong[name] = None
+                into.unreferenced.append(name)
+    return list(wrong)
