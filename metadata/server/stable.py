@@ -81,7 +81,7 @@ class Stable:
             self.store.sync()
 
     def install(self, meta: SnapshotMeta, loaded: int) -> None:
-        """Switch to a snapshot that the engine has loaded: the state durably, the log behind it with the next ``append``
+        """Switch to a snapshot that the engine has loaded: the state durably, the log behind it with the next append
         that syncs, which may meet a full disk and be repeated. A crash between them is completed at the next start."""
         self.engine.switch(loaded)
         self._committed = state = meta_of(self.engine, self.store)

@@ -56,8 +56,14 @@ def test_the_shape_and_a_healthy_cluster() -> None:
     assert report_of(CONFIG, healthy()) == {
         "health": "healthy",
         "members": [
-            {"name": "metadata-1", "address": "ipc:///m1", "role": "leader", "term": 4, "commit": 9, "applied": 8, "lag": 1},
-            {"name": "metadata-2", "address": "ipc:///m2", "role": "follower", "term": 4, "commit": 9, "applied": 8, "lag": 1},
+            {
+                "name": "metadata-1", "address": "ipc:///m1", "role": "leader",
+                "term": 4, "commit": 9, "applied": 8, "lag": 1,
+            },
+            {
+                "name": "metadata-2", "address": "ipc:///m2", "role": "follower",
+                "term": 4, "commit": 9, "applied": 8, "lag": 1,
+            },
         ],
         "servers": [
             {"name": f"storage-{i}", "address": f"ipc:///s{i}", "state": "serving", "used_bytes": 11,
