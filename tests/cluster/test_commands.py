@@ -395,7 +395,8 @@ def test_status_for_people_and_scripts(running: Cluster) -> None:
     assert set(status) == {"health", "members", "servers", "volume", "sessions"}
     assert status["health"] == "healthy"
     (member,) = status["members"]
-    assert set(member) == {"name", "address", "role", "term", "commit", "applied"} and member["role"] == "leader"
+    named = {"name", "address", "role", "term", "commit", "applied", "lag"}
+    assert set(member) == named and member["role"] == "leader"
     (server,) = status["servers"]
     assert set(server) == {"name", "address", "state", "used_bytes", "capacity_bytes", "blocks"}
     assert set(status["volume"]) == {"files", "bytes", "stored_bytes", "replicas", "under_replicated_blocks"}
