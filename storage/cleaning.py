@@ -48,6 +48,7 @@ class Cleaner:
         self._clock = clock
         self._left_alone: set[int] = set()  # segments with entries that no record leads to
         self._looked_at: object = None  # how things were when there was nothing to compact
+        self._stuck = False  # space is short, and the garbage there is lies behind deletions still in quarantine
         self._moving: tuple[int, Iterator[tuple[int, Record]]] = (0, iter(()))
         self._totals = dict.fromkeys(("purged", "moved", "moved_bytes", "compacted", "freed_bytes"), 0)
 
@@ -56,9 +57,9 @@ class Cleaner:
 
         Raises FatalDiskError and OSError where the disk is broken; a full one only stops the compaction.
         """
-        purged = self._purge()
+        was_stuck, purged = self._stuck, self._purge()
         try:
-            return self._compact() or purged
+            return self._compact() or purged or int(self._stuck and not was_stuck)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -80,13 +81,16 @@ class Cleaner:
         place = settle(self._segments, journal.at.purged, end)
         young_s = self._clock() - store.options.quarantine_s
         held_bytes = store.stored_bytes + store.quarantined_bytes
+        enough_bytes = STORE_PRESSURE * self._capacity
+        if self._stuck:
+            enough_bytes = min(enough_bytes, held_bytes - min(COMPACTION_STEP_BYTES, store.options.segment_bytes))
         over: list[tuple[bytes, Entry]] = []
         for seen, (record, behind) in enumerate(walk(self._segments, place, end)):
             if len(over) == _PURGE_MAX or seen == _WALK_RECORDS_MAX:
                 break
             entry = journal.catalog.get(record.block) if record.kind == Kind.DELETE else None
             if entry is not None and entry.state == State.QUARANTINED and entry.time_s == record.time_s:
-                if record.time_s > young_s and not self._pressed(held_bytes):
+                if record.time_s > young_s and held_bytes <= enough_bytes:
                     break
                 over.append((record.block, entry))
                 held_bytes -= RECORD_HEADER_BYTES + entry.stored
@@ -132,13 +136,15 @@ class Cleaner:
         seen = pressed, segments.used_bytes, usage.live_bytes, usage.quarantined_bytes, places
         if seen == self._looked_at:
             return 0  # there may be very many segments
+        self._stuck = False
         least = COMPACTION_DEAD_PRESSED if pressed else COMPACTION_DEAD
         if segments.length(segments.active) >= min(_ROLL_BYTES_MIN, self._store.options.segment_bytes // 2):
             if self._dead_share(segments.active) >= least:
                 with journal.writing:
                     journal.roll()
         end = journal.end()
-        bound = min(settle(segments, journal.at.purged, end)[0], settle(segments, journal.at.confirmed, end)[0])
+        purged, confirmed = settle(segments, journal.at.purged, end), settle(segments, journal.at.confirmed, end)
+        bound = min(purged[0], confirmed[0])
         able = [
             (self._dead_share(number), number)
             for number in segments.numbers
@@ -147,6 +153,7 @@ class Cleaner:
         share, number = max(able, default=(0.0, 0))
         if share < least:
             self._looked_at = seen
+            self._stuck = pressed and purged < confirmed
             return 0
         return number
 

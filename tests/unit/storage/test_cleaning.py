@@ -104,6 +104,24 @@ def test_quarantine_yields_under_pressure_oldest_first() -> None:
     assert [read(store, name) for name in names[60:]] == [plain(seed + 1, SIZE) for seed in range(60, 110)]
 
 
+def test_quarantine_yields_to_garbage_behind_it() -> None:
+    """Garbage after the oldest deletion in quarantine cannot be compacted before that is over."""
+    store = open_store(FaultDisk(), quarantine_s=3600, capacity_bytes=260_000, segment_bytes=20_000)
+    cleaner, clock = cleaner_of(store)
+    clock.now_s = store._clock()
+    names = fill(store, 30)
+    assert not any(commit(store, *[delete(name, 1) for name in names[:20]]))
+    epoch = 2
+    while store.used_bytes < 0.95 * 260_000:
+        commit(store, touch(names[25], epoch))
+        epoch += 1
+    assert store.stored_bytes + store.quarantined_bytes < 0.5 * 260_000
+    clean(store, cleaner)
+    assert store.used_bytes <= 0.85 * 260_000
+    assert [read(store, name) for name in names[20:]] == [plain(seed + 1, SIZE) for seed in range(20, 30)]
+    assert fill(store, 10, first=5000)
+
+
 def test_deletion_works_on_a_full_store_and_makes_room() -> None:
     disk = FaultDisk(700_000)
     store = open_store(disk, quarantine_s=3600, reserve_bytes=100_000, segment_bytes=40_000)
