@@ -172,6 +172,9 @@ class Lesson:
         self._ticket = change.ticket
         # Success without an inode changed: it answers a repetition, and the results are from long ago
         repeated = not reply.touched and not all(isinstance(result, api.Failed) for result in reply.results)
+        # Asked before the end of the change bars what was sent before it: of what it made, its answer is the first word
+        made = [result.attr.ino for result in reply.results if isinstance(result, api.Made) and not result.existed]
+        self._new = {ino for ino in made if leases.fresh(self._ticket, ino)}
         self._newest = leases.end(change, reply.touched, trusted=not repeated)
         self._granted = granted and not repeated
         self._before = {name: self._known(*name) for name in change.names}
@@ -213,7 +216,7 @@ class Lesson:
         attr = made.attr
         self._attr(made.parent)
         self._name(op.parent, op.name, attr.ino)
-        if made.existed or not self._granted or not self._leases.fresh(self._ticket, attr.ino):
+        if made.existed or not self._granted or attr.ino not in self._new:
             return
         facts = self._facts
         facts.put_attr(attr)
