@@ -10,12 +10,13 @@ Symbolic links stand for files with content, because they come into being whole.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,54 +118,37 @@ def _link(source: Path, target: Path) -> str:
 
 def register(record: Recorder, top: Path, rng: random.Random, until: float, process: int) -> None:
     """A few files whose whole content is one number: write and fsync, read."""
-    serial = process * 1_000_000
-    step = 0
-    while time.monotonic() < until:
-        number = step // OPERATIONS_PER_DIRECTORY
-        step += 1
-        path = top / f"register{number}"
-        obj = f"register/{number}"
+    for path, obj, value in _files("register", top, until, process):
         if rng.random() < 0.5:
-            serial += 1
-            value = serial
-            record.do(obj, ("write", value), _write, path, b"%015d\n" % value)
+            record.do(obj, ("write", value), _put, path, 0, value)
         else:
             record.do(obj, ("read",), _value, path)
         time.sleep(rng.uniform(0, 0.02))
 
 
-def _write(path: Path, data: bytes) -> str:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-    try:
-        os.pwrite(fd, data, 0)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    return "ok"
-
-
 def log(record: Recorder, top: Path, rng: random.Random, until: float, process: int) -> None:
     """Appends with fsync to files that both mounts append to, and reads of the whole."""
-    serial = process * 1_000_000
-    step = 0
-    while time.monotonic() < until:
-        number = step // OPERATIONS_PER_DIRECTORY
-        step += 1
-        path = top / f"log{number}"
-        obj = f"log/{number}"
+    for path, obj, value in _files("log", top, until, process):
         if rng.random() < 0.6:
-            serial += 1
-            value = serial
-            record.do(obj, ("append", value), _append, path, b"%015d\n" % value)
+            record.do(obj, ("append", value), _put, path, os.O_APPEND, value)
         else:
             record.do(obj, ("read",), _values, path)
         time.sleep(rng.uniform(0, 0.02))
 
 
-def _append(path: Path, data: bytes) -> str:
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+def _files(kind: str, top: Path, until: float, process: int) -> Iterator[tuple[Path, str, int]]:
+    """Yield a file to work on, the name of its history, and a value that nobody has written."""
+    for step in itertools.count():
+        if time.monotonic() >= until:
+            return
+        number = step // OPERATIONS_PER_DIRECTORY
+        yield top / f"{kind}{number}", f"{kind}/{number}", process * 1_000_000 + step + 1
+
+
+def _put(path: Path, flags: int, value: int) -> str:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o644)
     try:
-        os.write(fd, data)
+        os.write(fd, b"%015d\n" % value)
         os.fsync(fd)
     finally:
         os.close(fd)
