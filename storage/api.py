@@ -6,7 +6,7 @@ A block is immutable bytes named by the BLAKE3 of its plaintext. It travels and 
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Union
 
 import msgspec
 
@@ -19,11 +19,12 @@ from storage.block import verify as verify_block
 
 __all__ = [
     "decode_block", "encode_block", "name_block", "partial_block", "verify_block",
-    "BlockInfo", "BlockRange", "CATALOGUE", "Delete", "DeleteReply", "FORMAT_VERSION", "Get", "GetReply",
-    "GetServerStatus", "Heartbeat", "HeartbeatReply", "ListBlocks", "ListBlocksReply", "ListUnconfirmed",
-    "METADATA_FOR_SERVERS", "MemberAddress", "Put", "PutReply", "StoredBlock",
-    "ServerAddress", "ServerStatus",
-    "Touch", "TouchReply", "Unconfirmed",
+    "BlockInfo", "BlockRange", "CATALOGUE", "Delete", "DeleteReply", "DropGroup", "DropReport", "FORMAT_VERSION",
+    "FindBlocks", "FindBlocksReply", "Get", "GetReply", "GetServerStatus", "GroupBlock", "GroupBlocks", "GroupDigest",
+    "GroupDigests", "GroupDigestsReply", "GroupReport", "Heartbeat", "HeartbeatReply", "ListBlocks", "ListBlocksReply",
+    "ListGroup", "ListUnconfirmed", "METADATA_FOR_SERVERS", "MemberAddress", "Order", "Put", "PutReply", "Report",
+    "Scrub", "ScrubReport", "ServerAddress", "ServerStatus", "StoredBlock", "SyncGroup", "Touch", "TouchReply",
+    "Unconfirmed",
 ]
 
 FORMAT_VERSION = 1
@@ -128,7 +129,8 @@ class Unconfirmed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ListBlocks(msgspec.Struct, frozen=True, array_like=True):
-    """List the blocks here with names above ``after``, in order. For auditors; what is put meanwhile may lack."""
+    """List the blocks that the store lists behind ``after`` (empty: from the start). For auditors; what is put meanwhile
+    may lack. The order is the store's own."""
 
     after: bytes
     limit: int
@@ -142,6 +144,71 @@ class StoredBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 class ListBlocksReply(msgspec.Struct, frozen=True, array_like=True):
     blocks: tuple[StoredBlock, ...]
+    more: bool
+
+
+class FindBlocks(msgspec.Struct, frozen=True, array_like=True):
+    """Ask about these blocks."""
+
+    blocks: tuple[bytes, ...]
+
+
+class FindBlocksReply(msgspec.Struct, frozen=True, array_like=True):
+    """Those of them that are here, in whatever state, in the order asked."""
+
+    blocks: tuple[StoredBlock, ...]
+
+
+# -- groups: a group g of a table of ``groups`` rows (a power of two) holds the blocks whose first eight bytes, read as a
+# -- big-endian number, are g modulo ``groups``. The length of the table travels in every message.
+
+
+class GroupDigests(msgspec.Struct, frozen=True, array_like=True):
+    """Ask what is here of some groups, without a scan. At most GROUP_DIGESTS_MAX at once."""
+
+    groups: int
+    wanted: tuple[int, ...]
+
+
+class GroupDigest(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a server has of a group: the blocks that live, none in quarantine, none known to be damaged.
+
+    Two servers have the same blocks where ``blocks`` and ``digest`` are equal, and have them with the same touch epochs
+    where ``touches`` is equal as well.
+    """
+
+    group: int
+    blocks: int
+    stored_bytes: int  # as they rest, records' headers not counted
+    digest: bytes  # 16 bytes: of the names, in whatever order
+    touches: int  # 64 bits: of the names with their touch epochs
+
+
+class GroupDigestsReply(msgspec.Struct, frozen=True, array_like=True):
+    """One for each group wanted, in that order."""
+
+    digests: tuple[GroupDigest, ...]
+
+
+class ListGroup(msgspec.Struct, frozen=True, array_like=True):
+    """List the blocks of a group that live here, behind ``after`` (empty: from the start) in the order that every server
+    lists in (``storage.order.key_of``). All that were here when the request came and still are when the reply goes."""
+
+    groups: int
+    group: int
+    after: bytes
+    limit: int
+
+
+class GroupBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    block: bytes
+    epoch: int  # of the last touch
+    length: int  # of the plaintext
+    stored: int  # length encoded
+
+
+class GroupBlocks(msgspec.Struct, frozen=True, array_like=True):
+    blocks: tuple[GroupBlock, ...]
     more: bool
 
 
@@ -168,12 +235,99 @@ class ServerStatus(msgspec.Struct, frozen=True, array_like=True):
     unconfirmed_bytes: int = 0  # as Unconfirmed.left_bytes
 
 
+# -- orders to a chunk server, in replies to its heartbeats, and its reports, in heartbeats
+
+
+class SyncGroup(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Have every block of the group that any of ``sources`` has, with the highest touch epoch among them (rule 16).
+
+    Repeat it until the report says ``complete``; another ``order`` number has the work done anew (after damage, say).
+    An order of an older ``pg_epoch`` than one known for the group is ignored. ``sources`` may name the server itself.
+    """
+
+    order: int
+    group: int
+    groups: int
+    pg_epoch: int
+    sources: tuple[int, ...]
+
+
+class DropGroup(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The server is not in the group's row since ``pg_epoch``: its blocks of the group go to quarantine.
+
+    Ignored where a SyncGroup of the same or a later epoch is known. Reported by DropReport.
+    """
+
+    order: int
+    group: int
+    groups: int
+    pg_epoch: int
+
+
+class Scrub(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Scrub at this rate until told otherwise (or restarted); 0 means the usual one.
+
+    With ``restart`` the pass begins anew, once for each ``order`` number."""
+
+    order: int
+    bytes_per_s: int = 0
+    restart: bool = False
+
+
+Order = Union[SyncGroup, DropGroup, Scrub]
+
+
+class GroupReport(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """How far a SyncGroup is. ``complete``: every source answered after the order came, and every block that they listed
+    is durable here, with the highest touch epoch that they listed. Then ``missing`` is 0."""
+
+    order: int
+    group: int
+    groups: int
+    pg_epoch: int
+    complete: bool
+    missing: int  # blocks known to lack
+    missing_bytes: int
+    pulled: int  # blocks stored for this order so far
+    blocks: int  # what is here now, as in GroupDigest
+    stored_bytes: int
+    digest: bytes
+    touches: int
+    failed: tuple[int, ...] = ()  # sources that did not answer when last asked
+
+
+class DropReport(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """``left`` blocks of the group are not yet in quarantine; 0: done."""
+
+    order: int
+    group: int
+    groups: int
+    pg_epoch: int
+    left: int
+
+
+class ScrubReport(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """The pass under way. Passes are counted through restarts of the server."""
+
+    order: int  # the last Scrub order that was taken, 0 for none since the start
+    number: int  # of the pass, from 1
+    done_bytes: int
+    total_bytes: int
+    damaged: int  # blocks found damaged in this pass
+    passes: int  # finished so far
+    bytes_per_s: int
+
+
+Report = Union[GroupReport, DropReport, ScrubReport]
+
+
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
     """Chunk server to metadata leader, every few seconds. Registers the server when it is new."""
 
     status: ServerStatus
     bad_blocks: tuple[bytes, ...] = ()  # found damaged since the last acknowledged heartbeat
     pg_epoch: int = 0  # of the server list that this server knows
+    reports: tuple[Report, ...] = ()  # what changed since the last acknowledged heartbeat, at most REPORTS_MAX
 
 
 class ServerAddress(msgspec.Struct, frozen=True, array_like=True):
@@ -202,6 +356,7 @@ class HeartbeatReply(msgspec.Struct, frozen=True, array_like=True):
     clients: Optional[tuple[str, ...]] = None  # reserved: allow-list difference
     servers: Optional[tuple[ServerAddress, ...]] = None  # all of them; None: unchanged since Heartbeat.pg_epoch
     members: tuple[MemberAddress, ...] = ()  # all of the metadata service, where ``servers`` is told
+    orders: tuple[Order, ...] = ()  # at most ORDERS_MAX; the others come with later replies
 
 
 CATALOGUE = Catalogue(
@@ -214,6 +369,9 @@ CATALOGUE = Catalogue(
         Method(0x104, GetServerStatus, ServerStatus),
         Method(0x108, ListUnconfirmed, Unconfirmed),
         Method(0x109, ListBlocks, ListBlocksReply),
+        Method(0x10A, FindBlocks, FindBlocksReply),
+        Method(0x10B, GroupDigests, GroupDigestsReply),
+        Method(0x10C, ListGroup, GroupBlocks),
     ],
 )
 
