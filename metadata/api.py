@@ -405,6 +405,12 @@ class ListReferences(msgspec.Struct, frozen=True, array_like=True):
     limit: int
 
 
+class FindReferences(msgspec.Struct, frozen=True, array_like=True):
+    """Ask which of these blocks the volume knows; for auditors. The reply names those."""
+
+    blocks: tuple[bytes, ...]
+
+
 class References(msgspec.Struct, frozen=True, array_like=True):
     """(block, how many extents name it); 0 for a candidate for collection."""
 
@@ -429,5 +435,6 @@ CATALOGUE = Catalogue(
         Method(0x20A, ChangeMembers, ChangeMembersReply),
         Method(0x220, CollectGarbage, GarbageReply),
         Method(0x221, ListReferences, References),
+        Method(0x222, FindReferences, References),
     ],
 )

@@ -16,9 +16,10 @@ from storage.block import encode as encode_block
 from storage.block import name as name_block
 from storage.block import partial as partial_block
 from storage.block import verify as verify_block
+from storage.order import key_of as order_key
 
 __all__ = [
-    "decode_block", "encode_block", "name_block", "partial_block", "verify_block",
+    "decode_block", "encode_block", "name_block", "order_key", "partial_block", "verify_block",
     "BlockInfo", "BlockRange", "CATALOGUE", "Delete", "DeleteReply", "DropGroup", "DropReport", "FORMAT_VERSION",
     "FindBlocks", "FindBlocksReply", "Get", "GetReply", "GetServerStatus", "GroupBlock", "GroupBlocks", "GroupDigest",
     "GroupDigests", "GroupDigestsReply", "GroupReport", "Heartbeat", "HeartbeatReply", "ListBlocks", "ListBlocksReply",
@@ -129,8 +130,8 @@ class Unconfirmed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ListBlocks(msgspec.Struct, frozen=True, array_like=True):
-    """List the blocks that the store lists behind ``after`` (empty: from the start). For auditors; what is put meanwhile
-    may lack. The order is the store's own."""
+    """List all blocks that the store lists behind ``after`` (empty: from the start). For auditors; what is put
+    meanwhile may lack. The order is the store's own."""
 
     after: bytes
     limit: int
@@ -159,7 +160,7 @@ class FindBlocksReply(msgspec.Struct, frozen=True, array_like=True):
     blocks: tuple[StoredBlock, ...]
 
 
-# -- groups: a group g of a table of ``groups`` rows (a power of two) holds the blocks whose first eight bytes, read as a
+# -- groups: group g of a table of ``groups`` rows (a power of two) holds the blocks whose first eight bytes, read as a
 # -- big-endian number, are g modulo ``groups``. The length of the table travels in every message.
 
 
@@ -191,8 +192,8 @@ class GroupDigestsReply(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ListGroup(msgspec.Struct, frozen=True, array_like=True):
-    """List the blocks of a group that live here, behind ``after`` (empty: from the start) in the order that every server
-    lists in (``storage.order.key_of``). All that were here when the request came and still are when the reply goes."""
+    """List the blocks of a group that live here, behind ``after`` (empty: from the start), ordered by ``order_key``.
+    All that were here when the request came and still are when the reply goes."""
 
     groups: int
     group: int
@@ -278,8 +279,8 @@ Order = Union[SyncGroup, DropGroup, Scrub]
 
 
 class GroupReport(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """How far a SyncGroup is. ``complete``: every source answered after the order came, and every block that they listed
-    is durable here, with the highest touch epoch that they listed. Then ``missing`` is 0."""
+    """How far a SyncGroup is. ``complete``: every source answered after the order came, and every block that they
+    listed is durable here, with the highest touch epoch that they listed. Then ``missing`` is 0."""
 
     order: int
     group: int

@@ -13,7 +13,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn, Optional, Protocol
+from typing import Any, NoReturn, Optional, Protocol
 
 import lmdb
 import msgspec
@@ -22,10 +22,13 @@ from msgspec.structs import replace
 from node.host.disk import FatalDiskError
 from node.wire.limits import CATALOG_MAP_BYTES
 from storage.entry import Entry, State, Usage, counts, unpack_entry
+from storage.order import BUCKETS, bucket_of, key_of
+from storage.tally import Row, Tally, add_row, delta
 
 __all__ = ["Catalog", "Entry", "LmdbCatalog", "MemoryCatalog", "State", "Summary", "counts"]
 
-VERSION = 2
+VERSION = 3
+EVERYTHING = range(BUCKETS)
 _STEP_ENTRIES = 4096
 
 _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError, struct.error)
@@ -80,8 +83,13 @@ class Catalog(Protocol):
     def clear(self) -> None:
         """Forget everything, durably."""
 
-    def scan(self, after: bytes = b"") -> Iterator[tuple[bytes, Entry]]:
-        """Walk the flushed entries with names above ``after`` in the order of names, as they were at the start."""
+    def scan(self, after: bytes = b"", buckets: range = EVERYTHING) -> Iterator[tuple[bytes, Entry]]:
+        """Walk the entries behind the name ``after`` in the order of ``storage.order``, in these buckets only.
+
+        As they were at the start; any of what is set meanwhile may be among them. Any thread."""
+
+    def tally(self) -> Tally:
+        """Return what the entries add up to. Right after opening or ``clear``, before anything is set."""
 
     def close(self) -> None:
         """Release what is held; nothing is flushed."""
@@ -125,8 +133,17 @@ class MemoryCatalog:
         self._changed.clear()
         self._frozen, self._durable = None, (Summary(), {})
 
-    def scan(self, after: bytes = b"") -> Iterator[tuple[bytes, Entry]]:
-        return iter(sorted((block, entry) for block, entry in self._durable[1].items() if block > after))
+    def scan(self, after: bytes = b"", buckets: range = EVERYTHING) -> Iterator[tuple[bytes, Entry]]:
+        found = sorted((key_of(block), entry) for block, entry in self._now.copy().items())
+        return iter([
+            (key_of(key), entry) for key, entry in found if bucket_of(key) in buckets and key > key_of(after)
+        ])
+
+    def tally(self) -> Tally:
+        tally = Tally()
+        for block, entry in self._now.items():
+            tally.change(block, bucket_of(key_of(block)), None, entry)
+        return tally
 
     def close(self) -> None:
         """Nothing is held."""
@@ -150,6 +167,7 @@ class LmdbCatalog:
         self._flushing = threading.Lock()
         # An update is in _new, then in _old while it is being committed, then in LMDB. A reader looks in this order,
         # and each step fills the next place before it empties the last: so it finds every update somewhere.
+        # By key (storage.order), here and there.
         self._new: dict[bytes, Optional[bytes]] = {}
         self._old: dict[bytes, Optional[bytes]] = {}
         self._frozen: Optional[Summary] = None
@@ -162,7 +180,7 @@ class LmdbCatalog:
     def _open(self) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # LMDB would give it the mode of a file
         self._environment = lmdb.open(
-            str(self._directory), map_size=self._map_bytes, max_dbs=2, max_spare_txns=4, mode=0o600, meminit=False,
+            str(self._directory), map_size=self._map_bytes, max_dbs=3, max_spare_txns=4, mode=0o600, meminit=False,
         )
         try:
             length = (self._directory / "data.mdb").stat().st_size
@@ -170,6 +188,7 @@ class LmdbCatalog:
                 raise lmdb.CorruptedError("cut off")  # reading the missing pages would end the process by SIGBUS
             self._blocks = self._environment.open_db(b"blocks")
             self._about = self._environment.open_db(b"about")
+            self._groups = self._environment.open_db(b"groups")
             with self._environment.begin() as transaction:
                 summary = transaction.get(b"summary", db=self._about)
             self._summary = msgspec.msgpack.decode(summary, type=Summary) if summary else Summary()
@@ -183,19 +202,20 @@ class LmdbCatalog:
         return self._summary
 
     def get(self, block: bytes) -> Optional[Entry]:
+        key = key_of(block)
         for updates in (self._new, self._old):
-            if block in updates:
-                value = updates[block]  # updates never leave the dictionary they are in
+            if key in updates:
+                value = updates[key]  # updates never leave the dictionary they are in
                 return unpack_entry(value) if value is not None else None
         try:
             with self._environment.begin() as transaction:
-                value = transaction.get(block, db=self._blocks)
+                value = transaction.get(key, db=self._blocks)
             return unpack_entry(value) if value is not None else None
         except _DAMAGE as error:
             self._distrust(error)
 
     def set(self, block: bytes, entry: Optional[Entry]) -> None:
-        self._new[block] = entry.pack() if entry is not None else None
+        self._new[key_of(block)] = entry.pack() if entry is not None else None
 
     def pending(self) -> int:
         return len(self._new)
@@ -221,27 +241,30 @@ class LmdbCatalog:
             self._old = {}
 
     def _write(self, order: list[bytes], summary: Summary) -> None:
-        """Commit the updates in the order of names and in steps, so that each step touches its own few pages.
+        """Commit the updates in the order of keys and in steps, so that each step touches its own few pages.
 
-        Names are random: one large transaction would copy nearly every page, and the file would be twice as long. After
+        Keys are random: one large transaction would copy nearly every page, and the file would be twice as long. After
         a crash in between, some entries are newer than the position: applying the records behind it once more changes
-        nothing, and the number of blocks and the usage are kept right for what is in.
+        nothing, and the number of blocks, the usage and the tally are kept right for what is in.
         """
         blocks, usage = self._summary.blocks, Usage(self._summary.usage)
         steps = len(order) > _STEP_ENTRIES
         for at in range(0, len(order), _STEP_ENTRIES):
             last = at + _STEP_ENTRIES >= len(order)
             with self._environment.begin(write=True) as transaction:
-                for block in order[at : at + _STEP_ENTRIES]:
-                    value = self._old[block]
-                    before = transaction.get(block, db=self._blocks)
+                for key in order[at : at + _STEP_ENTRIES]:
+                    value = self._old[key]
+                    before = transaction.get(key, db=self._blocks)
                     blocks += _counts(value) - _counts(before)
+                    old = unpack_entry(before) if before else None
+                    new = unpack_entry(value) if value else None
                     if steps:
-                        usage.change(unpack_entry(before) if before else None, unpack_entry(value) if value else None)
+                        usage.change(old, new)
+                    self._count(transaction, key, delta(key_of(key), old, new))
                     if value is None:
-                        transaction.delete(block, db=self._blocks)
+                        transaction.delete(key, db=self._blocks)
                     else:
-                        transaction.put(block, value, db=self._blocks)
+                        transaction.put(key, value, db=self._blocks)
                 reached = summary if last else replace(self._summary, blocks=blocks, usage=usage.snapshot())
                 transaction.put(b"summary", msgspec.msgpack.encode(reached), db=self._about)
             self._summary = reached
@@ -250,6 +273,11 @@ class LmdbCatalog:
                 transaction.put(b"summary", msgspec.msgpack.encode(summary), db=self._about)
             self._summary = summary
 
+    def _count(self, transaction: Any, key: bytes, change: Optional[Row]) -> None:
+        if change is not None:
+            row = transaction.get(key[:2], db=self._groups)
+            transaction.put(key[:2], add_row(row, change), db=self._groups)
+
     def clear(self) -> None:
         with self._flushing:
             self._environment.close()
@@ -257,12 +285,37 @@ class LmdbCatalog:
             self._new, self._old, self._frozen = {}, {}, None
             self._open()
 
-    def scan(self, after: bytes = b"") -> Iterator[tuple[bytes, Entry]]:
+    def scan(self, after: bytes = b"", buckets: range = EVERYTHING) -> Iterator[tuple[bytes, Entry]]:
+        low = max(buckets.start.to_bytes(2, "big"), key_of(after) + b"\0" if after else b"")
+        high = buckets.stop.to_bytes(3, "big")[1:] if buckets.stop < BUCKETS else None
+        updates = self._updates(low, high)  # before the transaction begins: what leaves them is in it
         with self._environment.begin(db=self._blocks) as transaction, transaction.cursor() as cursor:
-            found = cursor.set_range(after + b"\0") if after else cursor.first()
-            while found:
-                yield cursor.key(), unpack_entry(cursor.value())
+            found = cursor.set_range(low)
+            while found or updates:
+                key = cursor.key() if found else b""
+                if found and high is not None and key >= high:
+                    found = False
+                    continue
+                if updates and (not found or updates[-1][0] <= key):
+                    if found and updates[-1][0] == key:
+                        found = cursor.next()
+                    key, value = updates.pop()
+                    if value is not None:
+                        yield key_of(key), unpack_entry(value)
+                    continue
+                yield key_of(key), unpack_entry(cursor.value())
                 found = cursor.next()
+
+    def _updates(self, low: bytes, high: Optional[bytes]) -> list[tuple[bytes, Optional[bytes]]]:
+        """Return what is not yet in LMDB of a range of keys, falling."""
+        new, old = self._new.copy(), self._old  # in this order: nothing slips through while a flush begins
+        merged = {**old.copy(), **new}
+        within = [item for item in merged.items() if low <= item[0] and (high is None or item[0] < high)]
+        return sorted(within, key=lambda item: item[0], reverse=True)
+
+    def tally(self) -> Tally:
+        with self._environment.begin(db=self._groups) as transaction, transaction.cursor() as cursor:
+            return Tally((bucket_of(bytes(key)), value) for key, value in cursor)
 
     def close(self) -> None:
         self._environment.close()

@@ -15,7 +15,9 @@ from storage.entry import Entry, State, Usage, counts
 from storage.records import (
     FIRST_OF_GROUP, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Damage, Found, Kind, Record, scan
 )
+from storage.order import bucket_of, key_of
 from storage.segments import Segments, segment_name
+from storage.tally import Tally
 
 Place = tuple[int, int]  # segment, offset
 _CUT_NAMES_MAX = 8
@@ -33,6 +35,7 @@ class Position:
     epoch_max: int = 0
     epoch_floor: int = 0
     usage: Usage = field(default_factory=Usage)
+    tally: Tally = field(default_factory=Tally)
     confirmed: Place = (0, 0)  # the volume knows of what was put or touched before it
     purged: Place = (0, 0)  # deletions before it are out of quarantine
     removing: frozenset[int] = frozenset()  # segments that no entry needs any more
@@ -55,6 +58,7 @@ class Position:
         catalog.set(block, new)
         self.blocks += counts(new) - counts(old)
         self.usage.change(old, new)
+        self.tally.change(block, bucket_of(key_of(block)), old, new)
 
 
 def transition(entry: Optional[Entry], record: Record, segment: int, offset: int, good: bool = True) -> Optional[Entry]:
@@ -118,7 +122,7 @@ def recover(segments: Segments, catalog: Catalog, *, commit_entries: int) -> tup
             segments.remove(number)  # a crash came before this could be done
     at = Position(
         segments.active, SEGMENT_HEADER_BYTES, summary.blocks, summary.sequence, summary.epoch_max,
-        summary.epoch_floor, Usage(summary.usage), summary.confirmed, summary.purged,
+        summary.epoch_floor, Usage(summary.usage), catalog.tally(), summary.confirmed, summary.purged,
     )
     for number in segments.numbers:
         if number >= summary.segment:

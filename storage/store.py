@@ -24,11 +24,13 @@ from storage import block as blocks
 from storage.catalog import Catalog
 from storage.entry import Entry, State
 from storage.journal import Journal
+from storage.order import buckets_of
 from storage.records import (
     FIRST_OF_GROUP, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Kind, Record, payload_checksum
 )
 from storage.recover import Place, transition
 from storage.segments import Segments, segment_name
+from storage.tally import Sum
 from storage.walk import settle, walk
 
 EPOCH_MAX = (1 << 32) - 1
@@ -332,8 +334,24 @@ class BlockStore:
                 self._at.confirmed = place
 
     def listed(self, after: bytes, limit: int) -> list[tuple[bytes, Entry]]:
-        """Return what the committed catalog has of names above ``after``, in order."""
+        """Return the blocks behind ``after`` in the order of ``storage.order``, in whatever state."""
         return list(islice(self._catalog.scan(after), limit))
+
+    def find(self, block: bytes) -> Optional[Entry]:
+        """Return what is known of a block, None when it is not here."""
+        return self._catalog.get(block)
+
+    # -- groups
+
+    def group_sum(self, group: int, groups: int) -> Sum:
+        """Return what the blocks of a group add up to."""
+        with self.journal.index:
+            return self._at.tally.sum(buckets_of(group, groups))
+
+    def group_blocks(self, group: int, groups: int, after: bytes, limit: int) -> list[tuple[bytes, Entry]]:
+        """Return the blocks of a group that live, behind ``after`` in the order of ``storage.order``. Any thread."""
+        found = self._catalog.scan(after, buckets_of(group, groups))
+        return list(islice((item for item in found if item[1].state == State.LIVE), limit))
 
     # -- damage
 

@@ -27,6 +27,7 @@ def test_types() -> None:
     tool("mypy")
 
 
+@pytest.mark.timeout(300)
 def test_style() -> None:
     tool("flake8", *PACKAGES, "tests")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import trio
 
 from fusefs.cli.layout import config_path_of
@@ -15,23 +16,22 @@ from fusefs.cli.leading import Ask, asking_leader
 from fusefs.cli.options import client_keys, key_option, output_of, with_json
 from fusefs.cli.output import Progress, count
 from fusefs.client.placement import group_of
-from metadata.api import ClusterMap, GetClusterMap, ListReferences, References, ServerRecord
+from metadata.api import ClusterMap, FindReferences, GetClusterMap, ListReferences, References, ServerRecord
 from node.host.cluster import ClusterConfig, load_cluster
 from node.host.exitcodes import Exit
 from node.host.keys import client_security
 from node.rpc.client import Connection
 from node.rpc.context import Transport
 from node.rpc.security import CurveKeys
-from storage.api import CATALOGUE, ListBlocks, ListBlocksReply, StoredBlock
+from storage.api import CATALOGUE, FindBlocks, FindBlocksReply, ListBlocks, ListBlocksReply, StoredBlock
 
 PAGE_BLOCKS = 4096
 CALL_TIMEOUT_S = 30.0
 WINDOW_EPOCHS = 3  # a block that nobody references is a candidate, or young, for so long
 LIVE = 1
 SHOWN_MAX = 20
-LAST = b"\xff" * 32
 
-AskServer = Callable[[ListBlocks], Awaitable[ListBlocksReply]]
+AskServer = Callable[[msgspec.Struct], Awaitable[Any]]
 
 
 @dataclass(slots=True)
@@ -99,57 +99,59 @@ def _connect(
 
 
 def _asking(connection: Connection) -> AskServer:
-    async def ask(request: ListBlocks) -> ListBlocksReply:
-        reply: ListBlocksReply = (await connection.call(request, timeout_s=CALL_TIMEOUT_S)).body
-        return reply
+    async def ask(request: msgspec.Struct) -> Any:
+        return (await connection.call(request, timeout_s=CALL_TIMEOUT_S)).body
 
     return ask
 
 
 async def compare(cluster: ClusterMap, ask: Ask, servers: dict[int, AskServer]) -> Audit:
-    """Walk all names in order, a page at a time; then look again at whatever seemed wrong."""
+    """Look up every name that the volume knows on the servers, and every name that a server has in the volume, a page
+    at a time; then look again at whatever seemed wrong."""
     audit = Audit()
     doubtful: list[bytes] = []
     after = b""
-    while True:
+    more = True
+    while more:
         page: References = await ask(ListReferences(after, PAGE_BLOCKS), CALL_TIMEOUT_S)
-        until = page.blocks[-1][0] if page.more else LAST
-        known = dict(page.blocks)
-        stored = {server: await _between(one, after, until) for server, one in servers.items()}
-        audit.blocks += sum(references > 0 for references in known.values())
+        stored = await _stored([block for block, _ in page.blocks], servers)
+        audit.blocks += sum(references > 0 for _, references in page.blocks)
         audit.copies += sum(block.state == LIVE for blocks in stored.values() for block in blocks.values())
-        doubtful += _judge(cluster, known, stored, page.gc_epoch, Audit())
-        if not page.more:
-            break
-        after = until
-    for block in doubtful:
-        before = (int.from_bytes(block, "big") - 1).to_bytes(len(block), "big")
-        stored = {server: await _between(one, before, block) for server, one in servers.items()}
-        page = await ask(ListReferences(before, 1), CALL_TIMEOUT_S)
-        known = {name: references for name, references in page.blocks if name == block}
-        _judge(cluster, known, stored, page.gc_epoch, audit)
+        doubtful += _judge(cluster, page, stored, Audit())
+        more, after = page.more, page.blocks[-1][0] if page.blocks else after
+    for server, one in servers.items():
+        after, more = b"", True
+        while more:
+            listed: ListBlocksReply = await one(ListBlocks(after, PAGE_BLOCKS))
+            page = await ask(FindReferences(tuple(block.block for block in listed.blocks)), CALL_TIMEOUT_S)
+            unknown = {block.block: block for block in listed.blocks if block.block not in dict(page.blocks)}
+            audit.copies += sum(block.state == LIVE for block in unknown.values())
+            doubtful += _judge(cluster, References((), False, page.gc_epoch), {server: unknown}, Audit())
+            more, after = listed.more, listed.blocks[-1].block if listed.blocks else after
+    doubtful = sorted(set(doubtful))
+    for at in range(0, len(doubtful), PAGE_BLOCKS):
+        blocks = doubtful[at : at + PAGE_BLOCKS]
+        stored = await _stored(blocks, servers)
+        page = await ask(FindReferences(tuple(blocks)), CALL_TIMEOUT_S)
+        _judge(cluster, page, stored, audit)
     return audit
 
 
-async def _between(ask: AskServer, after: bytes, until: bytes) -> dict[bytes, StoredBlock]:
-    """Everything that a server has in (after, until]."""
-    found: dict[bytes, StoredBlock] = {}
-    while True:
-        reply = await ask(ListBlocks(after, PAGE_BLOCKS))
-        for block in reply.blocks:
-            if block.block > until:
-                return found
-            found[block.block] = block
-        if not reply.more:
-            return found
-        after = reply.blocks[-1].block
+async def _stored(blocks: Sequence[bytes], servers: dict[int, AskServer]) -> dict[int, dict[bytes, StoredBlock]]:
+    """What each server has of these blocks."""
+    found: dict[int, dict[bytes, StoredBlock]] = {}
+    for server, one in servers.items():
+        reply: FindBlocksReply = await one(FindBlocks(tuple(blocks)))
+        found[server] = {block.block: block for block in reply.blocks}
+    return found
 
 
 def _judge(
-    cluster: ClusterMap, known: dict[bytes, int], stored: dict[int, dict[bytes, StoredBlock]], epoch: int, into: Audit
+    cluster: ClusterMap, page: References, stored: dict[int, dict[bytes, StoredBlock]], into: Audit
 ) -> list[bytes]:
     """Add what is wrong to ``into``; return the blocks that it is about."""
     wrong: dict[bytes, Any] = {}
+    known = dict(page.blocks)
     for block, references in known.items():
         row = cluster.table[group_of(block, len(cluster.table))] if cluster.table else ()
         holders = [s for s in stored if block in stored[s] and stored[s][block].state == LIVE]
@@ -158,7 +160,7 @@ def _judge(
             (into.short if holders else into.lost).append(block)
     for blocks in stored.values():
         for name, found in blocks.items():
-            left = name not in known and found.state == LIVE and found.epoch < epoch - WINDOW_EPOCHS + 1
+            left = name not in known and found.state == LIVE and found.epoch < page.gc_epoch - WINDOW_EPOCHS + 1
             if left and name not in wrong:
                 wrong[name] = None
                 into.unreferenced.append(name)

@@ -24,6 +24,7 @@ from metadata.state.machine import Machine, Outcome
 from node.rpc.server import Call
 from node.wire.errors import Code, FsError
 from node.wire.limits import METADATA_WAITING_MAX, READ_QUERIES_MAX, RECLAIM_BLOCKS_MAX, SESSION_LEASE_S, SUBMIT_OPS_MAX
+from node.wire.types import BLOCK_ID_BYTES
 from storage.api import Heartbeat
 
 
@@ -69,6 +70,7 @@ class Service:
             api.ChangeMembers: change_members,
             api.CollectGarbage: collect_garbage or self.misdirected,
             api.ListReferences: self.list_references,
+            api.FindReferences: self.find_references,
         }
         assert self._handlers.keys() == api.CATALOGUE.by_request.keys()
 
@@ -201,6 +203,16 @@ class Service:
         found = self.machine.blocks(request.after, request.limit + 1)
         more = len(found) > request.limit
         call.reply(api.References(tuple(found[: request.limit]), more, self.machine.gc_epoch))
+
+    def find_references(self, call: Call) -> None:
+        request: api.FindReferences = call.request
+        if len(request.blocks) > RECLAIM_BLOCKS_MAX or any(len(block) != BLOCK_ID_BYTES for block in request.blocks):
+            raise FsError(Code.INVALID, f"{len(request.blocks)} names of blocks, or one of a wrong length")
+        self._read(call, self._answer_found_references)
+
+    def _answer_found_references(self, call: Call) -> None:
+        request: api.FindReferences = call.request
+        call.reply(api.References(tuple(self.machine.blocks_among(request.blocks)), False, self.machine.gc_epoch))
 
     # --- chunk servers, commands -----------------------------------------------------------------------------
 

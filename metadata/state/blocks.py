@@ -8,7 +8,7 @@ told to keep the block since deletes its copy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from struct import Struct
 
 from metadata.state import keys
@@ -38,6 +38,11 @@ class Blocks:
         """Return (block, count) of blocks named above ``after``, candidates with 0."""
         rows = self._tables.range(keys.count(after) + b"\0", keys.prefix_end(keys.COUNT), limit)
         return [(key[len(keys.COUNT) :], int(_COUNT.unpack_from(value)[0])) for key, value in rows]
+
+    def among(self, blocks: Iterable[bytes]) -> list[tuple[bytes, int]]:
+        """Return (block, count) of those of these blocks that are known, candidates with 0."""
+        rows = [(block, self._tables.get(keys.count(block))) for block in blocks]
+        return [(block, int(_COUNT.unpack_from(value)[0])) for block, value in rows if value is not None]
 
     def adjust(self, deltas: Mapping[bytes, int], epoch: int) -> None:
         """Add to the counts. A count below 0 would be a lost reference: AssertionError."""

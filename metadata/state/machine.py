@@ -12,7 +12,7 @@ end the process, and so does STATE_DIFFERS. Whatever a client can send is answer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import blake3
@@ -245,6 +245,10 @@ class Machine:
     def blocks(self, after: bytes, limit: int) -> list[tuple[bytes, int]]:
         """Every block that is known, with its references, in the order of names; at most ``limit`` above ``after``."""
         return self._shard.blocks.listed(after, limit)
+
+    def blocks_among(self, blocks: Iterable[bytes]) -> list[tuple[bytes, int]]:
+        """Those of these blocks that are known, each with its references."""
+        return self._shard.blocks.among(blocks)
 
     def candidates(self, epoch: int, after: tuple[int, bytes] = (0, b""), limit: int = 1024) -> list[tuple[int, bytes]]:
         """Unreferenced blocks since ``epoch`` or before as (epoch, block), in order, greater than ``after``."""

@@ -14,12 +14,13 @@ import trio
 
 from node.wire.errors import Code, FsError, ProtocolError
 from node.wire.limits import (
-    GET_BYTES_MAX, GET_RANGES_MAX, KIB, PIECE_BYTES, PUT_BLOCKS_MAX, PUT_BYTES_MAX, STORE_PENDING_BYTES_MAX,
-    UNCONFIRMED_MAX,
+    GET_BYTES_MAX, GET_RANGES_MAX, GROUP_DIGESTS_MAX, KIB, PIECE_BYTES, PUT_BLOCKS_MAX, PUT_BYTES_MAX,
+    STORE_PENDING_BYTES_MAX, UNCONFIRMED_MAX,
 )
 from node.wire.types import BLOCK_ID_BYTES
 from storage import api
 from storage.block import verify
+from storage.order import is_table_length
 from storage.records import Kind
 from storage.server.committer import Committer
 from storage.store import EPOCH_MAX, BlockStore, Operation
@@ -75,7 +76,8 @@ class Service:
         """Return the handlers by method number."""
         return {
             0x100: self.put, 0x101: self.touch, 0x102: self.get, 0x103: self.delete, 0x104: self.get_status,
-            0x108: self.list_unconfirmed, 0x109: self.list_blocks,
+            0x108: self.list_unconfirmed, 0x109: self.list_blocks, 0x10A: self.find_blocks, 0x10B: self.group_digests,
+            0x10C: self.list_group,
         }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -210,12 +212,54 @@ class Service:
         request: api.ListBlocks = call.request
 
         def look() -> list[api.StoredBlock]:
-            self._store.checkpoint()
             found = self._store.listed(request.after, request.limit + 1)
             return [api.StoredBlock(block, entry.epoch, entry.state) for block, entry in found]
 
         found = await trio.to_thread.run_sync(look, limiter=self._fetching)
         call.reply(api.ListBlocksReply(tuple(found[: request.limit]), len(found) > request.limit))
+
+    def find_blocks(self, call: Call) -> None:
+        """Say which of some blocks are here."""
+        request: api.FindBlocks = call.request
+        if len(request.blocks) > UNCONFIRMED_MAX or any(len(name) != BLOCK_ID_BYTES for name in request.blocks):
+            raise ProtocolError(f"{len(request.blocks)} block names, or one of a wrong length")
+        assert self._nursery is not None
+        self._nursery.start_soon(self._task, self._find_blocks, call)
+
+    async def _find_blocks(self, call: Call) -> None:
+        request: api.FindBlocks = call.request
+
+        def look() -> list[api.StoredBlock]:
+            found = [(block, self._store.find(block)) for block in request.blocks]
+            return [api.StoredBlock(block, entry.epoch, entry.state) for block, entry in found if entry is not None]
+
+        found = await trio.to_thread.run_sync(look, limiter=self._fetching)
+        call.reply(api.FindBlocksReply(tuple(found)))
+
+    def group_digests(self, call: Call) -> None:
+        """Say what groups add up to."""
+        request: api.GroupDigests = call.request
+        _check_groups(request.groups, request.wanted)
+        call.reply(api.GroupDigestsReply(tuple([digest_of(self._store, g, request.groups) for g in request.wanted])))
+
+    def list_group(self, call: Call) -> None:
+        """List what is here of a group."""
+        request: api.ListGroup = call.request
+        _check_groups(request.groups, (request.group,))
+        if not 0 < request.limit <= UNCONFIRMED_MAX or len(request.after) not in (0, BLOCK_ID_BYTES):
+            raise ProtocolError(f"a list of {request.limit} blocks after a name of {len(request.after)} bytes")
+        assert self._nursery is not None
+        self._nursery.start_soon(self._task, self._list_group, call)
+
+    async def _list_group(self, call: Call) -> None:
+        request: api.ListGroup = call.request
+
+        def look() -> list[api.GroupBlock]:
+            found = self._store.group_blocks(request.group, request.groups, request.after, request.limit + 1)
+            return [api.GroupBlock(block, entry.epoch, entry.plain, entry.stored) for block, entry in found]
+
+        found = await trio.to_thread.run_sync(look, limiter=self._fetching)
+        call.reply(api.GroupBlocks(tuple(found[: request.limit]), len(found) > request.limit))
 
     # -- get
 
@@ -291,6 +335,19 @@ def _check_names(names: Sequence[bytes], epoch: int) -> None:
         raise ProtocolError(f"{len(names)} block names, or one of a wrong length")
     if not 0 <= epoch <= EPOCH_MAX:
         raise ProtocolError(f"epoch {epoch}")
+
+
+def _check_groups(groups: int, wanted: Sequence[int]) -> None:
+    if not is_table_length(groups) or len(wanted) > GROUP_DIGESTS_MAX:
+        raise ProtocolError(f"{len(wanted)} groups of a table of {groups}")
+    if any(not 0 <= group < groups for group in wanted):
+        raise ProtocolError(f"a group that a table of {groups} does not have")
+
+
+def digest_of(store: BlockStore, group: int, groups: int) -> api.GroupDigest:
+    """Return what a store has of a group."""
+    found = store.group_sum(group, groups)
+    return api.GroupDigest(group, found.blocks, found.stored_bytes, found.digest, found.touches)
 
 
 def _verified(request: api.Put, data: Sequence[memoryview]) -> list[Operation]:

@@ -16,8 +16,10 @@ from msgspec.structs import replace
 
 from node.host.disk import Disk, FatalDiskError, SystemDisk
 from node.wire.errors import Code
-from storage.catalog import Catalog, Entry, LmdbCatalog, MemoryCatalog, Summary
+from storage.catalog import Catalog, Entry, LmdbCatalog, MemoryCatalog, State, Summary
+from storage.order import BUCKETS, bucket_of, buckets_of, group_of, key_of
 from storage.store import BlockStore, StoreOptions
+from storage.tally import Tally
 from tests.unit.storage.faultdisk import FaultDisk, PowerLoss
 from tests.unit.storage.stores import CLUSTER, clock, commit, delete, outcome, plain, put, randomness, read, store_all
 from tests.unit.storage.stores import touch
@@ -133,9 +135,66 @@ def test_scan_walks_in_order(reopen: OpenCatalog) -> None:
         catalog.set(name(number), entry(number))
     catalog.freeze(summary(1))
     catalog.flush()
-    assert [found for found, _ in catalog.scan()] == [name(number) for number in range(300)]
-    assert [found for found, _ in catalog.scan(name(297))] == [name(298), name(299)]
-    assert next(iter(catalog.scan(name(4)))) == (name(5), entry(5))
+    order = sorted([name(number) for number in range(300)], key=key_of)
+    assert [found for found, _ in catalog.scan()] == order
+    assert [found for found, _ in catalog.scan(order[297])] == order[298:]
+    assert next(iter(catalog.scan(order[4])))[0] == order[5]
+    assert dict(catalog.scan())[name(5)] == entry(5)
+
+
+def test_scan_sees_what_is_not_yet_flushed(reopen: OpenCatalog) -> None:
+    catalog = reopen()
+    now: dict[bytes, Entry] = {}
+    chance = Random(2)
+    for step in range(600):
+        block = name(chance.randrange(200))
+        if chance.random() < 0.3:
+            catalog.set(block, None)
+            now.pop(block, None)
+        else:
+            catalog.set(block, entry(step))
+            now[block] = entry(step)
+        if step in (150, 300, 301):
+            catalog.freeze(summary(step))
+        if step in (200, 301):
+            catalog.flush()
+    catalog.freeze(summary(600))
+    catalog.set(name(7), entry(7000))
+    now[name(7)] = entry(7000)
+    for _ in range(2):
+        order = sorted(now, key=key_of)
+        assert list(catalog.scan()) == [(block, now[block]) for block in order]
+        assert list(catalog.scan(order[50])) == [(block, now[block]) for block in order[51:]]
+        for group in range(8):
+            mine = [block for block in order if group_of(block, 8) == group]
+            assert [found for found, _ in catalog.scan(buckets=buckets_of(group, 8))] == mine
+            assert [found for found, _ in catalog.scan(mine[1], buckets_of(group, 8))] == mine[2:]
+        catalog.flush()
+
+
+def test_the_tally_is_that_of_the_entries(reopen: OpenCatalog) -> None:
+    catalog = reopen()
+    chance = Random(3)
+    for step in range(5):
+        for number in chance.sample(range(200), 80):
+            state = chance.choice([State.LIVE, State.LIVE, State.QUARANTINED, State.DAMAGED])
+            gone = chance.random() < 0.2
+            catalog.set(name(number), None if gone else entry(number, epoch=step)._replace(state=int(state)))
+        catalog.freeze(summary(step))
+        if step != 1:
+            catalog.flush()
+    catalog = reopen()
+    tally, expected = catalog.tally(), Tally()
+    for block, found in catalog.scan():
+        expected.change(block, bucket_of(key_of(block)), None, found)
+    for group in range(16):
+        assert tally.sum(buckets_of(group, 16)) == expected.sum(buckets_of(group, 16))
+    whole = tally.sum(range(BUCKETS))
+    assert (whole.blocks, whole.damaged) == tuple(
+        sum(found.state == state for _, found in catalog.scan()) for state in (State.LIVE, State.DAMAGED)
+    )
+    catalog.clear()
+    assert catalog.tally().sum(range(BUCKETS)) == Tally().sum(range(BUCKETS))
 
 
 def test_two_freezes_before_a_flush(reopen: OpenCatalog) -> None:
@@ -207,7 +266,7 @@ def test_an_lmdb_catalog_found_damaged_is_not_used_again(tmp_path: Path) -> None
     path = tmp_path / "catalog"
     catalog = LmdbCatalog(path, map_bytes=1 << 24)
     with catalog._environment.begin(write=True) as transaction:
-        transaction.put(name(1), b"no entry", db=catalog._blocks)
+        transaction.put(key_of(name(1)), b"no entry", db=catalog._blocks)
     with pytest.raises(FatalDiskError, match="the next start builds it anew"):
         catalog.get(name(1))
     catalog.close()
@@ -345,7 +404,8 @@ def test_a_crash_between_the_steps_of_a_flush(tmp_path: Path, monkeypatch: pytes
         half = len(order) // 2
         steps.append(half)
         real(self, order[:half], self._summary)  # the old position, half of the new entries
-        blocks = sum(entry.state != 2 for _, entry in self.scan())
+        with self._environment.begin(db=self._blocks) as transaction:
+            blocks = sum(value[-1] != 2 for _, value in transaction.cursor())
         with self._environment.begin(write=True) as transaction:
             about = msgspec.structs.replace(self._summary, blocks=blocks)
             transaction.put(b"summary", msgspec.msgpack.encode(about), db=self._about)

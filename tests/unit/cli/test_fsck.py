@@ -8,8 +8,8 @@ import msgspec
 import trio
 
 from fusefs.cli.cmd_fsck import Audit, compare
-from metadata.api import ClusterMap, ListReferences, References
-from storage.api import ListBlocks, ListBlocksReply, StoredBlock
+from metadata.api import ClusterMap, FindReferences, ListReferences, References
+from storage.api import FindBlocks, FindBlocksReply, ListBlocks, ListBlocksReply, StoredBlock
 
 EPOCH = 10
 
@@ -24,14 +24,20 @@ async def audit(known: dict[int, int], *servers: dict[int, tuple[int, int]], pag
 
     async def ask(request: msgspec.Struct, timeout_s: float) -> Any:
         await trio.lowlevel.checkpoint()
+        if isinstance(request, FindReferences):
+            return References(tuple((name(n), known[n]) for n in known if name(n) in request.blocks), False, EPOCH)
         assert isinstance(request, ListReferences)
         found = [(name(n), known[n]) for n in sorted(known) if name(n) > request.after]
         limit = min(page, request.limit)
         return References(tuple(found[:limit]), len(found) > limit, EPOCH)
 
     def server(blocks: dict[int, tuple[int, int]]) -> Any:
-        async def answer(request: ListBlocks) -> ListBlocksReply:
+        async def answer(request: msgspec.Struct) -> Any:
             await trio.lowlevel.checkpoint()
+            if isinstance(request, FindBlocks):
+                here = [StoredBlock(name(n), *blocks[n]) for n in blocks if name(n) in request.blocks]
+                return FindBlocksReply(tuple(here))
+            assert isinstance(request, ListBlocks)
             found = [StoredBlock(name(n), *blocks[n]) for n in sorted(blocks) if name(n) > request.after]
             limit = min(page, request.limit)
             return ListBlocksReply(tuple(found[:limit]), len(found) > limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -14,6 +15,7 @@ from node.rpc.client import Connection, Reply
 from node.wire.errors import Code, FsError
 from node.wire.limits import GET_RANGES_MAX, PUT_BLOCKS_MAX, STORE_PENDING_BYTES_MAX
 from storage import api
+from storage.order import group_of
 from storage.records import SEGMENT_HEADER_BYTES
 from storage.segments import segment_name
 from tests.unit.storage.cluster import chunk_servers
@@ -313,3 +315,53 @@ async def test_many_blocks_in_flight_through_the_chain(caplog: pytest.LogCapture
             assert [server.store.block_count for server in servers] == [40] * 3
             assert servers[0].service.statistics()["pending_bytes"] == 0
     assert not caplog.records
+
+
+# -- groups
+
+
+async def test_groups_of_two_servers_compare() -> None:
+    """Digests are equal exactly where the blocks are, and lists tell the difference."""
+    async with chunk_servers(2) as (one, two):
+        datas = [plain(seed) for seed in range(300)]
+        await send(one.client, datas)
+        await send(two.client, list(reversed(datas[:299])))
+        odd = api.name_block(datas[299])
+        wanted = tuple(range(64))
+        first, second = [
+            (await server.client.call(api.GroupDigests(64, wanted))).body.digests for server in (one, two)
+        ]
+        assert [here.group for here, there in zip(first, second) if here != there] == [group_of(odd, 64)]
+        assert sum(digest.blocks for digest in first) == 300
+        listed: list[api.GroupBlock] = []
+        more = True
+        while more:
+            after = listed[-1].block if listed else b""
+            page = (await one.client.call(api.ListGroup(2, 1, after, 40))).body
+            listed += page.blocks
+            more = page.more
+        assert [found.block for found in listed] == sorted(
+            (name for name in map(api.name_block, datas) if name[7] & 1), key=api.order_key
+        )
+        assert {(found.epoch, found.length) for found in listed} == {(1, 1000)}
+        await two.client.call(api.Touch((api.name_block(datas[0]),), 9))
+        (before,), (after_touch,) = [
+            (await server.client.call(api.GroupDigests(64, (group_of(api.name_block(datas[0]), 64),)))).body.digests
+            for server in (one, two)
+        ]
+        assert (before.blocks, before.digest) == (after_touch.blocks, after_touch.digest)
+        assert before.touches != after_touch.touches
+        found = (await two.client.call(api.FindBlocks((odd, api.name_block(datas[0]))))).body.blocks
+        assert found == (api.StoredBlock(api.name_block(datas[0]), 9, 1),)
+
+
+@pytest.mark.parametrize("request_", [
+    api.GroupDigests(3, (1,)), api.GroupDigests(0, ()), api.GroupDigests(1 << 17, (1,)), api.GroupDigests(64, (64,)),
+    api.GroupDigests(64, (-1,)), api.ListGroup(64, 64, b"", 10), api.ListGroup(64, 1, b"short", 10),
+    api.ListGroup(64, 1, b"", 0), api.FindBlocks((b"short",)), api.GroupDigests(1 << 16, tuple(range(5000))),
+])
+async def test_impossible_questions_about_groups(request_: Any) -> None:
+    async with chunk_servers() as (server,):
+        with pytest.raises(FsError) as caught:
+            await server.client.call(request_)
+        assert caught.value.code == Code.PROTOCOL
