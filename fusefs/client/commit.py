@@ -21,7 +21,7 @@ from fusefs.client.tasks import together
 from fusefs.client.writer import Touched, Writer
 from metadata.api import AttrResult, Commit, Committed, Extent, Failed, GetAttr, Op, Result
 from node.wire.errors import Code, FsError
-from node.wire.limits import BLOCK_BYTES_MAX, EXTENTS_PER_CHUNK_MAX, PUT_BLOCKS_MAX
+from node.wire.limits import BLOCK_BYTES_MAX, EXTENTS_PER_CHUNK_MAX, GROUP_BYTES_MAX, PUT_BLOCKS_MAX
 from node.wire.types import Buffer
 
 
@@ -41,7 +41,7 @@ class Run:
 
 
 class Group:
-    """Runs in file order that are put together and committed together; at most a block's worth of bytes."""
+    """Runs in file order that are put together and committed together; at most GROUP_BYTES_MAX."""
 
     def __init__(self, runs: list[Run], generation: int) -> None:
         self.runs = runs
@@ -90,12 +90,12 @@ def runs_of(pieces: Iterable[Piece]) -> Iterator[Run]:
 
 
 def groups_of(pieces: Iterable[Piece], generation: int) -> Iterator[Group]:
-    """Pack runs in order into groups of at most a block's worth of bytes."""
+    """Pack runs in order into groups of at most GROUP_BYTES_MAX."""
     runs: list[Run] = []
     size = 0
     for run in runs_of(pieces):
         length = run.end - run.start
-        if runs and (size + length > BLOCK_BYTES_MAX or len(runs) >= PUT_BLOCKS_MAX):
+        if runs and (size + length > GROUP_BYTES_MAX or len(runs) >= PUT_BLOCKS_MAX):
             yield Group(runs, generation)
             runs, size = [], 0
         runs.append(run)

@@ -14,7 +14,7 @@ from metadata.api import Op, Result
 from node.wire.errors import FsError
 from node.wire.limits import COMMIT_EXTENTS_MAX
 
-WINDOW_GROUPS = 8  # on their way to the chunk servers, or there and not yet committed
+WINDOW_GROUPS = 4  # on their way to the chunk servers, or there and not yet committed
 
 
 class Pipeline:

@@ -23,7 +23,7 @@ from fusefs.client.options import ClientOptions
 from fusefs.client.pipeline import Pipeline
 from metadata.api import Failed, Op, Result
 from node.wire.errors import Code, FsError
-from node.wire.limits import BLOCK_BYTES_MAX, FILE_BYTES_MAX, MIB
+from node.wire.limits import BLOCK_BYTES_MAX, FILE_BYTES_MAX, GROUP_BYTES_MAX, MIB
 
 log = logging.getLogger(__name__)
 
@@ -289,17 +289,26 @@ class WriteBack:
         return file.moving_until
 
     def _next_complete(self, file: File) -> Optional[Group]:
-        """The next chunk that a sequential writer has left, behind what is under way; None: let others go first."""
+        """The next chunks that a sequential writer has left, behind what is under way; None: let others go first.
+
+        As many as there are: while the window is full, more collect, and travel at the price of one.
+        """
         if file.requests or file.behind or file.dead is not None:
             return None
-        start, end = file.dirty.run(file.position)
-        if start == end:
-            return None
-        stop = chunking.chunk_end(start)
-        if end < stop and (file.dirty.bytes <= EAGER_BYTES or file.dirty.end <= stop):
+        begin = stop = file.position
+        while stop - begin < GROUP_BYTES_MAX:
+            start, end = file.dirty.run(stop)
+            if start == end or (start != stop and stop != begin):
+                break
+            cut = chunking.chunk_end(start)
+            if end < cut and (file.dirty.bytes <= EAGER_BYTES or file.dirty.end <= cut):
+                break
+            begin = start if stop == begin else begin
+            stop = cut
+        if stop == begin:
             return None
         generation = file.dirty.seal()
-        group = next(groups_of(file.dirty.pieces(start, stop), generation))
+        group = next(groups_of(file.dirty.pieces(begin, stop), generation))
         file.position = stop
         return group
 

@@ -24,8 +24,8 @@ from storage.api import BlockInfo, Put
 log = logging.getLogger(__name__)
 
 TRY_TIMEOUT_S = 10.0
-IN_FLIGHT_MAX = 4  # requests to one server
-BATCH_BYTES = MIB  # enough waiting to begin another request beside those in flight
+IN_FLIGHT_MAX = 6  # requests to one server
+BATCH_BYTES = 2 * MIB  # enough waiting to begin another request beside those in flight
 LAG_BYTES_MAX = 8 * MIB  # beyond, a server is not given what is durable without it
 PAUSE_S_MIN = 0.05
 PAUSE_S_MAX = 0.5

@@ -20,8 +20,11 @@ from fusefs.mount.state import label_of
 from node.host.daemon import Lifecycle, run_daemon
 from node.host.exitcodes import describe, exit_code
 from node.host.logging import setup_logging
+from node.host.memory import keep_freed_buffers
+from node.wire.limits import BUFFER_BYTES_MAX, BUFFERS_KEPT_BYTES
 
 NAME = "fusefs-mount"
+SWITCH_INTERVAL_S = 5e-4  # a codec thread that has finished a piece waits no longer for the interpreter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if background and not plan.log_path:
         _log_to_syslog()
     raise_descriptor_limit()
+    keep_freed_buffers(buffer_bytes_max=BUFFER_BYTES_MAX, kept_bytes_max=BUFFERS_KEPT_BYTES)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     async def run(life: Lifecycle) -> None:
         try:

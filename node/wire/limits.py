@@ -21,7 +21,7 @@ PIECE_BYTES = 64 * KIB
 BLOCK_STORED_BYTES_MAX = BLOCK_BYTES_MAX + 4 * KIB  # raw pieces and the piece table
 SEGMENT_BYTES_MAX = 256 * MIB
 PUT_BLOCKS_MAX = 1024
-PUT_BYTES_MAX = 4 * MIB
+PUT_BYTES_MAX = 4 * BLOCK_STORED_BYTES_MAX
 GET_RANGES_MAX = 1024
 GET_BYTES_MAX = 8 * MIB  # encoded, of one reply
 STORE_GROUP_BYTES_MAX = 16 * MIB  # what one fdatasync of a chunk server covers
@@ -153,11 +153,14 @@ PROMOTE_LAG_MAX = 1000  # entries that a learner may lack and still become a vot
 TRANSFER_WAIT_S = 3.0  # the answer to a transfer of leadership waits this long for it
 
 # The mount
+GROUP_BYTES_MAX = 4 * MIB  # plaintext that is encoded, put and committed together; one thread hop, one request
 DIRTY_BYTES_MAX = 64 * MIB
 BLOCK_CACHE_BYTES = 64 * MIB
 READ_AHEAD_BLOCKS = 8
 LEASE_CACHE_BYTES = 64 * MIB  # what a mount remembers of inodes under its leases
 FUSE_REQUEST_BYTES_MAX = 1 * MIB
+BUFFER_BYTES_MAX = 8 * MIB  # of one buffer that is kept for the next one when it is free
+BUFFERS_KEPT_BYTES = 32 * MIB  # of free memory at the end of a heap
 OPEN_HANDLES_MAX = 1 << 20
 
 # Processes
@@ -170,6 +173,7 @@ assert BODY_BYTES_MAX + PUT_BYTES_MAX <= MESSAGE_BYTES_MAX
 assert BODY_BYTES_MAX + GET_BYTES_MAX <= MESSAGE_BYTES_MAX
 assert PUT_BYTES_MAX <= STORE_GROUP_BYTES_MAX <= STORE_PENDING_BYTES_MAX
 assert INLINE_EXTENTS_MAX <= EXTENTS_PER_CHUNK_MAX
+assert BLOCK_BYTES_MAX <= GROUP_BYTES_MAX <= PUT_BYTES_MAX
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S < SESSION_EXPIRY_S
 assert RAFT_HEARTBEAT_TICKS < RAFT_ELECTION_TICKS
 assert RAFT_ENTRY_BYTES_MAX > BODY_BYTES_MAX

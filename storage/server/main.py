@@ -20,6 +20,7 @@ from node.host.http import serve_http
 from node.host.keys import client_security, process_keys, server_security
 from node.host.lock import LivenessLock
 from node.host.logging import setup_logging
+from node.host.memory import keep_freed_buffers
 from node.host.metrics import Metrics
 from node.host.paths import private_directory
 from node.host.units import format_size
@@ -27,7 +28,7 @@ from node.rpc.client import Connection
 from node.rpc.context import Transport
 from node.rpc.server import Server
 from node.wire.catalogue import Catalogue
-from node.wire.limits import SEGMENT_BYTES_MIN, STORE_SEGMENTS_MIN
+from node.wire.limits import BUFFER_BYTES_MAX, BUFFERS_KEPT_BYTES, SEGMENT_BYTES_MIN, STORE_SEGMENTS_MIN
 from storage import api
 from storage.catalog import LmdbCatalog
 from storage.cleaning import Cleaner
@@ -203,6 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, metavar="DIR", help="where the blocks are (default: NAME beside FILE)")
     options = parser.parse_args(arguments)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    keep_freed_buffers(buffer_bytes_max=BUFFER_BYTES_MAX, kept_bytes_max=BUFFERS_KEPT_BYTES)
 
     async def start(life: Lifecycle) -> None:
         config = load_cluster(options.cluster)
