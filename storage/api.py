@@ -24,7 +24,8 @@ __all__ = [
     "FindBlocks", "FindBlocksReply", "Get", "GetReply", "GetServerStatus", "GroupBlock", "GroupBlocks", "GroupDigest",
     "GroupDigests", "GroupDigestsReply", "GroupReport", "Heartbeat", "HeartbeatReply", "ListBlocks", "ListBlocksReply",
     "ListGroup", "ListUnconfirmed", "METADATA_FOR_SERVERS", "MemberAddress", "Order", "Put", "PutReply", "Report",
-    "Scrub", "ScrubReport", "ServerAddress", "ServerStatus", "StoredBlock", "SyncGroup", "Touch", "TouchReply",
+    "Scrub", "ScrubReport", "ServerAddress", "ServerStatus", "StoredBlock",
+    "Suspect", "SuspectReply", "SyncGroup", "Touch", "TouchReply",
     "Unconfirmed",
 ]
 
@@ -213,6 +214,19 @@ class GroupBlocks(msgspec.Struct, frozen=True, array_like=True):
     more: bool
 
 
+class Suspect(msgspec.Struct, frozen=True, array_like=True):
+    """A reader found these missing or damaged here, and intact on another server. Each is looked at, and reported by
+    the next heartbeat where that is so. At most SUSPECTS_MAX."""
+
+    blocks: tuple[bytes, ...]
+
+
+class SuspectReply(msgspec.Struct, frozen=True, array_like=True):
+    """How many of them are bad."""
+
+    bad: int
+
+
 class GetServerStatus(msgspec.Struct, frozen=True, array_like=True):
     """Ask a chunk server about itself."""
 
@@ -373,6 +387,7 @@ CATALOGUE = Catalogue(
         Method(0x10A, FindBlocks, FindBlocksReply),
         Method(0x10B, GroupDigests, GroupDigestsReply),
         Method(0x10C, ListGroup, GroupBlocks),
+        Method(0x10D, Suspect, SuspectReply),
     ],
 )
 

@@ -17,7 +17,7 @@ from node.host.disk import Disk
 from node.wire.errors import Code, FsError
 from node.wire.limits import (
     BLOCK_STORED_BYTES_MAX, CATALOG_LAG_BYTES_MAX, CATALOG_PENDING_MAX, PIECE_BYTES, QUARANTINE_S,
-    SEGMENT_BYTES_MAX, STORE_RESERVE_BYTES,
+    SEGMENT_BYTES_MAX, STORE_RESERVE_BYTES, SUSPECTS_KEPT_MAX,
 )
 from node.wire.types import BLOCK_ID_BYTES, Buffer
 from storage import block as blocks
@@ -280,6 +280,23 @@ class BlockStore:
         body = self._segments.read(entry.segment, behind - start, entry.offset + start)
         partial = table.head(first, count) + body
         return _choose(partial, blocks.PieceTable(partial, block), offset, length)
+
+    def intact(self, block: bytes) -> bool:
+        """Read a block whole, down to its hash. Where it is missing or damaged it is one of ``bad_blocks`` from then
+        on, reported to the metadata service."""
+        try:
+            entry = self.locate(block)
+        except FsError:
+            if len(self._bad) < SUSPECTS_KEPT_MAX:
+                self._bad[block] = None
+            return False
+        try:
+            blocks.verify(self.fetch(block), block, entry.plain)
+        except FsError as error:
+            if block not in self._bad:
+                self.damaged(block, entry, error.detail)
+            return False
+        return True
 
     def damaged(self, block: bytes, entry: Entry, detail: str) -> None:
         """Remember that a block's bytes are bad, so that the next put stores it anew, and say so in the log."""

@@ -14,23 +14,21 @@ from typing import Any, Optional
 import trio
 
 from fusefs.client.codec import Codec
+from fusefs.client.fetching import Fetcher, Wanted
 from fusefs.client.placement import Placement
 from node.wire.errors import Code, FsError
-from node.wire.limits import KIB
+from node.wire.limits import KIB, MIB, PIECE_BYTES
 from node.wire.types import Buffer
-from storage.api import BlockRange, Get
 
 log = logging.getLogger(__name__)
 
-TRY_TIMEOUT_S = 5.0
-PAUSE_S_MIN = 0.05
-PAUSE_S_MAX = 0.5
 SMALL_BLOCK_BYTES = 64 * KIB  # at most: always fetched whole, and several in one request
 BATCH_BLOCKS_MAX = 64
+BATCH_BYTES_MAX = 2 * MIB  # of plaintext, in one request that nobody waits for yet
 ENTRY_COST = 300  # bytes of bookkeeping for a cached block
-FETCHES_AHEAD_MAX = 16  # whole blocks under way; beyond, nothing is fetched on suspicion
-
-_PASSING = frozenset({Code.UNREACHABLE, Code.TIMEOUT, Code.OVERLOADED, Code.SHUTTING_DOWN, Code.RETRY})
+FETCHES_AHEAD_MAX = 64  # whole blocks under way; beyond, nothing is fetched on suspicion
+PARTS_MAX = 4  # pieces of one block fetched one by one; then the whole block costs less than those to come
+WATCHED_MAX = 1024  # blocks whose pieces are counted
 
 
 class BlockCache:
@@ -80,39 +78,63 @@ class Blocks:
     def __init__(
         self, placement: Placement, codec: Codec, nursery: trio.Nursery, *, cache_bytes_max: int, timeout_s: float
     ) -> None:
-        self._placement = placement
-        self._codec = codec
         self._nursery = nursery
         self._timeout_s = timeout_s
+        self._fetcher = Fetcher(placement, codec, nursery)
         self._fetches: dict[bytes, _Fetch] = {}
-        self._turn = 0
+        self._parts: OrderedDict[bytes, int] = OrderedDict()  # block -> pieces of it that were fetched
         self.cache = BlockCache(cache_bytes_max)
-        self._requests = 0
-        self._bad = 0
 
-    def prefetch(self, block: bytes, length: int) -> None:
-        """Fetch a whole block on suspicion."""
-        if block not in self.cache and block not in self._fetches and len(self._fetches) < FETCHES_AHEAD_MAX:
-            self._start(block, length)
+    # --- on suspicion -----------------------------------------------------------------------------------------------
+
+    def ahead(self, blocks: Sequence[tuple[bytes, int]]) -> None:
+        """Fetch whole blocks (name, length) that a reader will come to, in this order.
+
+        While the first of them is there or on its way, and only a few are not, more are waited for: one request
+        brings several.
+        """
+        missing = [one for one in dict(blocks).items() if one[0] not in self.cache and one[0] not in self._fetches]
+        if not missing or len(self._fetches) >= FETCHES_AHEAD_MAX:
+            return
+        if 2 * len(missing) < len(blocks) and missing[0] != blocks[0] and missing[-1] == blocks[-1]:
+            return
+        self._batches(missing[: FETCHES_AHEAD_MAX - len(self._fetches)])
 
     def want(self, blocks: Sequence[tuple[bytes, int]]) -> None:
         """Fetch whole blocks (name, length) that ``whole`` will be asked for in a moment: small ones of one server in
         one request, large ones side by side."""
-        batches: dict[int, list[tuple[bytes, int]]] = {}
+        small: list[tuple[bytes, int]] = []
         for block, length in blocks:
             if block in self.cache or block in self._fetches:
                 continue
-            servers = self._order(block) if length <= SMALL_BLOCK_BYTES else ()
+            if length <= SMALL_BLOCK_BYTES:
+                small.append((block, length))
+            else:
+                self._start(block, length)
+        self._batches(small)
+
+    def _batches(self, blocks: Sequence[tuple[bytes, int]]) -> None:
+        """Ask for blocks that are not on their way, those of one server together."""
+        batches: dict[int, list[tuple[bytes, int]]] = {}
+        for block, length in blocks:
+            if block in self._fetches:
+                continue  # named twice
+            servers = self._fetcher.order(block)
             if not servers:
                 self._start(block, length)
                 continue
             self._fetches[block] = _Fetch()
             batch = batches.setdefault(servers[0], [])
+            if batch and sum(size for _, size in batch) + length > BATCH_BYTES_MAX:
+                self._nursery.start_soon(self._fetch_batch, servers[0], batch)
+                batch = batches[servers[0]] = []
             batch.append((block, length))
             if len(batch) == BATCH_BLOCKS_MAX:
                 self._nursery.start_soon(self._fetch_batch, servers[0], batches.pop(servers[0]))
         for server, batch in batches.items():
             self._nursery.start_soon(self._fetch_batch, server, batch)
+
+    # --- for a reader -----------------------------------------------------------------------------------------------
 
     async def whole(self, block: bytes, length: int, deadline: float) -> Buffer:
         """Return the plaintext of a block. IO, with a log line that names it, when no server has it intact."""
@@ -141,7 +163,35 @@ class Blocks:
         if length == block_length or block in self._fetches:
             plain = await self.whole(block, block_length, deadline)
             return memoryview(plain)[offset : offset + length]
-        return await self._fetch(block, offset, length, block_length, deadline)
+        start = offset - offset % PIECE_BYTES
+        end = min(block_length, start + PIECE_BYTES)
+        if offset + length > end:
+            return await self._fetcher.fetch(Wanted(block, offset, length, block_length), deadline)
+        piece = await self._piece(block, start, end - start, block_length, deadline)
+        return memoryview(piece)[offset - start : offset - start + length]
+
+    async def _piece(self, block: bytes, start: int, length: int, block_length: int, deadline: float) -> Buffer:
+        """Return one piece, which is kept like a small block."""
+        key = block + (start // PIECE_BYTES).to_bytes(1, "big")
+        piece = self.cache.get(key)
+        if piece is None:
+            self._count_part(block, block_length)
+            piece = await self._fetcher.fetch(Wanted(block, start, length, block_length), deadline)
+            self.cache.put(key, piece)
+        return piece
+
+    def _count_part(self, block: bytes, block_length: int) -> None:
+        """Where many pieces of a block are read, have the whole of it come."""
+        count = self._parts.pop(block, 0) + 1
+        if count >= PARTS_MAX:
+            if len(self._fetches) < FETCHES_AHEAD_MAX:
+                self._start(block, block_length)
+            return
+        self._parts[block] = count
+        if len(self._parts) > WATCHED_MAX:
+            self._parts.popitem(last=False)
+
+    # --- whole blocks under way -------------------------------------------------------------------------------------
 
     def _start(self, block: bytes, length: int) -> _Fetch:
         fetch = self._fetches[block] = _Fetch()
@@ -151,7 +201,7 @@ class Blocks:
     async def _fetch_whole(self, fetch: _Fetch, block: bytes, length: int) -> None:
         try:
             deadline = trio.current_time() + self._timeout_s
-            self._finish(block, await self._fetch(block, 0, length, length, deadline))
+            self._finish(block, await self._fetcher.fetch(Wanted(block, 0, length, length), deadline))
         except FsError as error:
             fetch.error = error
         except Exception:  # a bug costs this read, not the mount
@@ -163,20 +213,13 @@ class Blocks:
             fetch.done.set()
 
     async def _fetch_batch(self, server: int, batch: Sequence[tuple[bytes, int]]) -> None:
-        """Fetch small blocks in one request; what does not come that way is fetched one by one, from anywhere."""
+        """Fetch blocks in one request; what does not come that way is fetched one by one, from anywhere."""
         left = dict(batch)
         try:
             if len(batch) > 1:
-                ranges = tuple(BlockRange(block) for block, _ in batch)
-                answer = await self._placement.call(server, Get(ranges), (), TRY_TIMEOUT_S)
-                self._requests += 1
-                for (block, length), code, frame in zip(batch, answer.body.codes, answer.data):
-                    if not code:
-                        plain = await self._codec.decode(frame, block, 0, length, length)
-                        self._finish(block, plain)
-                        del left[block]
-        except FsError as error:
-            log.info("%d blocks from %s: %s", len(left), self._placement.name_of(server), error)
+                for block, plain in (await self._fetcher.batch(server, batch)).items():
+                    self._finish(block, plain)
+                    del left[block]
         except Exception:
             log.exception("a fetch of %d blocks failed unexpectedly", len(left))
         finally:
@@ -189,68 +232,11 @@ class Blocks:
         self.cache.put(block, plain)
         fetch.done.set()
 
-    async def _fetch(self, block: bytes, offset: int, length: int, block_length: int, deadline: float) -> Buffer:
-        pause_s = PAUSE_S_MIN
-        refreshed = False
-        while True:
-            await self._placement.ready(deadline)
-            failures: list[tuple[int, FsError]] = []
-            for server in self._order(block):
-                try:
-                    return await self._ask(server, block, offset, length, block_length, deadline)
-                except FsError as error:
-                    failures.append((server, error))
-                    self._report(server, block, error)
-            passing = not failures or any(error.code in _PASSING for _, error in failures)
-            late = trio.current_time() + pause_s >= deadline
-            if late or (refreshed and not passing):
-                story = "; ".join(f"{self._placement.name_of(server)}: {error}" for server, error in failures)
-                log.error("block %s cannot be read: %s", block.hex(), story or "no chunk server is known")
-                code = Code.TIMEOUT if passing else Code.IO
-                raise FsError(code, f"block {block.hex()} cannot be read: {story}")
-            if passing:
-                await trio.sleep(pause_s)
-                pause_s = min(2 * pause_s, PAUSE_S_MAX)
-            await self._placement.refresh(deadline)
-            refreshed = True
-
-    async def _ask(
-        self, server: int, block: bytes, offset: int, length: int, block_length: int, deadline: float
-    ) -> Buffer:
-        timeout_s = max(0.001, min(TRY_TIMEOUT_S, deadline - trio.current_time()))
-        whole = length == block_length
-        wanted = BlockRange(block) if whole else BlockRange(block, offset, length)
-        answer = await self._placement.call(server, Get((wanted,)), (), timeout_s)
-        self._requests += 1
-        if len(answer.body.codes) != 1 or len(answer.data) != 1:
-            raise FsError(Code.PROTOCOL, "not one frame for one block")
-        code = answer.body.codes[0]
-        if code:
-            raise FsError(Code.CORRUPT_BLOCK if code == Code.CORRUPT_BLOCK else Code.MISSING_BLOCK, "")
-        return await self._codec.decode(answer.data[0], block, offset, length, block_length)
-
-    def _order(self, block: bytes) -> list[int]:
-        """The servers of a block, each read beginning with the next one."""
-        servers = list(self._placement.servers_of(block))
-        if len(servers) > 1:
-            self._turn += 1
-            first = self._turn % len(servers)
-            servers = servers[first:] + servers[:first]
-        return servers
-
-    def _report(self, server: int, block: bytes, error: FsError) -> None:
-        if error.code in _PASSING:
-            log.info("block %s from %s: %s", block.hex(), self._placement.name_of(server), error)
-        else:
-            self._bad += 1
-            log.warning("block %s from %s: %s", block.hex(), self._placement.name_of(server), error)
-
     def statistics(self) -> dict[str, Any]:
         return {
             "cache_bytes": self.cache.bytes,
             "cache_hits": self.cache.hits,
             "cache_misses": self.cache.misses,
-            "requests": self._requests,
             "fetching": len(self._fetches),
-            "bad": self._bad,
+            **self._fetcher.statistics(),
         }

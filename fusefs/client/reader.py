@@ -7,8 +7,9 @@ meanwhile are then in the note, in the answer, or in both, never in neither.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 from fusefs.client.blocks import SMALL_BLOCK_BYTES, Blocks
 from fusefs.client.codec import join
@@ -21,6 +22,10 @@ from metadata.api import Attr, Extent, Extents, GetExtents
 from node.wire.limits import BLOCK_BYTES_MAX
 from node.wire.types import Buffer
 
+EXTENTS_AHEAD_CHUNKS = 256  # of which a sequential reader learns the extents at once
+EXTENTS_AROUND_CHUNKS = 1024  # of which a random reader does
+NARROW_MAX = 256
+
 
 class Reader:
     """Reads files."""
@@ -29,6 +34,7 @@ class Reader:
         self._session = session
         self._blocks = blocks
         self._ahead_max = ahead_max
+        self._narrow: OrderedDict[int, None] = OrderedDict()  # files for which asking for much brought too little
 
     async def read(self, file: File, handle: Handle, offset: int, length: int) -> Buffer:
         """Return [offset, offset + length), shorter only at the end of the file."""
@@ -46,21 +52,34 @@ class Reader:
         near = [extent for extent in extents if extent.offset < end]
         segments = plan(pieces, near, offset, end)
         whole = ahead > 0 or length >= BLOCK_BYTES_MAX // 2
-        parts = await self._gather(segments, whole, deadline, extents[len(near) :])
-        return join(parts)
+        if ahead:
+            until = end + ahead * BLOCK_BYTES_MAX
+            later = [extent for extent in extents[len(near) :] if extent.offset < until]
+            self._blocks.ahead([(extent.block, extent.block_length) for extent in later])
+        return join(await self._gather(segments, whole, deadline))
 
     async def extents(
         self, ino: int, offset: int, end: int, deadline: float, *, ahead: int = 0
     ) -> tuple[Attr, list[Extent]]:
-        """Return attributes and the extents that meet [offset, end), perhaps some of ``ahead`` chunks beyond."""
+        """Return attributes and the extents that meet [offset, end), perhaps some of ``ahead`` chunks beyond.
+
+        Under a lease more is asked for than is needed now: all of a file that is not large, much of a large one.
+        """
         until = end + ahead * BLOCK_BYTES_MAX
-        known = self._session.leases.layout(ino, offset, end, self._session.now_s())
+        known = self._known(ino, offset, end, until)
         if known is not None:
-            attr, near = known
-            if ahead:
-                later = self._session.leases.layout(ino, offset, until, self._session.now_s())
-                near = later[1] if later is not None else near
-            return attr, near
+            return known
+        leased = self._session.leases.on
+        if leased and ahead:
+            until = end + EXTENTS_AHEAD_CHUNKS * BLOCK_BYTES_MAX
+        elif leased and (around := self._around(ino, offset)) is not None:
+            await self._session.query(GetExtents(ino, *around), Extents, deadline)
+            known = self._known(ino, offset, end, until)
+            if known is not None:
+                return known
+            self._narrow[ino] = None
+            if len(self._narrow) > NARROW_MAX:
+                self._narrow.popitem(last=False)
         extents: list[Extent] = []
         at = offset
         while True:
@@ -72,21 +91,36 @@ class Reader:
             if at >= end:
                 return page.attr, extents
 
+    def _known(self, ino: int, offset: int, end: int, until: int) -> Optional[tuple[Attr, list[Extent]]]:
+        """What leases say of [offset, end), and of what follows up to ``until`` as far as it is known."""
+        leases, now_s = self._session.leases, self._session.now_s()
+        known = leases.layout(ino, offset, end, now_s)
+        if known is None or until == end:
+            return known
+        while until > end and (more := leases.layout(ino, offset, until, now_s)) is None:
+            until = end + (until - end) // 2  # the rest is asked for when the reader gets there
+        return known if until <= end else more
+
+    def _around(self, ino: int, offset: int) -> Optional[tuple[int, int]]:
+        """What to ask for around a random read: the chunks of the file that lie with it in one window. None: there is
+        no sense in it."""
+        attr = self._session.leases.attr(ino, self._session.now_s())
+        if attr is None or attr.size <= BLOCK_BYTES_MAX or ino in self._narrow:
+            return None
+        window = EXTENTS_AROUND_CHUNKS * BLOCK_BYTES_MAX
+        return offset - offset % window, window
+
     async def assemble(
         self, pieces: Sequence[Piece], extents: Sequence[Extent], offset: int, end: int, deadline: float
     ) -> list[Buffer]:
         """Return the bytes of [offset, end) in parts, for a rewrite."""
-        return await self._gather(plan(pieces, extents, offset, end), True, deadline, ())
+        return await self._gather(plan(pieces, extents, offset, end), True, deadline)
 
-    async def _gather(
-        self, segments: Sequence[Segment], whole: bool, deadline: float, later: Sequence[Extent]
-    ) -> list[Buffer]:
+    async def _gather(self, segments: Sequence[Segment], whole: bool, deadline: float) -> list[Buffer]:
         """Have the bytes of each segment; blocks come in parallel."""
         wanted = [segment for segment in segments if segment.extent is not None]
         if len(wanted) > 1 or (wanted and self._take_whole(wanted[0], whole)):
             self._blocks.want([(one.extent.block, one.extent.block_length) for one in wanted if one.extent is not None])
-        for next_one in later:
-            self._blocks.prefetch(next_one.block, next_one.block_length)
         parts: list[Buffer] = []
         for segment in segments:
             extent = segment.extent

@@ -13,6 +13,7 @@ import logging
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ def keep_freed_buffers(*, buffer_bytes_max: int, kept_bytes_max: int) -> bool:
         (_M_MMAP_THRESHOLD, buffer_bytes_max),
         (_M_TRIM_THRESHOLD, kept_bytes_max),
         (_M_TOP_PAD, buffer_bytes_max),
+        (_M_ARENA_MAX, 1),  # what one thread frees, another can use
     )
     done = all([mallopt(ctypes.c_int(what), ctypes.c_int(size_bytes)) == 1 for what, size_bytes in settings])
     if not done:

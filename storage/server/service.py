@@ -15,7 +15,7 @@ import trio
 from node.wire.errors import Code, FsError, ProtocolError
 from node.wire.limits import (
     GET_BYTES_MAX, GET_RANGES_MAX, GROUP_DIGESTS_MAX, KIB, PIECE_BYTES, PUT_BLOCKS_MAX, PUT_BYTES_MAX,
-    STORE_PENDING_BYTES_MAX, UNCONFIRMED_MAX,
+    STORE_PENDING_BYTES_MAX, SUSPECTS_MAX, UNCONFIRMED_MAX,
 )
 from node.wire.types import BLOCK_ID_BYTES
 from storage import api
@@ -77,7 +77,7 @@ class Service:
         return {
             0x100: self.put, 0x101: self.touch, 0x102: self.get, 0x103: self.delete, 0x104: self.get_status,
             0x108: self.list_unconfirmed, 0x109: self.list_blocks, 0x10A: self.find_blocks, 0x10B: self.group_digests,
-            0x10C: self.list_group,
+            0x10C: self.list_group, 0x10D: self.suspect,
         }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -260,6 +260,22 @@ class Service:
 
         found = await trio.to_thread.run_sync(look, limiter=self._fetching)
         call.reply(api.GroupBlocks(tuple(found[: request.limit]), len(found) > request.limit))
+
+    def suspect(self, call: Call) -> None:
+        """Look at copies that a reader found bad."""
+        request: api.Suspect = call.request
+        if len(request.blocks) > SUSPECTS_MAX or any(len(name) != BLOCK_ID_BYTES for name in request.blocks):
+            raise ProtocolError(f"{len(request.blocks)} suspects, or one with a name of a wrong length")
+        assert self._nursery is not None
+        self._nursery.start_soon(self._task, self._suspect, call)
+
+    async def _suspect(self, call: Call) -> None:
+        request: api.Suspect = call.request
+
+        def look() -> int:
+            return sum(not self._store.intact(block) for block in request.blocks)
+
+        call.reply(api.SuspectReply(bad=await trio.to_thread.run_sync(look, limiter=self._fetching)))
 
     # -- get
 

@@ -152,6 +152,7 @@ class Store(Faults):
         self.blocks: dict[bytes, tuple[bytes, int]] = {}  # name -> encoded, touch epoch
         self.puts: list[storage.Put] = []
         self.gets: list[storage.Get] = []
+        self.suspects: list[tuple[bytes, ...]] = []
         self.full = False
         self.put_bytes = 0
 
@@ -163,7 +164,11 @@ class Store(Faults):
         request = _roundtrip(_STORE, request)
         with trio.move_on_after(timeout_s):
             await self.apply(self.before, request)
-            body, frames = self.put(request, data) if isinstance(request, storage.Put) else self.get(request)
+            if isinstance(request, storage.Suspect):
+                self.suspects.append(request.blocks)
+                body, frames = storage.SuspectReply(len(request.blocks)), []
+            else:
+                body, frames = self.put(request, data) if isinstance(request, storage.Put) else self.get(request)
             await self.apply(self.after, request)
             return Reply(_reply_of(_STORE, request, body), frames)
         raise FsError(Code.TIMEOUT, "injected")

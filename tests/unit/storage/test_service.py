@@ -365,3 +365,16 @@ async def test_impossible_questions_about_groups(request_: Any) -> None:
         with pytest.raises(FsError) as caught:
             await server.client.call(request_)
         assert caught.value.code == Code.PROTOCOL
+
+
+async def test_suspects_are_looked_at_and_only_bad_ones_reported() -> None:
+    datas = [plain(seed, 100_000) for seed in range(3)]
+    good, bad, gone = [api.name_block(data) for data in datas]
+    async with chunk_servers() as (server,):
+        await send(server.client, datas[:2])
+        entry = server.store.locate(bad)
+        server.disk.flip(segment_name(entry.segment), 8 * (entry.offset + 50_000))
+        reply = await server.client.call(api.Suspect((good, bad, gone)))
+        assert reply.body == api.SuspectReply(bad=2)
+        assert set(server.store.bad_blocks(10)) == {bad, gone}
+        assert await refused(server.client, api.Suspect((b"short",))) == Code.PROTOCOL
