@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import click
 
+from fusefs.cli.cmd_clone import clone
 from fusefs.cli.cmd_down import down
 from fusefs.cli.cmd_fsck import fsck
 from fusefs.cli.cmd_gc import gc
@@ -38,7 +39,7 @@ def cli() -> None:
     """
 
 
-for command in (up, down, mount, umount, status, member, gc, fsck):
+for command in (up, down, mount, umount, status, member, gc, fsck, clone):
     cli.add_command(command)
 
 

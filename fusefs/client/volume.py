@@ -15,6 +15,7 @@ import trio
 
 from fusefs.client.blocks import Blocks
 from fusefs.client.caller import Caller
+from fusefs.client.cloning import Cloned, Cloner
 from fusefs.client.codec import Codec
 from fusefs.client.commit import Committer
 from fusefs.client.directories import Directories, DirHandle
@@ -171,6 +172,12 @@ class Volume:
         Data of the source that was written here is committed first (rule 11).
         """
         await self._namespace.rename(parent, name, new_parent, new_name, flags)
+
+    async def clone(
+        self, source: int, parent: int, name: bytes, told: Callable[[Cloned], None] = lambda _: None
+    ) -> Cloned:
+        """Another tree with the same data, as far as that was committed, under a new name. EXISTS. See Cloner."""
+        return await Cloner(self._session, told).clone(source, parent, name)
 
     # --- files --------------------------------------------------------------------------------------------------
 
