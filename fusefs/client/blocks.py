@@ -26,7 +26,7 @@ SMALL_BLOCK_BYTES = 64 * KIB  # at most: always fetched whole, and several in on
 BATCH_BLOCKS_MAX = 64
 BATCH_BYTES_MAX = 2 * MIB  # of plaintext, in one request that nobody waits for yet
 ENTRY_COST = 300  # bytes of bookkeeping for a cached block
-FETCHES_AHEAD_MAX = 64  # whole blocks under way; beyond, nothing is fetched on suspicion
+FETCHES_AHEAD_MAX = 256  # whole blocks under way; beyond, nothing is fetched on suspicion
 PARTS_MAX = 4  # pieces of one block fetched one by one; then the whole block costs less than those to come
 WATCHED_MAX = 1024  # blocks whose pieces are counted
 
@@ -99,6 +99,12 @@ class Blocks:
         if 2 * len(missing) < len(blocks) and missing[0] != blocks[0] and missing[-1] == blocks[-1]:
             return
         self._batches(missing[: FETCHES_AHEAD_MAX - len(self._fetches)])
+
+    def bring(self, blocks: Sequence[tuple[bytes, int]]) -> None:
+        """Fetch whole blocks (name, length) of several files, as far as not too many are under way."""
+        missing = [one for one in dict(blocks).items() if one[0] not in self.cache and one[0] not in self._fetches]
+        if len(self._fetches) < FETCHES_AHEAD_MAX:
+            self._batches(missing[: FETCHES_AHEAD_MAX - len(self._fetches)])
 
     def want(self, blocks: Sequence[tuple[bytes, int]]) -> None:
         """Fetch whole blocks (name, length) that ``whole`` will be asked for in a moment: small ones of one server in

@@ -8,7 +8,7 @@ meanwhile are then in the note, in the answer, or in both, never in neither.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 from fusefs.client.blocks import SMALL_BLOCK_BYTES, Blocks
@@ -30,10 +30,14 @@ NARROW_MAX = 256
 class Reader:
     """Reads files."""
 
-    def __init__(self, session: Session, blocks: Blocks, *, ahead_max: int) -> None:
+    def __init__(
+        self, session: Session, blocks: Blocks, *, ahead_max: int, begun: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """``begun`` is told each file that is read from its beginning."""
         self._session = session
         self._blocks = blocks
         self._ahead_max = ahead_max
+        self._begun = begun
         self._narrow: OrderedDict[int, None] = OrderedDict()  # files for which asking for much brought too little
 
     async def read(self, file: File, handle: Handle, offset: int, length: int) -> Buffer:
@@ -43,6 +47,8 @@ class Reader:
         dirty_end = file.dirty.end
         if sum(len(piece.data) for piece in pieces) == length:
             return join([piece.data for piece in pieces])
+        if not offset:
+            self._begun(file.ino)
         ahead = handle.stream.reading(offset, length, self._ahead_max)
         deadline = self._session.deadline()
         attr, extents = await self.extents(file.ino, offset, end, deadline, ahead=ahead)

@@ -24,6 +24,7 @@ from fusefs.client.files import Files
 from fusefs.client.handles import Handle
 from fusefs.client.holds import Holds
 from fusefs.client.namespace import Namespace
+from fusefs.client.neighbours import Neighbours
 from fusefs.client.options import ClientOptions
 from fusefs.client.placement import Placement
 from fusefs.client.prefetch import Prefetch
@@ -76,7 +77,10 @@ class Volume:
             cache_bytes_max=options.cache_bytes_max,
             timeout_s=options.request_timeout_s,
         )
-        reader = Reader(self._session, self._blocks, ahead_max=options.read_ahead_blocks)
+        self._neighbours = Neighbours(self._session, self._blocks, nursery)
+        reader = Reader(
+            self._session, self._blocks, ahead_max=options.read_ahead_blocks, begun=self._neighbours.reading
+        )
         committer = Committer(self._session, self._writer, reader, codec)
         self._writeback = WriteBack(self._files, committer, nursery, options, now_ns)
         self._holds = Holds(self._session, self._files, self._writeback, nursery)
@@ -112,7 +116,9 @@ class Volume:
 
     async def lookup(self, parent: int, name: bytes) -> Attr:
         """Find a name (also ``.`` and ``..``). NOT_FOUND, NOT_DIRECTORY, STALE where the parent is gone."""
-        return await self._namespace.lookup(parent, name)
+        attr = await self._namespace.lookup(parent, name)
+        self._neighbours.found(parent, name, attr)
+        return attr
 
     async def getattr(self, ino: int) -> Attr:
         """Attributes, with the size and mtime of data written here and not yet committed. STALE: the inode is gone."""
@@ -314,6 +320,7 @@ class Volume:
             "holds": self._holds.statistics(),
             "leases": self._session.leases.statistics() | self._session.recalls.statistics(),
             "prefetch": self._prefetch.statistics(),
+            "neighbours": self._neighbours.statistics(),
             "directories": self._directories.statistics(),
             "files": len(self._files),
         }

@@ -1,0 +1,94 @@
+"""Files of a directory that are read in its order come before they are asked for."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from fusefs.client import neighbours
+from fusefs.client.volume import Volume
+from metadata import api
+from node.wire.types import ROOT_INO
+
+from .world import World
+
+FILES = 200
+
+
+class LeasingWorld(World):
+    """Grants every answer; there is one reader and nobody changes anything, so nothing is ever recalled."""
+
+    def serve(self, request: Any) -> Any:
+        reply = super().serve(request)
+        return msgspec.structs.replace(reply, lease_term=self.term) if isinstance(reply, api.ReadReply) else reply
+
+    def reads(self) -> int:
+        return sum(isinstance(request, api.Read) for request in self.member.requests)
+
+
+def name_of(number: int) -> bytes:
+    return b"file %04d" % number
+
+
+async def fill(world: World) -> int:
+    async with world.mount(leases=False) as volume:
+        directory = (await volume.mkdir(ROOT_INO, b"d", 0o755, 0, 0)).ino
+        for number in range(FILES):
+            handle, _ = await volume.create(directory, name_of(number), 0o644, os.O_RDWR, 0, 0)
+            await volume.write(handle, 0, name_of(number) * 100)
+            await volume.release(handle)
+    return directory
+
+
+async def read(volume: Volume, directory: int, number: int) -> None:
+    attr = await volume.lookup(directory, name_of(number))
+    handle = await volume.open(attr.ino, os.O_RDONLY)
+    assert bytes(await volume.read(handle, 0, 4096)) == name_of(number) * 100
+    await volume.release(handle)
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_files_read_in_order_come_in_a_few_requests(autojump_clock: object) -> None:
+    world = LeasingWorld()
+    directory = await fill(world)
+    async with world.mount() as volume:
+        before, gets = world.reads(), len(world.store.gets)
+        for number in range(FILES):
+            await read(volume, directory, number)
+        assert world.reads() - before < FILES // 6
+        assert len(world.store.gets) - gets < FILES // 6
+        brought = [wanted.block for request in world.store.gets[gets:] for wanted in request.ranges]
+        assert len(brought) == len(set(brought)) == FILES, "each once"
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_files_read_in_no_order_bring_little(seed: int, autojump_clock: object) -> None:
+    world = LeasingWorld()
+    directory = await fill(world)
+    async with world.mount() as volume:
+        gets = len(world.store.gets)
+        numbers = random.Random(seed).sample(range(FILES), 20)
+        for number in numbers:
+            await read(volume, directory, number)
+        brought = sum(len(request.ranges) for request in world.store.gets[gets:])
+        assert brought <= 20 + 3 * neighbours.WINDOW_MIN
+
+
+async def test_a_window_is_bounded_in_bytes(autojump_clock: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "WINDOW_BYTES_MAX", 3000)
+    world = LeasingWorld()
+    directory = await fill(world)
+    async with world.mount() as volume:
+        for number in range(3):
+            await read(volume, directory, number)
+        await read(volume, directory, 3)
+        gets = len(world.store.gets)
+        for number in range(4, 12):
+            await read(volume, directory, number)
+            assert sum(len(request.ranges) for request in world.store.gets[gets:]) <= number + 3
