@@ -23,7 +23,7 @@ from node.wire.limits import FRAME_PARTS_MAX
 from node.wire.types import Buffer
 
 _DRAIN_MAX = 128  # messages before other tasks get a turn
-_COPY_BELOW_BYTES = 64 * 1024  # below, a copy is cheaper than the bookkeeping of sharing
+_COPY_BELOW_BYTES = 256 * 1024  # below, a copy is cheaper than the bookkeeping of sharing
 
 # Plain ints: the enumerations of pyzmq cost more than the calls that they go to.
 _NOBLOCK = int(zmq.NOBLOCK)
