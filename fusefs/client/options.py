@@ -36,6 +36,7 @@ class ClientOptions:
     dirty_bytes_max: int = limits.DIRTY_BYTES_MAX  # above it writers wait
     cache_bytes_max: int = limits.BLOCK_CACHE_BYTES  # plaintext blocks kept in memory
     read_ahead_blocks: int = limits.READ_AHEAD_BLOCKS
+    chain: bool = False  # large blocks pass from server to server instead of going to each from here
     flush_after_s: float = 1.0  # dirty data older than this goes out by itself
     stop_flush_s: float = limits.STOP_FLUSH_S  # what closing the volume may take to flush
     leases: bool = True  # keep names, attributes and extents until they are recalled

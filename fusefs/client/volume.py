@@ -69,7 +69,7 @@ class Volume:
         )
         self._placement = Placement(self._session, dial)
         codec = Codec()
-        self._writer = Writer(self._session, self._placement, nursery)
+        self._writer = Writer(self._session, self._placement, nursery, chain=options.chain)
         self._blocks = Blocks(
             self._placement,
             codec,

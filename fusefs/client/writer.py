@@ -1,5 +1,11 @@
 """Blocks to chunk servers: each to all servers of its placement group, many small ones in one request.
 
+A block takes either of two ways to its servers. *Fan-out*: this client sends it to each. *Chain*: it sends it to the
+first, which passes it on while it stores it, and so on to the last; the answer counts the copies. A chain loads this
+client's line once instead of R times, but is only as fast as its slowest member: so it is an option, only for large
+blocks, and a chain that failed or was slow is made good by fan-out (a put of what is there only touches it), which
+also takes the next blocks for a while.
+
 What waits for a server while a request is under way to it goes out together in the next one; full blocks do not
 wait, up to a bound. A put succeeds when enough servers hold each block durably (Placement.durable_min); the others
 are still given it, unless they lag behind.
@@ -18,7 +24,7 @@ from fusefs.client.codec import Encoded
 from fusefs.client.placement import Placement
 from fusefs.client.session import Session
 from node.wire.errors import Code, FsError
-from node.wire.limits import MIB, PUT_BLOCKS_MAX, PUT_BYTES_MAX
+from node.wire.limits import KIB, MIB, PUT_BLOCKS_MAX, PUT_BYTES_MAX
 from storage.api import BlockInfo, Put
 
 log = logging.getLogger(__name__)
@@ -27,6 +33,9 @@ TRY_TIMEOUT_S = 10.0
 IN_FLIGHT_MAX = 6  # requests to one server
 BATCH_BYTES = 2 * MIB  # enough waiting to begin another request beside those in flight
 LAG_BYTES_MAX = 8 * MIB  # beyond, a server is not given what is durable without it
+CHAIN_BYTES_MIN = 64 * KIB  # smaller blocks go to each server, many in one request
+CHAIN_TIMEOUT_S = 3.0  # then its blocks are given to each server
+CHAIN_AVOIDED_S = 10.0
 PAUSE_S_MIN = 0.05
 PAUSE_S_MAX = 0.5
 
@@ -65,6 +74,7 @@ class _Item:
         round_.open += 1
 
     def stored(self, epoch: int) -> None:
+        """One server has it durably."""
         self.round.epoch = min(self.round.epoch or epoch, epoch)
         self.chances -= 1
         self.needed -= 1
@@ -72,10 +82,18 @@ class _Item:
             self._close()
 
     def refused(self, error: FsError) -> None:
+        """One server has it not."""
         self.chances -= 1
         if 0 < self.needed and self.chances == self.needed - 1:
             self.round.failed.append((self.encoded, error))
             self._close()
+
+    def chained(self, epoch: int, copies: int, servers: int, error: FsError) -> None:
+        """So many of the servers of a chain have it durably."""
+        for _ in range(copies):
+            self.stored(epoch)
+        for _ in range(servers - copies):
+            self.refused(error)
 
     def _close(self) -> None:
         self.round.open -= 1
@@ -83,8 +101,11 @@ class _Item:
             self.round.done.set()
 
 
+Route = tuple[int, ...]  # one server, or a chain of them
+
+
 class _Outbox:
-    """What waits for one server, and how much is under way to it."""
+    """What waits for one route, and how much is under way on it."""
 
     def __init__(self) -> None:
         self.waiting: deque[_Item] = deque()
@@ -95,11 +116,16 @@ class _Outbox:
 class Writer:
     """Puts blocks. Requests run in ``nursery``, so that a caller who is cancelled takes nobody else's block along."""
 
-    def __init__(self, session: Session, placement: Placement, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, session: Session, placement: Placement, nursery: trio.Nursery, *, chain: bool = False
+    ) -> None:
         self._session = session
         self._placement = placement
         self._nursery = nursery
-        self._outboxes: dict[int, _Outbox] = {}
+        self._chain = chain
+        self._avoided: dict[Route, float] = {}  # chains, until when
+        self._outboxes: dict[Route, _Outbox] = {}
+        self._chained = 0
         self._puts = 0
         self._blocks = 0
         self._bytes = 0
@@ -135,7 +161,7 @@ class Writer:
 
     def _begin(self, blocks: Sequence[Encoded]) -> _Round:
         attempt = _Round()
-        touched: set[int] = set()
+        touched: set[Route] = set()
         needed = self._placement.durable_min
         for encoded in blocks:
             servers = self._placement.servers_of(encoded.block)
@@ -144,27 +170,35 @@ class Writer:
                 attempt.failed.append((encoded, error))
                 continue
             item = _Item(attempt, encoded, needed, len(servers))
-            for server in servers:
-                outbox = self._outboxes.setdefault(server, _Outbox())
+            for route in self._routes(servers, len(encoded.frame)):
+                outbox = self._outboxes.setdefault(route, _Outbox())
                 outbox.waiting.append(item)
                 outbox.waiting_bytes += len(encoded.frame)
-                touched.add(server)
+                touched.add(route)
         if not attempt.open:
             attempt.done.set()
-        for server in touched:
-            self._pump(server)
+        for route in touched:
+            self._pump(route)
         return attempt
 
-    def _pump(self, server: int) -> None:
+    def _routes(self, servers: Sequence[int], size_bytes: int) -> Sequence[Route]:
+        """The ways of a block: one chain, or each server."""
+        chain = tuple(servers)
+        if self._chain and len(chain) > 1 and size_bytes >= CHAIN_BYTES_MIN:
+            if self._avoided.get(chain, 0.0) <= trio.current_time():
+                return (chain,)
+        return [(server,) for server in servers]
+
+    def _pump(self, route: Route) -> None:
         """Begin requests as far as the rule of natural batching allows."""
-        outbox = self._outboxes[server]
+        outbox = self._outboxes[route]
         while outbox.waiting and (
             not outbox.in_flight or (outbox.waiting_bytes >= BATCH_BYTES and outbox.in_flight < IN_FLIGHT_MAX)
         ):
             batch = self._batch(outbox)
             if batch:
                 outbox.in_flight += 1
-                self._nursery.start_soon(self._send, server, outbox, batch)
+                self._nursery.start_soon(self._send, route, outbox, batch)
 
     def _batch(self, outbox: _Outbox) -> list[_Item]:
         batch: list[_Item] = []
@@ -185,23 +219,27 @@ class Writer:
                 break
         return batch
 
-    async def _send(self, server: int, outbox: _Outbox, batch: list[_Item]) -> None:
+    async def _send(self, route: Route, outbox: _Outbox, batch: list[_Item]) -> None:
+        server, chain = route[0], route[1:]
         epoch = self._session.gc_epoch
         request = Put(
             tuple(BlockInfo(item.encoded.block, item.encoded.length) for item in batch),
             epoch,
             self._placement.pg_epoch,
+            chain,
         )
         self._puts += 1
         self._blocks += len(batch)
         failure: Optional[FsError] = None
         codes: Sequence[int] = ()
+        copies: Sequence[int] = ()
         try:
             frames = [item.encoded.frame for item in batch]
             self._bytes += sum(map(len, frames))
-            answer = await self._placement.call(server, request, frames, TRY_TIMEOUT_S)
-            codes = answer.body.codes
-            if len(codes) != len(batch):
+            timeout_s = CHAIN_TIMEOUT_S if chain else TRY_TIMEOUT_S
+            answer = await self._placement.call(server, request, frames, timeout_s)
+            codes, copies = answer.body.codes, answer.body.copies
+            if len(codes) != len(batch) or len(copies) != len(batch):
                 failure = FsError(Code.PROTOCOL, f"{len(codes)} codes for {len(batch)} blocks")
         except FsError as error:
             failure = error
@@ -212,6 +250,10 @@ class Writer:
             outbox.in_flight -= 1
         if failure is not None:
             log.info("put of %d blocks to %s failed: %s", len(batch), self._placement.name_of(server), failure)
+        if chain:
+            self._chain_ended(route, batch, failure is None, copies, epoch)
+            self._pump(route)
+            return
         for index, item in enumerate(batch):
             if failure is not None:
                 item.refused(failure)
@@ -219,12 +261,28 @@ class Writer:
                 item.refused(_error_of(codes[index], self._placement.name_of(server)))
             else:
                 item.stored(epoch)
-        self._pump(server)
+        self._pump(route)
+
+    def _chain_ended(
+        self, route: Route, batch: Sequence[_Item], answered: bool, copies: Sequence[int], epoch: int
+    ) -> None:
+        """Count the copies that a chain made; where one lacks, each server is asked, for the next ones too."""
+        self._chained += len(batch)
+        name = self._placement.name_of(route[0])
+        for index, item in enumerate(batch):
+            made = min(max(copies[index], 0), len(route)) if answered else 0
+            if made == len(route):
+                item.chained(epoch, made, len(route), FsError(Code.IO, ""))
+                continue
+            self._avoided[route] = trio.current_time() + CHAIN_AVOIDED_S
+            error = FsError(Code.UNREACHABLE, f"a chain from {name} made {made} of {len(route)} copies")
+            item.chained(epoch, made, len(route), error)  # whether that is final shows when each server is asked
 
     def statistics(self) -> dict[str, Any]:
         return {
             "puts": self._puts,
             "blocks": self._blocks,
+            "chained": self._chained,
             "bytes": self._bytes,
             "waiting_bytes": sum(outbox.waiting_bytes for outbox in self._outboxes.values()),
         }

@@ -64,6 +64,7 @@ def client_options(config: ClusterConfig, options: MountOptions) -> ClientOption
         dirty_bytes_max=config.client.dirty_bytes,
         cache_bytes_max=config.client.block_cache_bytes,
         read_ahead_blocks=config.client.read_ahead_blocks,
+        chain=config.client.chain,
         leases=config.client.leases if options.leases is None else options.leases,
         stop_flush_s=CLOSE_S,
         host=socket.gethostname(),

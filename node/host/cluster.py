@@ -77,6 +77,7 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     dirty_bytes: Size = limits.DIRTY_BYTES_MAX
     block_cache_bytes: Size = limits.BLOCK_CACHE_BYTES
     read_ahead_blocks: Annotated[int, msgspec.Meta(ge=0)] = limits.READ_AHEAD_BLOCKS
+    chain: bool = False  # large blocks pass from chunk server to chunk server instead of going to each from the mount
     request_timeout: Seconds = limits.REQUEST_TIMEOUT_S
     leases: bool = True  # cache names, attributes and extents until they are recalled
 

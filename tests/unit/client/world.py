@@ -153,6 +153,7 @@ class Store(Faults):
         self.puts: list[storage.Put] = []
         self.gets: list[storage.Get] = []
         self.suspects: list[tuple[bytes, ...]] = []
+        self.peers: dict[int, Store] = {}
         self.full = False
         self.put_bytes = 0
 
@@ -169,9 +170,26 @@ class Store(Faults):
                 body, frames = storage.SuspectReply(len(request.blocks)), []
             else:
                 body, frames = self.put(request, data) if isinstance(request, storage.Put) else self.get(request)
+            if isinstance(request, storage.Put) and request.forward:
+                body = await self.onward(request, data, body, timeout_s)
             await self.apply(self.after, request)
             return Reply(_reply_of(_STORE, request, body), frames)
         raise FsError(Code.TIMEOUT, "injected")
+
+    async def onward(self, request: storage.Put, data: Sequence[Any], here: Any, timeout_s: float) -> Any:
+        """Pass a put on down its chain, leaving out who does not answer."""
+        chain, failed = request.forward, []
+        while chain:
+            passed = msgspec.structs.replace(request, forward=chain[1:])
+            try:
+                reply = await self.peers[chain[0]].call(passed, data, timeout_s=timeout_s / (len(chain) + 1))
+            except FsError:
+                failed.append(chain[0])
+                chain = chain[1:]
+                continue
+            copies = tuple(mine + theirs for mine, theirs in zip(here.copies, reply.body.copies))
+            return msgspec.structs.replace(here, copies=copies, failed=(*failed, *reply.body.failed))
+        return msgspec.structs.replace(here, failed=tuple(failed))
 
     def put(self, request: storage.Put, data: Sequence[Any]) -> tuple[Any, list[memoryview]]:
         self.puts.append(request)
@@ -238,6 +256,7 @@ class World:
         )
         assert record.server == ident
         self.stores[ident] = Store(ident)
+        self.stores[ident].peers = self.stores
 
     def place(self) -> None:
         """Fill the placement table."""
