@@ -19,6 +19,7 @@ from metadata.operations import (
     AllocateInos,
     Attr,
     AttrResult,
+    CancelLock,
     CloneRange,
     Commit,
     Committed,
@@ -30,10 +31,14 @@ from metadata.operations import (
     Failed,
     GetAttr,
     GetExtents,
+    GetLock,
     GetXattr,
     InoRange,
     Link,
     ListXattr,
+    Lock,
+    Locked,
+    LockState,
     Lookup,
     Made,
     Make,
@@ -54,6 +59,7 @@ from metadata.operations import (
     SetXattr,
     StatVolume,
     Target,
+    Unlock,
     Value,
     VolumeStat,
     Walk,
@@ -72,6 +78,7 @@ __all__ = [  # what the outside may use
     "AllocateInos",
     "Attr",
     "AttrResult",
+    "CancelLock",
     "CloneRange",
     "Commit",
     "Committed",
@@ -83,10 +90,14 @@ __all__ = [  # what the outside may use
     "Failed",
     "GetAttr",
     "GetExtents",
+    "GetLock",
     "GetXattr",
     "InoRange",
     "Link",
     "ListXattr",
+    "Lock",
+    "Locked",
+    "LockState",
     "Lookup",
     "Made",
     "Make",
@@ -107,6 +118,7 @@ __all__ = [  # what the outside may use
     "SetXattr",
     "StatVolume",
     "Target",
+    "Unlock",
     "Value",
     "VolumeStat",
     "Walk",
@@ -122,6 +134,7 @@ __all__ = [  # what the outside may use
     "Recall",
     "Recalled",
     "RecalledReply",
+    "LocksGranted",
     "CloseSession",
     "CloseSessionReply",
     "ServerRecord",
@@ -264,6 +277,13 @@ class Recalled(msgspec.Struct, frozen=True, array_like=True):
 
 class RecalledReply(msgspec.Struct, frozen=True, array_like=True):
     pass
+
+
+class LocksGranted(msgspec.Struct, frozen=True, array_like=True):
+    """Pushed by the leader: these tickets of Lock have come to their turn. It may be lost: ask GetLock now and then."""
+
+    session: int
+    tickets: tuple[int, ...]
 
 
 class CloseSession(msgspec.Struct, frozen=True, array_like=True):
@@ -433,6 +453,7 @@ CATALOGUE = Catalogue(
         Method(0x208, Recall, None),
         Method(0x209, Recalled, RecalledReply),
         Method(0x20A, ChangeMembers, ChangeMembersReply),
+        Method(0x210, LocksGranted, None),
         Method(0x220, CollectGarbage, GarbageReply),
         Method(0x221, ListReferences, References),
         Method(0x222, FindReferences, References),

@@ -224,8 +224,59 @@ class CloneRange(msgspec.Struct, frozen=True, array_like=True, tag=12):
     length: int
 
 
+class Lock(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """Lock bytes [low, high] for an owner of this session (fcntl), or the whole file (``flock``); what the owner has
+    there is replaced. Where another's lock is in the way: with a ``ticket`` the owner waits, and the session is pushed
+    LocksGranted with that number when its turn has come; without (0) nothing happens. Result: Locked.
+
+    Failed: STALE; DEADLOCK where fcntl owners would wait for one another in a circle; NO_LOCKS above
+    LOCKS_PER_INODE_MAX or LOCKS_PER_SESSION_MAX. Locks end with the session, also when its fence is raised.
+    Converting a flock gives up the old one first, as on Linux.
+    """
+
+    ino: int
+    owner: int
+    flock: bool
+    low: int
+    high: int
+    exclusive: bool
+    pid: int = 0  # for GetLock of others
+    ticket: int = 0  # of the session's own choosing, for this one wait only
+
+
+class Unlock(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """The owner holds nothing in [low, high] any more, or no flock. Result: Done, also where it held nothing."""
+
+    ino: int
+    owner: int
+    flock: bool
+    low: int
+    high: int
+
+
+class CancelLock(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """Stop waiting. Result: Locked; ``granted`` where the turn had come before: the lock is held then."""
+
+    ino: int
+    ticket: int
+
+
 Op = Union[
-    Make, Link, Remove, Rename, SetAttr, Commit, SetXattr, RemoveXattr, Release, AllocateInos, PunchHole, CloneRange
+    Make,
+    Link,
+    Remove,
+    Rename,
+    SetAttr,
+    Commit,
+    SetXattr,
+    RemoveXattr,
+    Release,
+    AllocateInos,
+    PunchHole,
+    CloneRange,
+    Lock,
+    Unlock,
+    CancelLock,
 ]
 
 
@@ -317,6 +368,22 @@ class VolumeStat(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False)
     bytes: int  # logical bytes that extents cover
 
 
+class Locked(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
+    granted: bool
+
+
+class LockState(msgspec.Struct, frozen=True, array_like=True, tag=21, gc=False):
+    """``waiting``: the ticket still waits. ``taken``: a lock is in the way, and the rest says which."""
+
+    waiting: bool
+    taken: bool = False
+    exclusive: bool = False
+    low: int = 0
+    high: int = 0
+    session: int = 0
+    pid: int = 0
+
+
 class DirEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     name: bytes
     ino: int
@@ -339,6 +406,8 @@ Result = Union[
     Names,
     Extents,
     VolumeStat,
+    Locked,
+    LockState,
 ]
 
 
@@ -407,4 +476,17 @@ class Walk(msgspec.Struct, frozen=True, array_like=True, tag=9):
     names: tuple[bytes, ...]
 
 
-Query = Union[Lookup, GetAttr, ReadDir, ReadLink, GetXattr, ListXattr, GetExtents, StatVolume, Walk]
+class GetLock(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
+    """What is in the way of a lock, and whether a ticket still waits. Result: LockState."""
+
+    session: int
+    ino: int
+    owner: int
+    flock: bool
+    low: int
+    high: int
+    exclusive: bool
+    ticket: int = 0
+
+
+Query = Union[Lookup, GetAttr, ReadDir, ReadLink, GetXattr, ListXattr, GetExtents, StatVolume, Walk, GetLock]

@@ -25,7 +25,7 @@ def subjects(queries: Sequence[api.Query], results: Sequence[api.Result]) -> set
     for query, result in zip(queries, results):
         if isinstance(query, (api.Lookup, api.Walk)):
             inos.add(query.parent)
-        elif not isinstance(query, api.StatVolume):
+        elif not isinstance(query, (api.StatVolume, api.GetLock)):
             inos.add(query.ino)
         if isinstance(result, api.AttrResult):
             inos.add(result.attr.ino)
@@ -154,7 +154,7 @@ def touched(ops: Iterable[api.Op], guess: Guess) -> tuple[set[int], set[Name]]:
             inos.update((op.source, op.target))
         elif isinstance(op, api.Release):
             inos.update(op.inos)
-        elif not isinstance(op, api.AllocateInos):
+        elif not isinstance(op, (api.AllocateInos, api.Lock, api.Unlock, api.CancelLock)):
             inos.add(op.ino)
     return inos, names
 

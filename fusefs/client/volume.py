@@ -23,6 +23,7 @@ from fusefs.client.fileio import FileIO
 from fusefs.client.files import Files
 from fusefs.client.handles import Handle
 from fusefs.client.holds import Holds
+from fusefs.client.locking import Locking
 from fusefs.client.namespace import Namespace
 from fusefs.client.neighbours import Neighbours
 from fusefs.client.options import ClientOptions
@@ -33,7 +34,7 @@ from fusefs.client.recalls import Kernel
 from fusefs.client.session import Session
 from fusefs.client.writeback import WriteBack
 from fusefs.client.writer import Writer
-from metadata.api import Attr, ServerRecord, SetAttr, StatVolume, VolumeStat
+from metadata.api import Attr, LocksGranted, ServerRecord, SetAttr, StatVolume, VolumeStat
 from node.wire.errors import Code, FsError
 from node.wire.types import Buffer
 
@@ -88,6 +89,7 @@ class Volume:
         self._namespace = Namespace(self._session, self._files, self._writeback, self._holds, self._prefetch)
         self._fileio = FileIO(self._session, self._files, self._writeback, self._holds, self._namespace, reader)
         self._directories = Directories(self._session, self._files)
+        self.locking = Locking(self._session, self._writeback)
         self._session.guess = self._holds.hinted
         self._session.on_lost = self._lost
         self._session.on_orphans = self._holds.orphans
@@ -111,6 +113,7 @@ class Volume:
     def _lost(self) -> None:
         for file in self._files.clear():
             self._writeback.end(file, FsError(Code.IO, "the session that had this file open has expired"))
+        self.locking.lost()
 
     # --- names and attributes -----------------------------------------------------------------------------------
 
@@ -214,9 +217,17 @@ class Volume:
         """
         return await self._fileio.write(handle, offset, data)
 
-    async def flush(self, handle: Handle) -> None:
-        """close(2) of a descriptor: all data written here before is durable, and visible everywhere, from now on."""
-        await self._fileio.flush(handle)
+    async def flush(self, handle: Handle, owner: int = 0) -> None:
+        """close(2) of a descriptor: all data written here before is durable, and visible everywhere, from now on.
+        ``owner``: who closes, as the kernel calls it in locks; its fcntl locks of the file end."""
+        failed: Optional[FsError] = None
+        try:
+            await self._fileio.flush(handle)
+        except FsError as error:
+            failed = error
+        await self.locking.closed(handle, owner)
+        if failed is not None:
+            raise failed
 
     async def fsync(self, handle: Handle, datasync: bool = False) -> None:
         """As flush. An error leaves the data dirty, to be tried again by the next fsync or close."""
@@ -224,6 +235,10 @@ class Volume:
 
     async def release(self, handle: Handle) -> None:
         """The last descriptor of this handle is closed. Never fails for what flush has reported already."""
+        try:
+            await self.locking.released(handle)
+        except FsError as error:
+            log.warning("inode %d: locks end only with the session: %s", handle.ino, error)
         await self._fileio.release(handle)
 
     # --- directories --------------------------------------------------------------------------------------------
@@ -288,7 +303,10 @@ class Volume:
 
     def pushed(self, member: int, message: object) -> None:
         """A metadata member pushed a message."""
-        self._session.recalls.pushed(member, message)
+        if isinstance(message, LocksGranted):
+            self.locking.pushed(message)
+        else:
+            self._session.recalls.pushed(member, message)
 
     def attr_left_s(self, attr: Attr) -> float:
         """How long attributes that were just returned stay true; 0: ask each time. Valid until the next await."""
@@ -322,5 +340,6 @@ class Volume:
             "prefetch": self._prefetch.statistics(),
             "neighbours": self._neighbours.statistics(),
             "directories": self._directories.statistics(),
+            "locks": self.locking.statistics(),
             "files": len(self._files),
         }

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import fusefs.mount.interpose  # noqa: F401  first: before pyfuse3
 from fusefs.mount.launch import Announcer
 from fusefs.mount.options import parse_options
 from fusefs.mount.plan import STOP_S, make_plan

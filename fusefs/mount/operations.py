@@ -7,7 +7,7 @@ which would end the mount.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyfuse3
@@ -53,10 +53,11 @@ class Operations(pyfuse3.Operations):
         self.volume = volume
         self.complaints = Complaints()
         self.kernel = KernelView()
-        self._files: HandleTable[Handle] = HandleTable()
+        self.files: HandleTable[Handle] = HandleTable()
         self._directories: HandleTable[DirHandle] = HandleTable()
         self._dropper = dropper
         self.cache: KernelCache | None = None
+        self.flusher: Callable[[], int] = int  # says, when a flush begins, whose locks end
 
     # --- replies --------------------------------------------------------------------------------------------------
 
@@ -75,7 +76,7 @@ class Operations(pyfuse3.Operations):
 
     def _opened(self, handle: Handle) -> pyfuse3.FileInfo:
         keep = self.kernel.opened(handle.ino)
-        return pyfuse3.FileInfo(fh=self._files.add(handle), direct_io=False, keep_cache=keep, nonseekable=False)
+        return pyfuse3.FileInfo(fh=self.files.add(handle), direct_io=False, keep_cache=keep, nonseekable=False)
 
     # --- names and attributes -------------------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ class Operations(pyfuse3.Operations):
             atime_ns=storable_time(attr.st_atime_ns) if fields.update_atime else None,
             mtime_ns=storable_time(attr.st_mtime_ns) if fields.update_mtime else None,
             ctime_ns=storable_time(attr.st_ctime_ns) if fields.update_ctime else None,
-            handle=None if fh is None else self._files[fh],
+            handle=None if fh is None else self.files[fh],
         )
         if self.kernel.told(changed, compared=False):
             self._dropper.drop(inode)  # without waiting: while it truncates, the kernel holds back writes of pages
@@ -207,7 +208,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        self._files.check_room()
+        self.files.check_room()
         self._creating(parent_inode, name)
         handle, attr = await self.volume.create(parent_inode, name, mode, flags, ctx.uid, ctx.gid)
         entry = await self._entry(parent_inode, name, attr)
@@ -215,28 +216,29 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        self._files.check_room()
+        self.files.check_room()
         return self._opened(await self.volume.open(inode, flags, ctx.uid))
 
     @handler
     async def read(self, fh: int, off: int, size: int) -> Any:
-        return await self.volume.read(self._files[fh], off, size)
+        return await self.volume.read(self.files[fh], off, size)
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self.volume.write(self._files[fh], off, buf)
+        return await self.volume.write(self.files[fh], off, buf)
 
     @handler
     async def flush(self, fh: int) -> None:
-        await self.volume.flush(self._files[fh])
+        owner = self.flusher()  # before anything is awaited
+        await self.volume.flush(self.files[fh], owner)
 
     @handler
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self.volume.fsync(self._files[fh], datasync)
+        await self.volume.fsync(self.files[fh], datasync)
 
     @handler
     async def release(self, fh: int) -> None:
-        await self.volume.release(self._files.remove(fh))
+        await self.volume.release(self.files.remove(fh))
 
     # --- directories ----------------------------------------------------------------------------------------------
 
@@ -315,7 +317,7 @@ class Operations(pyfuse3.Operations):
         return {
             "kernel": self.kernel.statistics(),
             "cache": {} if self.cache is None else self.cache.statistics(),
-            "files": len(self._files),
+            "files": len(self.files),
             "directories": len(self._directories),
         }
 

@@ -8,6 +8,7 @@ what it is doing.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -15,6 +16,7 @@ import signal
 import socket
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
 import pyfuse3
 import trio
@@ -24,11 +26,13 @@ from fusefs.client.options import ClientOptions, Cluster, Peer
 from fusefs.client.volume import Volume
 from fusefs.mount import table
 from fusefs.mount.caching import KernelCache, fuse_descriptor
+from fusefs.mount.interpose import extension, missing
 from fusefs.mount.invalidate import PageDropper
 from fusefs.mount.launch import Announcer
 from fusefs.mount.operations import Operations
 from fusefs.mount.options import MountOptions, kernel_options
 from fusefs.mount.plan import Plan
+from fusefs.mount.requests import KernelRequests
 from fusefs.mount.state import MountState, claim
 from node.host.clock import SystemClock
 from node.host.cluster import ClusterConfig
@@ -160,6 +164,7 @@ class _Kernel:
         self._mount()
         try:
             async with trio.open_nursery() as nursery:
+                self._take_requests(nursery)
                 nursery.start_soon(self._dropper.run)
                 nursery.start_soon(self._report_when_asked)
                 nursery.start_soon(self._loop, nursery.cancel_scope)
@@ -182,12 +187,28 @@ class _Kernel:
         )
         check_fuse()
         try:
+            if extension is not None:
+                extension.set_handler(self._too_early)  # before the session is made, else nothing is added to it
             pyfuse3.init(self._operations, self._plan.mount, words)
         except RuntimeError as error:
             where = f"; see {self._plan.log_path}" if self._plan.log_path else ""
             raise FsError(Code.PERMISSION, f"cannot mount on {self._plan.mount} ({error}){where}") from None
         mount = table.mounted_at(self._plan.mount)
         self._device = mount.device if mount is not None else ""
+
+    @staticmethod
+    def _too_early(name: str, request: Any, arguments: tuple[Any, ...]) -> None:
+        request.fail(errno.EAGAIN)
+
+    def _take_requests(self, nursery: trio.Nursery) -> None:
+        """Answer what pyfuse3 has no handler for too, where the extension has found its place."""
+        if extension is None or not extension.serving():
+            reason = missing or "libfuse was not asked through it"
+            log.warning("locks hold between the programs of this mount only: no extension", reason=reason)
+            return
+        requests = KernelRequests(self._volume, self._operations.files, self._operations.complaints, nursery)
+        extension.set_handler(requests.handle)
+        self._operations.flusher = extension.take_flusher
 
     async def _loop(self, done: trio.CancelScope) -> None:
         await pyfuse3.main(min_tasks=WORKERS_MIN, max_tasks=WORKERS_MAX)

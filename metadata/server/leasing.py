@@ -20,7 +20,7 @@ from node.wire.limits import LEASE_MARGIN_S, LEASES_PER_SESSION_MAX, SESSION_LEA
 
 log = get_logger(__name__)
 
-Notify = Callable[[bytes, api.Recall], bool]
+Notify = Callable[[bytes, api.Recall | api.LocksGranted], bool]
 
 
 class Leasing:
@@ -103,6 +103,11 @@ class Leasing:
         if peer is None or not self._notify(peer, api.Recall(session, number, inos)):
             log.info("recall could not be sent", session=session, inodes=len(inos))
 
+    def push(self, session: int, message: api.LocksGranted) -> bool:
+        """Send something to a session by the connection that its last request came by; whether there is one."""
+        peer = self._peers.get(session)
+        return peer is not None and self._notify(peer, message)
+
     def grant(self, session: int, inos: Sequence[int]) -> int:
         """Lease inodes to a session that is answered now; returns the term, 0 when it may cache nothing."""
         table = self.table
@@ -160,7 +165,7 @@ def spoken_of(queries: Sequence[api.Query], results: Sequence[api.Result]) -> li
             inos.append(query.parent)  # type: ignore[union-attr]
         elif kind is api.Walk:
             inos.append(query.parent)  # type: ignore[union-attr]
-        elif kind is not api.StatVolume:
+        elif kind is not api.StatVolume and kind is not api.GetLock:
             inos.append(query.ino)  # type: ignore[union-attr]
         if type(result) is api.AttrResult:
             inos.append(result.attr.ino)
@@ -171,7 +176,7 @@ def spoken_of(queries: Sequence[api.Query], results: Sequence[api.Result]) -> li
 
 def leasable(queries: Sequence[api.Query]) -> bool:
     """Whether answers to these may be cached: a walk passes directories that its answer does not name."""
-    return not any(type(query) in (api.Walk, api.StatVolume) for query in queries)
+    return not any(type(query) in (api.Walk, api.StatVolume, api.GetLock) for query in queries)
 
 
 def shown(results: Sequence[api.Result]) -> list[int]:

@@ -19,7 +19,16 @@ from typing import Optional
 
 import trio
 
-from metadata.api import CATALOGUE, GetStatus, MemberAddress, MemberStatus, Recall, ServerRecord, StatusReply
+from metadata.api import (
+    CATALOGUE,
+    GetStatus,
+    LocksGranted,
+    MemberAddress,
+    MemberStatus,
+    Recall,
+    ServerRecord,
+    StatusReply,
+)
 from metadata.raft.core import Config, RawNode, Role
 from metadata.raft.messages import ConfState
 from metadata.server import wire
@@ -27,6 +36,7 @@ from metadata.server.audits import Audits
 from metadata.server.collector import Collector, NodeGroup
 from metadata.server.leader import Leader
 from metadata.server.leasing import Leasing
+from metadata.server.locking import LockNotices
 from metadata.server.membership import Membership
 from metadata.server.node import Hooks, Node
 from metadata.server.outbound import ChunkServers
@@ -38,7 +48,7 @@ from metadata.server.snapshots import Receiver, wanted
 from metadata.server.stable import Stable
 from metadata.server.status import Reporter, role_of
 from metadata.state.command import encode_command
-from metadata.state.machine import Machine
+from metadata.state.machine import Machine, Outcome
 from metadata.store import layout
 from metadata.store.disk import Disk, read_file, write_file
 from metadata.store.engine_lmdb import LmdbEngine
@@ -315,7 +325,13 @@ class MetadataMember:
         )
         self.leasing = leasing = Leasing(node, machine, self._push)
         hooks.lead = self._lead
-        hooks.applied = leasing.applied
+        notices = LockNotices(leasing.push)
+
+        def applied(outcome: Outcome) -> None:
+            leasing.applied(outcome)
+            notices.applied(outcome)
+
+        hooks.applied = applied
         self.reporter = reporter = Reporter(node, machine, leader, leasing, self.place.own, lambda: self.members)
         configured = max(member.id for member in config.members)
         self.membership = membership = Membership(node, self.peers, lambda: self.members, configured)
@@ -389,8 +405,8 @@ class MetadataMember:
         else:
             raise FsError(Code.NOT_LEADER, f"member {self.place.own.id} waits for the others")
 
-    def _push(self, peer: bytes, recall: Recall) -> bool:
-        return self.server.notify(peer, recall, CATALOGUE)
+    def _push(self, peer: bytes, message: Recall | LocksGranted) -> bool:
+        return self.server.notify(peer, message, CATALOGUE)
 
     def _lead(self) -> None:
         assert self.leader is not None and self.leasing is not None

@@ -30,7 +30,8 @@ from storage.api import Heartbeat
 
 Then = Callable[[Call, Optional[Outcome], Optional[FsError]], None]
 
-FREEING = frozenset({api.Remove, api.Release, api.PunchHole})  # what is taken on a full disk
+# What is taken on a full disk
+FREEING = frozenset({api.Remove, api.Release, api.PunchHole, api.Unlock, api.CancelLock})
 
 
 class Service:
@@ -66,6 +67,7 @@ class Service:
             api.GetStatus: self.status,
             Heartbeat: self.heartbeat,
             api.Recall: self.misdirected,
+            api.LocksGranted: self.misdirected,
             api.Recalled: leasing.recalled,
             api.ChangeMembers: change_members,
             api.CollectGarbage: collect_garbage or self.misdirected,

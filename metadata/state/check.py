@@ -16,6 +16,7 @@ from metadata.state import extents as algebra
 from metadata.state import keys
 from metadata.state.data import alive
 from metadata.state.extents import CHUNK
+from metadata.state.lockset import decode_locks, faults
 from metadata.state.records import (
     Inode,
     RootRecord,
@@ -36,7 +37,7 @@ from node.wire.limits import INLINE_EXTENTS_MAX, RESULT_WINDOW
 from node.wire.types import ROOT_INO
 
 _PAGE = 1024
-_KNOWN = frozenset(b"DIXLEORUKGJSNVWPZM")
+_KNOWN = frozenset(b"DIXLEORUKGHJSNVWPZM")
 
 
 def check(tables: Tables) -> list[str]:
@@ -78,6 +79,7 @@ class Auditor:
         self._check_counts()
         self._check_xattrs()
         self._check_sessions(shard)
+        self._check_locks()
         self._check_totals(shard)
 
     def _say(self, finding: str) -> None:
@@ -310,6 +312,17 @@ class Auditor:
         nonces = {key[1:]: keys.NUMBER.unpack(value)[0] for key, value in self._rows(keys.NONCE)}
         self._expect("the index of nonces", nonces, {session.nonce: ident for ident, session in sessions.items()})
         self._check_unused(sorted(ranges), shard)
+
+    def _check_locks(self) -> None:
+        for key, value in self._rows(keys.LOCKS):
+            ino, row = keys.first(key), decode_locks(value)
+            if ino not in self.inodes:
+                self._say(f"locks on inode {ino}, which does not exist")
+            for one in (*row.held, *(waiter.want for waiter in row.waiting)):
+                if one.session not in self._sessions:
+                    self._say(f"a lock on inode {ino} of session {one.session}, which does not exist")
+            for fault in faults(row):
+                self._say(f"locks on inode {ino}: {fault}")
 
     def _check_unused(self, ranges: list[tuple[int, int]], shard: ShardRecord) -> None:
         last = 0

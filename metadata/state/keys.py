@@ -17,6 +17,7 @@ The shard's rows, one set for each group of inode numbers::
     U session last        unused inode numbers   first (8 bytes); [first, last] was given to the session for Make.ino
     K hash                block references   count (8 bytes); at count 0 also the candidate's epoch (8 bytes)
     G epoch hash          collection candidate   empty; exactly the blocks whose count is 0
+    H ino                 locks              lockset.LockRow: what is held and who waits
     J kind id generation  reclaim job        empty; rows that nothing reaches any more, worked off in paced steps
     Mv                    shard record       records.ShardRecord: counters and totals
 
@@ -57,6 +58,7 @@ RESULT = b"R"
 UNUSED = b"U"
 COUNT = b"K"
 CANDIDATE = b"G"
+LOCKS = b"H"
 JOB = b"J"
 SESSION = b"S"
 NONCE = b"N"
@@ -155,6 +157,10 @@ def of_session(prefix: bytes, session: int, after: int = -1) -> tuple[bytes, byt
     """Bounds of a session's rows whose second column is greater than ``after``; NUMBER_END itself never occurs."""
     low = min(max(after + 1, 0), NUMBER_END)
     return _TWO(prefix, session, low), _TWO(prefix, session, NUMBER_END)
+
+
+def locks(ino: int) -> bytes:
+    return _ONE(LOCKS, ino)
 
 
 def second(key: bytes) -> int:

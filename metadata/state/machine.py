@@ -21,7 +21,7 @@ import msgspec
 from metadata.api import Query, Result, ServerRecord, Submit
 from metadata.state import keys
 from metadata.state.audit import Auditor
-from metadata.state.command import ROOT, Audit, Command, Format, FormatReply, Nothing, decode_command
+from metadata.state.command import ROOT, Audit, Command, FenceSession, Format, FormatReply, Nothing, decode_command
 from metadata.state.query import Queries
 from metadata.state.records import Applied, Audited, Session, decode_applied, encode
 from metadata.state.root import UUID_BYTES, Root, server_record
@@ -46,6 +46,7 @@ class Outcome:
     orphaned: dict[int, list[int]] = field(default_factory=dict)  # session -> removed inodes that it may hold
     freed: list[int] = field(default_factory=list)  # inodes that ceased to exist
     ended: list[int] = field(default_factory=list)  # sessions that ceased to exist
+    granted: list[tuple[int, int]] = field(default_factory=list)  # (session, ticket): their lock's turn has come
     touched: tuple[int, ...] = ()  # inodes whose attributes, data or names changed, the freed ones included
     session: int = 0  # whose Submit it was
     sequence: int = 0
@@ -69,6 +70,7 @@ class Machine:
         self._sessions.reload()
         self._root.reload()
         self._shard.inodes.reload()
+        self._shard.locks.reload()
         self._auditor.reload()
         self._read_applied()
 
@@ -107,9 +109,20 @@ class Machine:
             if error.code is Code.STATE_DIFFERS:
                 raise
             reply = error
+        self._drop_locks(command.body, turn)
         touched = (*self._shard.inodes.changed(), *turn.freed)
         self._finish(Applied(index, term, time_ns))
-        return Outcome(reply, encoded, turn.orphaned, turn.freed, turn.ended, touched, turn.session, sequence)
+        return Outcome(
+            reply, encoded, turn.orphaned, turn.freed, turn.ended, turn.granted, touched, turn.session, sequence
+        )
+
+    def _drop_locks(self, body: msgspec.Struct | None, turn: Turn) -> None:
+        """Locks end with the session, with its fence, and with the inode."""
+        locks = self._shard.locks
+        for session in (*turn.ended, *([body.session] if isinstance(body, FenceSession) else ())):
+            locks.end(session, turn)
+        for ino in turn.freed:
+            locks.forget(ino)
 
     def _execute(self, command: Command, turn: Turn) -> msgspec.Struct:
         body = command.body

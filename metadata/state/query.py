@@ -17,6 +17,7 @@ from metadata.api import (
     Failed,
     GetAttr,
     GetExtents,
+    GetLock,
     GetXattr,
     ListXattr,
     Lookup,
@@ -78,6 +79,7 @@ class Queries:
             GetExtents: self.get_extents,
             StatVolume: self.stat_volume,
             Walk: self.walk,
+            GetLock: shard.locks.get,
         }
 
     def answer(self, queries: Sequence[Query]) -> tuple[Result, ...]:

@@ -14,12 +14,14 @@ import msgspec
 
 from metadata.api import (
     AllocateInos,
+    CancelLock,
     CloneRange,
     Commit,
     Done,
     Failed,
     InoRange,
     Link,
+    Lock,
     Make,
     PunchHole,
     Release,
@@ -31,6 +33,7 @@ from metadata.api import (
     SetXattr,
     Submit,
     SubmitReply,
+    Unlock,
 )
 from metadata.state.attributes import Attributes
 from metadata.state.blocks import Blocks
@@ -38,6 +41,7 @@ from metadata.state.command import AdoptBlocks, BlocksReply, ForgetBlocks, Forma
 from metadata.state.data import Data
 from metadata.state.files import Files
 from metadata.state.inodes import Inodes
+from metadata.state.locks import Locks
 from metadata.state.names import Names
 from metadata.state.reclaim import Jobs
 from metadata.state.records import Inode
@@ -67,6 +71,7 @@ class Shard:
         self.files = Files(self.inodes, self.data)
         self.names = Names(tables, self.inodes, self.data, sessions)
         self.attributes = Attributes(tables, self.inodes, self.files)
+        self.locks = Locks(tables, self.inodes)
         self.jobs = Jobs(tables, self.inodes, self.data)
         self._operations: dict[type[msgspec.Struct], Callable[[Any, Turn], Result]] = {
             Make: self.names.make,
@@ -81,6 +86,9 @@ class Shard:
             AllocateInos: self._allocate,
             PunchHole: self.files.punch,
             CloneRange: self.files.clone,
+            Lock: self.locks.lock,
+            Unlock: self.locks.unlock,
+            CancelLock: self.locks.cancel,
         }
         self.handlers: dict[type[msgspec.Struct], Callable[[Any, Turn], msgspec.Struct]] = {
             Reclaim: self.reclaim,

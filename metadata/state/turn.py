@@ -13,7 +13,7 @@ from node.wire.errors import Code, FsError
 class Turn:
     """One entry being applied. The epochs are those before the entry; ``live`` are all registered sessions."""
 
-    __slots__ = ("time_ns", "session", "live", "gc_epoch", "groups", "work", "orphaned", "freed", "ended")
+    __slots__ = ("time_ns", "session", "live", "gc_epoch", "groups", "work", "orphaned", "freed", "ended", "granted")
 
     def __init__(
         self, time_ns: int, session: int, live: Sequence[int], gc_epoch: int, groups: Sequence[Group]
@@ -27,6 +27,7 @@ class Turn:
         self.orphaned: dict[int, list[int]] = {}  # session -> removed inodes it may hold, for the leader to ask
         self.freed: list[int] = []  # inodes that ceased to exist
         self.ended: list[int] = []  # sessions that ceased to exist
+        self.granted: list[tuple[int, int]] = []  # (session, ticket) of locks whose turn has come
 
     def check_blocks(self, extents: Sequence[Extent], touch_epoch: int, pg_epoch: int) -> None:
         """Refuse references to blocks whose touch is too old, or whose placement changed since (rule 16)."""

@@ -37,6 +37,9 @@ class Code(enum.IntEnum):
     READ_ONLY = 21
     BAD_HANDLE = 22
     INTERRUPTED = 23
+    LOCKED = 24  # by somebody else
+    DEADLOCK = 25
+    NO_LOCKS = 26
     # What a distributed system adds
     IO = 40
     TIMEOUT = 41
@@ -86,6 +89,9 @@ _ERRNO: dict[Code, int] = {
     Code.READ_ONLY: errno.EROFS,
     Code.BAD_HANDLE: errno.EBADF,
     Code.INTERRUPTED: errno.EINTR,
+    Code.LOCKED: errno.EAGAIN,
+    Code.DEADLOCK: errno.EDEADLK,
+    Code.NO_LOCKS: errno.ENOLCK,
     Code.TIMEOUT: errno.ETIMEDOUT,
 }
 

@@ -91,6 +91,12 @@ RELEASE_INOS_MAX = 4096
 NOT_HELD_MAX = 4096
 ORPHANS_PAGE_MAX = 4096
 
+# Locks of files
+LOCKS_PER_INODE_MAX = 4096  # held and waited for
+LOCKS_PER_SESSION_MAX = 16_384  # inodes: their locks go in one entry when the session ends
+LOCK_CYCLE_STEPS_MAX = 65_536  # comparisons until a search for a deadlock is given up
+LOCK_ASK_S = 2.0  # a waiter asks this often whether its turn has come, should the message have been lost
+
 # The state machine
 DIRECTORY_DEPTH_MAX = 16_384  # directories between the root and the target of a directory's rename
 RECLAIM_ROWS_MAX = 4096  # of one paced step

@@ -1,0 +1,140 @@
+"""Requests of the kernel that pyfuse3 has no handler for, over a Volume: translation only, as in ``operations``.
+
+Each runs in a task of its own, because a lock may be waited for without end; so none of them keeps a worker of
+pyfuse3's loop busy. Whatever a task raises becomes an errno, and a task that is cancelled has answered.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from fusefs.mount.errors import Complaints
+from node.host.logging import get_logger
+from node.wire.errors import Code, FsError
+
+if TYPE_CHECKING:
+    from fusefs.client.handles import Handle
+    from fusefs.client.volume import Volume
+    from fusefs.mount._fuseops import Request
+
+log = get_logger(__name__)
+
+END = (1 << 63) - 1
+
+
+class Files(Protocol):
+    """Open files by the numbers that the kernel knows them by."""
+
+    def __getitem__(self, number: int) -> Handle: ...
+
+
+class KernelRequests:
+    """Answers what ``_fuseops`` hands over. ``nursery`` runs the answers."""
+
+    def __init__(self, volume: Volume, files: Files, complaints: Complaints, nursery: trio.Nursery) -> None:
+        self._volume = volume
+        self._files = files
+        self._complaints = complaints
+        self._nursery = nursery
+        self._handlers: dict[str, Callable[..., Awaitable[None]]] = {
+            "getlk": self._getlk,
+            "setlk": self._setlk,
+            "flock": self._flock,
+        }
+
+    def handle(self, name: str, request: Request, arguments: tuple[Any, ...]) -> None:
+        """A request has come. Does not wait."""
+        handler = self._handlers.get(name)
+        if handler is None:
+            request.fail(errno.ENOSYS)
+        else:
+            self._nursery.start_soon(self._answer, name, handler, request, arguments)
+
+    async def _answer(
+        self, name: str, handler: Callable[..., Awaitable[None]], request: Request, arguments: tuple[Any, ...]
+    ) -> None:
+        try:
+            await handler(request, *arguments)
+            request.fail(0)  # where it has not said anything else
+        except FsError as error:
+            if error.code >= Code.IO:
+                self._complaints.make(name, error)
+            request.fail(error.errno)
+        except Exception:
+            log.exception("operation failed unexpectedly", operation=name)
+            request.fail(errno.EIO)
+        finally:
+            request.fail(errno.EINTR)  # cancelled: the mount is going away
+
+    # --- locks ----------------------------------------------------------------------------------------------------
+
+    async def _getlk(
+        self, request: Request, ino: int, fh: int, owner: int, kind: int, start: int, length: int
+    ) -> None:
+        state = await self._volume.locking.get(
+            self._files[fh], owner, flock=False, low=start, high=_high(start, length), exclusive=kind == fcntl.F_WRLCK
+        )
+        if not state.taken:
+            request.lock(fcntl.F_UNLCK, start, length, 0)
+            return
+        pid = state.pid if self._volume.locking.is_own(state) else 0
+        length = 0 if state.high == END else state.high - state.low + 1
+        request.lock(fcntl.F_WRLCK if state.exclusive else fcntl.F_RDLCK, state.low, length, pid)
+
+    async def _setlk(
+        self,
+        request: Request,
+        ino: int,
+        fh: int,
+        owner: int,
+        kind: int,
+        start: int,
+        length: int,
+        pid: int,
+        sleep: int,
+    ) -> None:
+        handle, locking, high = self._files[fh], self._volume.locking, _high(start, length)
+        if kind == fcntl.F_UNLCK:
+            await locking.unlock(handle, owner, flock=False, low=start, high=high)
+            return
+        await locking.lock(
+            handle,
+            owner,
+            flock=False,
+            low=start,
+            high=high,
+            exclusive=kind == fcntl.F_WRLCK,
+            pid=pid,
+            wait=_until_interrupted(request) if sleep else None,
+        )
+
+    async def _flock(self, request: Request, ino: int, fh: int, owner: int, operation: int) -> None:
+        handle, locking = self._files[fh], self._volume.locking
+        if operation & fcntl.LOCK_UN:
+            await locking.unlock(handle, owner, flock=True, low=0, high=END)
+            return
+        await locking.lock(
+            handle,
+            owner,
+            flock=True,
+            low=0,
+            high=END,
+            exclusive=bool(operation & fcntl.LOCK_EX),
+            pid=request.pid,
+            wait=None if operation & fcntl.LOCK_NB else _until_interrupted(request),
+        )
+
+
+def _until_interrupted(request: Request) -> trio.CancelScope:
+    scope = trio.CancelScope()
+    request.on_interrupt(scope.cancel)
+    return scope
+
+
+def _high(start: int, length: int) -> int:
+    return END if length == 0 else start + length - 1
