@@ -321,7 +321,7 @@ class Renamed(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
 
 
 class Committed(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
-    """``offset`` is where an append landed."""
+    """``offset`` is where an append landed, or where what was cloned ends."""
 
     attr: Attr
     offset: int = 0

@@ -32,6 +32,7 @@ from fusefs.client.prefetch import Prefetch
 from fusefs.client.reader import Reader
 from fusefs.client.recalls import Kernel
 from fusefs.client.session import Session
+from fusefs.client.space import Space
 from fusefs.client.writeback import WriteBack
 from fusefs.client.writer import Writer
 from metadata.api import Attr, LocksGranted, ServerRecord, SetAttr, StatVolume, VolumeStat
@@ -89,6 +90,7 @@ class Volume:
         self._namespace = Namespace(self._session, self._files, self._writeback, self._holds, self._prefetch)
         self._fileio = FileIO(self._session, self._files, self._writeback, self._holds, self._namespace, reader)
         self._directories = Directories(self._session, self._files)
+        self._space = Space(self._session, self._writeback, reader, now_ns)
         self.locking = Locking(self._session, self._writeback)
         self._session.guess = self._holds.hinted
         self._session.on_lost = self._lost
@@ -216,6 +218,24 @@ class Volume:
         Waits above the dirty bound. Raises the error of earlier write-back of this file once for each handle.
         """
         return await self._fileio.write(handle, offset, data)
+
+    async def allocate(self, handle: Handle, mode: int, offset: int, length: int) -> None:
+        """fallocate(2): plain, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; other modes NOT_SUPPORTED.
+
+        Reserving means: NO_SPACE where the bytes would not fit now, and the size. No space is set aside, so a later
+        write may meet a full disk; a range that is zeroed or reserved is a hole.
+        """
+        await self._space.allocate(handle, mode, offset, length)
+
+    async def seek(self, handle: Handle, offset: int, *, data: bool) -> int:
+        """The next byte from ``offset`` on that is data, or (``data`` false) in a hole, the end of the file being one.
+        BEYOND_END where ``offset`` is at the end or there is no data. What is written and not committed is data."""
+        return await self._space.seek(handle, offset, data=data)
+
+    async def copy(self, source: Handle, offset: int, target: Handle, target_offset: int, length: int) -> int:
+        """copy_file_range(2): the target shares the source's blocks, no data move. Returns how many bytes, fewer at the
+        end of the source. INVALID: one file, and the ranges overlap. NOT_SUPPORTED: copy by reading and writing."""
+        return await self._space.copy(source, offset, target, target_offset, length)
 
     async def flush(self, handle: Handle, owner: int = 0) -> None:
         """close(2) of a descriptor: all data written here before is durable, and visible everywhere, from now on.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 END = (1 << 63) - 1
+COPY_BYTES_MAX = (1 << 32) - (1 << 20)  # the answer has 32 bits
 
 
 class Files(Protocol):
@@ -45,6 +47,9 @@ class KernelRequests:
             "getlk": self._getlk,
             "setlk": self._setlk,
             "flock": self._flock,
+            "fallocate": self._fallocate,
+            "lseek": self._lseek,
+            "copy_file_range": self._copy_file_range,
         }
 
     def handle(self, name: str, request: Request, arguments: tuple[Any, ...]) -> None:
@@ -128,6 +133,25 @@ class KernelRequests:
             pid=request.pid,
             wait=None if operation & fcntl.LOCK_NB else _until_interrupted(request),
         )
+
+    # --- ranges ---------------------------------------------------------------------------------------------------
+
+    async def _fallocate(self, request: Request, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
+        await self._volume.allocate(self._files[fh], mode, offset, length)
+
+    async def _lseek(self, request: Request, ino: int, fh: int, offset: int, whence: int) -> None:
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise FsError(Code.INVALID, f"whence {whence}")
+        request.position(await self._volume.seek(self._files[fh], offset, data=whence == os.SEEK_DATA))
+
+    async def _copy_file_range(
+        self, request: Request, fh: int, offset: int, target_fh: int, target_offset: int, length: int, flags: int
+    ) -> None:
+        if flags:
+            raise FsError(Code.INVALID, f"copy_file_range flags {flags:#x}")
+        length = min(length, COPY_BYTES_MAX)
+        source, target = self._files[fh], self._files[target_fh]
+        request.count(await self._volume.copy(source, offset, target, target_offset, length))
 
 
 def _until_interrupted(request: Request) -> trio.CancelScope:

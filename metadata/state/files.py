@@ -90,7 +90,7 @@ class Files:
         pieces = algebra.shift(algebra.clip(found, op.source_offset, end), distance)
         change = self._data.plan_erase(target, op.target_offset, end + distance, turn, pieces)
         self._write(change, max(target.size, end + distance), turn.time_ns, turn)
-        return Committed(attr_of(target), op.target_offset)
+        return Committed(attr_of(target), end + distance)
 
     def _write(self, change: Change, size: int, mtime_ns: int, turn: Turn) -> None:
         """Carry out a change of data: mtime strictly rises with each, to the end of what can be stored (rule 6)."""

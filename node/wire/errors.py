@@ -40,6 +40,7 @@ class Code(enum.IntEnum):
     LOCKED = 24  # by somebody else
     DEADLOCK = 25
     NO_LOCKS = 26
+    BEYOND_END = 27  # of the file, or of its data
     # What a distributed system adds
     IO = 40
     TIMEOUT = 41
@@ -92,6 +93,7 @@ _ERRNO: dict[Code, int] = {
     Code.LOCKED: errno.EAGAIN,
     Code.DEADLOCK: errno.EDEADLK,
     Code.NO_LOCKS: errno.ENOLCK,
+    Code.BEYOND_END: errno.ENXIO,
     Code.TIMEOUT: errno.ETIMEDOUT,
 }
 
