@@ -28,8 +28,15 @@ from node.wire.catalogue import Catalogue, Method
 from node.wire.codec import Codec, encode
 from node.wire.errors import Code, FsError, ProtocolError
 from node.wire.frames import Header, Kind
-from node.wire.limits import CREDIT_ACK_BYTES, CREDIT_BYTES, DEADLINE_S_MAX, HEARTBEAT_TIMEOUT_S, RECONNECT_GRACE_S
-from node.wire.limits import REQUEST_TIMEOUT_S
+from node.wire.limits import (
+    CREDIT_ACK_BYTES,
+    CREDIT_BYTES,
+    DEADLINE_S_MAX,
+    HEARTBEAT_TIMEOUT_S,
+    INTRODUCTION_GRACE_S,
+    RECONNECT_GRACE_S,
+    REQUEST_TIMEOUT_S,
+)
 from node.wire.types import Buffer
 
 log = logging.getLogger(__name__)
@@ -218,8 +225,12 @@ class Connection:
             return
         if self.failure is not None:
             raise FsError(self.failure.code, self.failure.detail)
-        if not self._running or now - self._down_since > RECONNECT_GRACE_S:
+        if not self._running or now > self._patient_until():
             raise self._unreachable()
+
+    def _patient_until(self) -> float:
+        """When the peer counts as down. Longer where somebody is there: a refusal must not look like silence."""
+        return self._down_since + (INTRODUCTION_GRACE_S if self._link.reaching else RECONNECT_GRACE_S)
 
     def _unreachable(self) -> FsError:
         reason = self._down_reason if self._running else "the connection does not run"
@@ -324,11 +335,12 @@ class Connection:
             self._expire(number, entry, now)
         due = self._timers[0][0] if self._timers else math.inf
         if self._waiting and not self._up:
-            if now - self._down_since > RECONNECT_GRACE_S:
+            patient_until = self._patient_until()
+            if now > patient_until:
                 error = self.failure or self._unreachable()
                 self._fail_waiting(error.code, error.detail)
             else:
-                due = min(due, self._down_since + RECONNECT_GRACE_S + _TIMER_SLACK_S)
+                due = min(due, patient_until + _TIMER_SLACK_S)
         self._due = due
         return due
 

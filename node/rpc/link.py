@@ -47,6 +47,10 @@ class ClientLink(Protocol):
     def reset(self, error: FsError | None = None) -> None:
         """Give this connection up and make a new one: at once, or after a while when refused with ``error``."""
 
+    @property
+    def reaching(self) -> bool:
+        """Whether somebody is at the address and how the introduction ends is still open: neither up nor refused."""
+
     def wake_at(self, deadline: float) -> None:
         """Have link_turn called at ``deadline`` (trio's clock) at the latest."""
 

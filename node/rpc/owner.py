@@ -91,7 +91,7 @@ class OwnedSocket:
         descriptor = _get_int(sock, int(zmq.FD))
         while True:
             self._awake = True
-            self._drain()
+            self.drain()
             deadline = self._turn()
             if self._events() & _POLLIN:
                 await trio.lowlevel.checkpoint()
@@ -106,7 +106,8 @@ class OwnedSocket:
             self._park = None
             self.wakes += 1
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Receive what is there. From another task than the owner's too: what comes later is a new edge for it."""
         for _ in range(_DRAIN_MAX):
             try:
                 first = self.sock.recv(_NOBLOCK)

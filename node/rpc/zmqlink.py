@@ -85,7 +85,9 @@ class ZmqClientLink:
         self._life: trio.CancelScope | None = None
         self._announce = False  # connected, but the socket may not take messages yet
         self._stands = False  # this socket's connection came up
+        self._reached = False  # somebody accepted this socket's connection, or the last attempt
         self._broken_off = 0  # handshakes in a row that the peer hung up on
+        self._monitor: OwnedSocket | None = None
         self._backoff_s = 0.0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC128
@@ -105,9 +107,9 @@ class ZmqClientLink:
             watch = sock.get_monitor_socket()
             with _os_errors(self._address):
                 sock.connect(self._address)
-            self._announce = self._stands = False
+            self._announce = self._stands = self._reached = False
             owned = OwnedSocket(sock, 1, self._message, self._turn)
-            monitor = OwnedSocket(watch, 2, self._event, never)
+            monitor = self._monitor = OwnedSocket(watch, 2, self._event, never)
             with trio.CancelScope() as self._session:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(owned.run)
@@ -115,7 +117,7 @@ class ZmqClientLink:
                     self._owned = owned
                     task_status.started()
         finally:
-            self._owned = None
+            self._owned = self._monitor = None
             sock.disable_monitor()
             if watch is not None:
                 watch.close(0)
@@ -158,6 +160,10 @@ class ZmqClientLink:
         if self._session is not None:
             self._session.cancel()
 
+    @property
+    def reaching(self) -> bool:
+        return self._reached and not self._stands
+
     def wake_at(self, deadline: float) -> None:
         if self._owned is not None:
             self._owned.wake_at(deadline)
@@ -173,6 +179,8 @@ class ZmqClientLink:
             self._events.link_message(heads[0], data)
 
     def _turn(self) -> float:
+        if not self._stands and self._monitor is not None:
+            self._monitor.drain()  # what has happened counts before a timer does, also when this process was held up
         if self._announce and self._owned is not None and self._owned.takes_messages():
             self._announce = False
             self._events.link_up()
@@ -186,6 +194,10 @@ class ZmqClientLink:
             self._announce = self._stands = True
             if self._owned is not None:
                 self._owned.wake()
+        elif kind == zmq.EVENT_CONNECTED:
+            self._reached = True
+        elif kind == zmq.EVENT_CLOSED:
+            self._reached = False
         elif kind == zmq.EVENT_DISCONNECTED:
             if self._stands:
                 self._events.link_down("the connection broke")
@@ -195,10 +207,22 @@ class ZmqClientLink:
         elif kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             self._refused(f"{self._address} speaks another security mechanism")
         elif kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-            hung_up = event["value"] == errno.EPIPE  # EAGAIN: it said nothing within HANDSHAKE_TIMEOUT_S
-            self._broken_off = self._broken_off + 1 if hung_up else 0
-            if self._security.keys is not None and self._broken_off >= _BROKEN_OFF_MAX:
-                self._refused(f"{self._address} broke off the handshake: it does not own the expected key")
+            self._hung_up(event["value"])
+
+    def _hung_up(self, error: int) -> None:
+        """The handshake ended without a word. A peer that hears a mechanism it does not speak may hang up so early
+        that its own never arrives; one whose key we do not know cannot tell us."""
+        if error not in (errno.EPIPE, errno.ECONNRESET):  # EAGAIN: it said nothing within HANDSHAKE_TIMEOUT_S
+            self._broken_off = 0
+            self._reached = False
+            return
+        self._broken_off += 1
+        if self._broken_off < _BROKEN_OFF_MAX:
+            return
+        if self._security.keys is not None:
+            self._refused(f"{self._address} broke off the handshake: it does not own the expected key")
+        elif self._address.startswith("tcp://"):
+            self._refused(f"{self._address} broke off the handshake: it wants a key")
 
     def _refused(self, detail: str) -> None:
         error = FsError(Code.UNAUTHORIZED, detail)

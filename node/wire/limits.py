@@ -193,6 +193,7 @@ assert RAFT_ENVELOPE_BYTES_MAX + RAFT_ENTRY_BYTES_MAX + RAFT_MESSAGE_BYTES_MAX <
 
 # Connections
 RECONNECT_GRACE_S = 1.0  # a request waits this long for a connection, then the peer counts as down
+INTRODUCTION_GRACE_S = 5.0  # and this long where somebody is there and the handshake has not ended
 RECONNECT_MIN_S = 0.025
 RECONNECT_MAX_S = 0.1  # a dead peer costs ten attempts a second; it is back within one of them
 REFUSED_RETRY_S = 1.0  # after a refusal (key, cluster, version): somebody has to change something first
@@ -205,7 +206,7 @@ PEERS_MAX = 16_384  # connections to one server
 PEER_SWEEP_S = 10.0  # idle peers are asked whether they are still there
 
 assert HEARTBEAT_INTERVAL_S < HEARTBEAT_TIMEOUT_S
-assert RECONNECT_MIN_S <= RECONNECT_MAX_S < RECONNECT_GRACE_S
+assert RECONNECT_MIN_S <= RECONNECT_MAX_S < RECONNECT_GRACE_S <= INTRODUCTION_GRACE_S
 assert CREDIT_ACK_BYTES * 2 <= CREDIT_BYTES
 assert COMPACT_EXTENTS_MIN < EXTENTS_PER_CHUNK_MAX
 assert INLINE_EXTENTS_MAX <= EXTENTS_PER_CHUNK_MAX <= CHUNK_EXTENTS_MAX <= EXTENT_PAGE_MAX
