@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from node.host.ports import free_ports
+
 FUSEFS = str(Path(sys.executable).parent / "fusefs")
 CI = os.environ.get("CI") == "true"
 LONG = bool(os.environ.get("LONG"))
@@ -52,6 +54,11 @@ def run(
     if check and done.returncode:
         raise AssertionError(f"{command} exited with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
     return done
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody uses, nor any outgoing connection will."""
+    return next(free_ports())
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
@@ -139,7 +146,7 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for pid in pids:
-            wait_for(lambda pid=pid: not _alive(pid), 20, f"{pid} to end")
+            wait_for(lambda pid=pid: not _alive(pid), 60, f"{pid} to end")
 
     def kill_all(self) -> None:
         """Pull the plug: kill -9 of every process, then clear the dead mount points."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fusefs.cli.layout import MEMBER_PREFIX, SERVER_PREFIX, Layout
@@ -13,6 +11,7 @@ from node.host.cluster import ChunkServer, ClusterConfig, Member, new_cluster_id
 from node.host.exitcodes import UsageError
 from node.host.keys import CLIENT_NAME, create_keys, key_path, load_keys
 from node.host.paths import ipc_address, private_directory
+from node.host.ports import free_ports
 from node.host.units import format_size
 from node.rpc.security import CurveKeys
 
@@ -122,7 +121,7 @@ class _Endpoints:
         for name in members:
             if name in given and name + PEER_SUFFIX not in given:
                 self._given[name + PEER_SUFFIX] = peer_of(given[name])
-        self._free = _free_ports() if self._tcp else None
+        self._free = free_ports() if self._tcp else None
 
     def of(self, name: str) -> str:
         if not self._tcp:
@@ -145,15 +144,6 @@ def split_address(address: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError(f"{address!r} is not HOST:PORT")
     return host, int(port)
-
-
-def _free_ports() -> Iterator[int]:
-    """Yield loopback ports that nobody uses; each stays bound until the generator goes, so that none comes twice."""
-    with contextlib.ExitStack() as bound:
-        while True:
-            listener = bound.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            yield listener.getsockname()[1]
 
 
 def check_same(flags: Flags, config: ClusterConfig) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import threading
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 from metadata.state import keys
 from metadata.state.records import decode_inode, encode
 from node.host.cluster import load_cluster
-from tests.harness import FUSEFS, Cluster, need_fuse, run, wait_for
+from tests.harness import FUSEFS, Cluster, free_port, need_fuse, run, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -52,7 +51,7 @@ class Writer(threading.Thread):
     def progress(self) -> None:
         """Wait until what begins now was acknowledged."""
         target = len(self.acknowledged) + 3
-        wait_for(lambda: len(self.acknowledged) >= target or self.errors, 30, "the writer to go on")
+        wait_for(lambda: len(self.acknowledged) >= target or self.errors, 60, "the writer to go on")
 
     def finish(self) -> None:
         self.over.set()
@@ -85,7 +84,7 @@ def leader(cluster: Cluster) -> str:
     def found() -> str | None:
         return next((name for name, row in rows(cluster).items() if row["role"] == "leader"), None)
 
-    name: str = wait_for(found, 20, "a leader")
+    name: str = wait_for(found, 60, "a leader")
     return name
 
 
@@ -100,17 +99,12 @@ def join(cluster: Cluster, name: str, *arguments: str) -> int:
     assert member(cluster, "add", name, *arguments)["id"] == number, "adding is safe to repeat"
     assert "has not received the state yet" in member(cluster, "promote", name, code=1)
     run(FUSEFS, "up", cluster.directory, "--only", name, "--detach")
-    wait_for(lambda: rows(cluster)[name]["state"] == "replicate", 20, f"{name} to catch up")
+    wait_for(lambda: rows(cluster)[name]["state"] == "replicate", 60, f"{name} to catch up")
     assert rows(cluster)[name]["role"] == "learner"
     promote = FUSEFS, "member", "promote", cluster.config, name
-    wait_for(lambda: not run(*promote, check=False).returncode, 10, "promotion")
-    wait_for(lambda: rows(cluster)[name]["role"] == "follower", 10, f"{name} to hear that it votes")
+    wait_for(lambda: not run(*promote, check=False).returncode, 60, "promotion")
+    wait_for(lambda: rows(cluster)[name]["role"] == "follower", 60, f"{name} to hear that it votes")
     return int(number)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture
@@ -128,7 +122,7 @@ def test_the_membership_changes_under_a_writer(three: Cluster, tmp_path: Path) -
     writer.progress()
     assert join(three, "metadata-4") == 4
     member(three, "transfer-leader", "metadata-4")
-    wait_for(lambda: leader(three) == "metadata-4", 10, "the new leader to be known")
+    wait_for(lambda: leader(three) == "metadata-4", 60, "the new leader to be known")
     writer.progress()
     assert member(three, "remove", "metadata-1") == {"name": "metadata-1", "removed": True, "stopped": True}
     writer.progress()
@@ -154,7 +148,7 @@ def test_the_membership_changes_under_a_writer(three: Cluster, tmp_path: Path) -
     three.kill(three.server_pids()["metadata-3"])
     assert "quorum" in member(three, "remove", "metadata-5", code=4)
     run(FUSEFS, "up", three.directory, "--only", "metadata-3", "--detach")
-    wait_for(lambda: three.status()["health"] == "healthy", 20, "health")
+    wait_for(lambda: three.status()["health"] == "healthy", 60, "health")
     writer.verify(tmp_path / "mnt")
     three.down()
     three.flags = []
@@ -181,7 +175,7 @@ def test_one_member_grows_over_tcp_and_its_founder_goes(cluster: Cluster, tmp_pa
     assert leader(cluster) == "metadata-2"
     (top / "after").write_text("y")
     assert (top / "before").read_text() == "x"
-    wait_for(lambda: cluster.status()["health"] == "healthy", 20, "the chunk server to find the new leader")
+    wait_for(lambda: cluster.status()["health"] == "healthy", 60, "the chunk server to find the new leader")
 
 
 def test_a_wiped_member_returns_only_as_a_new_one(three: Cluster, tmp_path: Path) -> None:
@@ -206,7 +200,7 @@ def test_a_member_whose_state_differs_stops_for_good(three: Cluster, tmp_path: P
     victim = follower(three)
     pid = three.server_pids()[victim]
     os.kill(pid, signal.SIGTERM)
-    wait_for(lambda: victim not in three.server_pids(), 20, "the follower to stop")
+    wait_for(lambda: victim not in three.server_pids(), 60, "the follower to stop")
     spoil(three.directory / victim / "state")
     run(FUSEFS, "up", three.directory, "--only", victim, "--detach")
 
@@ -214,7 +208,7 @@ def test_a_member_whose_state_differs_stops_for_good(three: Cluster, tmp_path: P
         (top / "file").write_text(str(time.monotonic()))
         return victim not in three.server_pids()
 
-    wait_for(stopped, 30, "the member to find out")
+    wait_for(stopped, 60, "the member to find out")
     said = [line for line in three.log(victim).splitlines() if line.startswith("fusefs-meta: ")]
     assert len(said) == 1 and "differs from that of most members" in said[0], three.log(victim)[-2000:]
     assert "Traceback" not in three.log(victim)

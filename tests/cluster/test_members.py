@@ -25,15 +25,9 @@ from node.host.paths import ipc_address
 from node.rpc.client import Connection
 from node.rpc.context import Transport
 from node.wire.errors import Code, FsError
+from tests.harness import free_port
 
 ROUNDS = 20 if os.environ.get("LONG") else 3
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def configure(directory: Path, members: int, transport: str = "ipc") -> Path:
@@ -102,7 +96,7 @@ class Members:
     async def ask(self, request: msgspec.Struct) -> Any:
         """Send a request to whoever leads, the same one again until it is answered."""
         target = 0
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while True:
                 up = [number for number, connection in self.connections.items() if connection.connected]
                 if up:
@@ -119,22 +113,22 @@ class Members:
                 await trio.sleep(0.01)
 
     async def status(self, number: int) -> api.MemberStatus:
-        report: api.StatusReply = await self.call(number, api.GetStatus())
+        report: api.StatusReply = await self.call(number, api.GetStatus(), 30.0)
         return report.status
 
     async def leader(self) -> int:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while True:
                 for number, connection in self.connections.items():
                     if connection.connected:
-                        report = await self.call(number, api.GetStatus(), 5.0)
+                        report = await self.call(number, api.GetStatus(), 30.0)
                         if report.status.role == "leader" and report.volume is not None:
                             return number
                 await trio.sleep(0.02)
 
     async def agreed(self, leader: int) -> None:
         """Wait until every member follows ``leader``."""
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             for number, connection in self.connections.items():
                 while True:
                     if connection.connected and (await self.status(number)).leader == leader:
@@ -194,7 +188,7 @@ async def test_three_members_serve_and_stop_in_order(tmp_path: Path, transport: 
         leader = await members.leader()
         for number in [leader, *(n for n in (1, 2, 3) if n != leader)]:
             members.processes[number].terminate()
-            assert await trio.to_thread.run_sync(members.processes[number].wait, 20) == 0
+            assert await trio.to_thread.run_sync(members.processes[number].wait, 60) == 0
         members.start()
         assert len(await members.names()) == 10
 
@@ -300,7 +294,7 @@ async def test_what_a_member_cannot_serve_it_refuses_in_one_line(
         await members.make(b"first")
         await members.make(b"second")
         members.processes[1].terminate()
-        members.processes[1].wait(20)
+        members.processes[1].wait(60)
         said = spoil(members)
         found, line = await trio.to_thread.run_sync(members.refused, 1)
         assert (found, said in line) == (code, True), line
@@ -312,7 +306,7 @@ async def test_a_directory_and_an_address_are_served_once(tmp_path: Path) -> Non
         code, line = await trio.to_thread.run_sync(members.refused, 1)
         assert code == 1 and "is in use by process" in line
         members.processes[1].terminate()
-        members.processes[1].wait(20)
+        members.processes[1].wait(60)
         host, port = members.config.members[0].address.removeprefix("tcp://").split(":")
         with socket.create_server((host, int(port))):
             code, line = await trio.to_thread.run_sync(members.refused, 1)
