@@ -22,12 +22,12 @@ def tool(*command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_types() -> None:
     tool("mypy")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_style() -> None:
     tool("flake8", *PACKAGES, "tests")
 

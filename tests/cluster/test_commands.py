@@ -20,6 +20,7 @@ from fusefs.mount import table
 from node.host.lock import lock_holder
 from tests.harness import FUSEFS, Cluster, need_fuse, run, wait_for
 
+STATUS_S_MAX = 20  # it gives up on silent processes after 2 s; the rest is for a busy machine to start Python
 MOUNT_HELPER = str(Path(FUSEFS).with_name("mount.fusefs"))
 
 
@@ -325,8 +326,10 @@ def test_a_mount_in_the_foreground(running: Cluster, tmp_path: Path) -> None:
     with subprocess.Popen(
         [FUSEFS, "mount", str(running.config), str(mount), "-f"], stderr=subprocess.PIPE, text=True
     ) as process:
+        assert process.stderr is not None
         try:
-            wait_for(lambda: is_mounted(mount) and mount.stat().st_ino == 1, 30, "the mount serves")
+            assert any("mount serves" in line for line in process.stderr), "until then a stop is a failed start"
+            assert is_mounted(mount) and mount.stat().st_ino == 1
             command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
             assert os.fsencode(running.config) in command, "found by its cluster.toml, and the process that we started"
         finally:
@@ -351,7 +354,7 @@ def test_changed_data_is_seen_although_mtime_was_set_back(running: Cluster, moun
         with open(mounted / "file", "r+b") as writer:
             writer.write(b"3" * 8192)
         (other / "file").chmod(0o600)  # whose reply tells the new mtime without the kernel noticing
-        wait_for(lambda: reader.seek(0) == 0 and reader.read() == b"3" * 8192, 5, "the pages are dropped all the same")
+        wait_for(lambda: reader.seek(0) == 0 and reader.read() == b"3" * 8192, 30, "the pages are dropped all the same")
     running.umount(other)
     (mounted / "file").unlink()
 
@@ -360,7 +363,7 @@ def test_a_mount_tells_what_it_does(running: Cluster, mounted: Path) -> None:
     (state,) = (running.directory / "run").glob("mount-*.pid")
     (log,) = (p for p in (running.directory / "log").glob("mount-*.log") if p.stem == state.stem)
     os.kill(int(state.read_text()), signal.SIGUSR1)
-    wait_for(lambda: "statistics" in log.read_text(), 10, "a line in the log")
+    wait_for(lambda: "statistics" in log.read_text(), 30, "a line in the log")
 
 
 def test_read_only_and_unknown_options(running: Cluster, tmp_path: Path) -> None:
@@ -411,7 +414,7 @@ def test_status_degraded_and_down(cluster: Cluster) -> None:
     cluster.kill(cluster.server_pids()["metadata-1"])
     start = time.monotonic()
     done = run(FUSEFS, "status", cluster.config, "--json", check=False)
-    assert time.monotonic() - start < 6
+    assert time.monotonic() - start < STATUS_S_MAX
     assert done.returncode == 4
     status = json.loads(done.stdout)
     assert status["health"] == "down" and status["members"][0]["role"] == "down"
@@ -423,12 +426,12 @@ def test_a_minority_of_members_may_be_down(tmp_path: Path) -> None:
         made.up()
         leader = next(m["name"] for m in made.status()["members"] if m["role"] == "leader")
         made.kill(made.server_pids()[leader])
-        wait_for(lambda: made.status()["health"] == "degraded", 20, "another leader")
+        wait_for(lambda: made.status()["health"] == "degraded", 60, "another leader")
         roles = {member["name"]: member["role"] for member in made.status()["members"]}
         assert roles.pop(leader) == "down"
         assert sorted(roles.values()) == ["follower", "leader"]
         run(FUSEFS, "up", made.directory, "--only", leader, "--detach")
-        wait_for(lambda: made.status()["health"] == "healthy", 20, "it is back")
+        wait_for(lambda: made.status()["health"] == "healthy", 60, "it is back")
     finally:
         made.clean()
 
@@ -440,7 +443,7 @@ def test_status_of_stopped_processes_is_bounded(cluster: Cluster) -> None:
         os.kill(pid, signal.SIGSTOP)
     start = time.monotonic()
     done = run(FUSEFS, "status", cluster.config, "--json", check=False)
-    assert time.monotonic() - start < 6
+    assert time.monotonic() - start < STATUS_S_MAX
     assert done.returncode == 4
     for pid in pids.values():
         os.kill(pid, signal.SIGCONT)

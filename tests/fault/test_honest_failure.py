@@ -131,10 +131,10 @@ def test_chunk_server_dies_and_returns(tmp_path: Path) -> None:
     mount = tmp_path / "mnt"
     try:
         made.up()
-        made.mount(mount, "-o", "timeout=4s")
+        made.mount(mount, "-o", "timeout=6s")
         (mount / "before").write_bytes(b"x" * 200_000)
         made.umount(mount)
-        made.mount(mount, "-o", "timeout=4s")
+        made.mount(mount, "-o", "timeout=6s")
         made.kill(made.server_pids()["storage-1"])
         start = time.monotonic()
         with pytest.raises(OSError):
@@ -143,10 +143,10 @@ def test_chunk_server_dies_and_returns(tmp_path: Path) -> None:
             with open(mount / "during", "wb") as f:
                 f.write(b"y" * 3 * MIB)
                 os.fsync(f.fileno())
-        assert time.monotonic() - start < 20
+        assert time.monotonic() - start < 45
         assert "before" in os.listdir(mount), "names do not need the chunk server"
         run(FUSEFS, "up", made.directory, "--only", "storage-1", "--detach")
-        wait_for(lambda: _reads(mount / "before", b"x" * 200_000), 15, "reads work again")
+        wait_for(lambda: _reads(mount / "before", b"x" * 200_000), 60, "reads work again")
         (mount / "after").write_bytes(b"z" * 2 * MIB)
         assert (mount / "after").read_bytes() == b"z" * 2 * MIB
     finally:
@@ -160,7 +160,7 @@ def test_stopped_servers_do_not_hang_the_mount(tmp_path: Path) -> None:
     mount = tmp_path / "mnt"
     try:
         made.up()
-        made.mount(mount, "-o", "timeout=3s")
+        made.mount(mount, "-o", "timeout=5s")
         (mount / "f").write_bytes(b"x" * 100_000)
         pids = made.server_pids()
         for pid in pids.values():
@@ -170,10 +170,10 @@ def test_stopped_servers_do_not_hang_the_mount(tmp_path: Path) -> None:
         assert done.returncode != 0 or done.stdout == b"x" * 100_000
         done = subprocess.run(["touch", str(mount / "g")], capture_output=True, timeout=30)
         assert done.returncode != 0
-        assert time.monotonic() - start < 25
+        assert time.monotonic() - start < 45
         for pid in pids.values():
             os.kill(pid, signal.SIGCONT)
-        wait_for(lambda: _reads(mount / "f", b"x" * 100_000), 20, "reads work again")
+        wait_for(lambda: _reads(mount / "f", b"x" * 100_000), 60, "reads work again")
         (mount / "h").write_bytes(b"again")
         assert (mount / "h").read_bytes() == b"again"
     finally:

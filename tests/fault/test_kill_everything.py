@@ -117,7 +117,7 @@ def verify(top: Path, journals: list[Path]) -> int:
     return checked
 
 
-@pytest.mark.timeout(3600 if LONG else 300)
+@pytest.mark.timeout(3600 if LONG else 600)
 def test_acknowledged_survives_kill_of_everything(tmp_path: Path) -> None:
     need_fuse()
     rng = random.Random(seed("kill everything"))

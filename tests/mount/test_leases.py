@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from node.wire.limits import SESSION_LEASE_S
 from tests.harness import LONG, Cluster, cluster, need_fuse, wait_for
 
 TRIALS = 1000 if LONG else 200
@@ -251,7 +252,7 @@ def test_two_mounts_create_in_one_directory(work: Path, other: Path) -> None:
     expected = sorted(f"{prefix}{i}" for prefix in "ab" for i in range(count))
     assert sorted(os.listdir(work)) == sorted(os.listdir(other)) == expected
     print(f"two mounts create in one directory: p50 {took[count] * 1e3:.1f} ms, p99 {took[-count // 50] * 1e3:.1f} ms")
-    assert took[-1] < 5, "a recall waited for a lease to end"
+    assert took[-1] < SESSION_LEASE_S - 1, "a recall waited for a lease to end"
 
 
 @pytest.fixture
@@ -292,7 +293,7 @@ def test_a_stopped_mount_delays_others_for_one_lease_only(pair: tuple[Cluster, P
         finally:
             os.kill(pid, signal.SIGCONT)
         print(f"a stopped mount delayed a write by {took_s:.1f} s")
-        assert took_s < 15
+        assert took_s < 2 * SESSION_LEASE_S
         assert os.pread(fd, 10, 0) == b"new"
         assert (b / "f").read_text() == "new" and not (b / "gone").exists() and (b / "new").exists()
         assert sorted(os.listdir(b)) == ["f", "new"]
@@ -312,8 +313,8 @@ def test_the_only_member_is_killed_and_comes_back(pair: tuple[Cluster, Path, Pat
         took_s = time.monotonic() - began
         assert (b / "f").read_text() == str(i + 1)
         print(f"service resumed after {took_s:.2f} s")
-        assert took_s < 8, "it waited for the end of leases though both mounts live"
-    wait_for(lambda: made.status()["health"] == "healthy", 20, "healthy again")
+        assert took_s < SESSION_LEASE_S - 1, "it waited for the end of leases though both mounts live"
+    wait_for(lambda: made.status()["health"] == "healthy", 60, "healthy again")
 
 
 def test_without_leases_nothing_is_cached(volume: Cluster, work: Path, tmp_path: Path) -> None:

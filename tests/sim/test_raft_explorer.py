@@ -44,7 +44,7 @@ def explore(name: str) -> Report:
     return REPORTS[name]
 
 
-@pytest.mark.timeout(1200 if LONG else 120)
+@pytest.mark.timeout(1200 if LONG else 300)
 @pytest.mark.parametrize("name", SCOPES)
 def test_core_is_safe_in_every_state(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     report = explore(name)
@@ -58,7 +58,7 @@ def test_core_is_safe_in_every_state(name: str, capsys: pytest.CaptureFixture[st
     assert report.deepest_commit or not SCOPES[name].prelude
 
 
-@pytest.mark.timeout(1200 if LONG else 120)
+@pytest.mark.timeout(1200 if LONG else 300)
 def test_enough_was_explored(capsys: pytest.CaptureFixture[str]) -> None:
     total = sum(explore(name).states for name in SCOPES)
     depth = max(explore(name).depth for name in SCOPES)

@@ -13,7 +13,10 @@ from metadata import api
 from metadata.raft.core import Role
 from metadata.server.peers import Wiped
 from node.wire.errors import Code, FsError
+from node.wire.limits import RAFT_ELECTION_TICKS, RAFT_TICK_S
 from tests.unit.metaserver.world import Session, World, make, world
+
+ELECTION_S = RAFT_ELECTION_TICKS * RAFT_TICK_S  # the shortest time-out
 
 
 def node_of(made: World, number: int) -> Any:
@@ -80,14 +83,21 @@ async def test_a_request_repeated_at_the_next_leader_is_executed_once(tmp_path: 
 
 
 async def test_a_dead_leader_is_noticed_by_its_connection(tmp_path: Path) -> None:
+    took_s = []
     async with world(tmp_path, 3) as made:
-        leader = await made.leader()
-        others = tuple(number for number in (1, 2, 3) if number != leader)
-        await made.until(lambda: all(node_of(made, number).leader == leader for number in others))
-        await made.running[leader].crash()
-        began_s = trio.current_time()
-        await made.leader(*others)
-        assert trio.current_time() - began_s < 0.5  # an election time-out alone is 0.5 to 1 s
+        for _ in range(5):  # a busy machine may hold up any one of them
+            leader = await made.leader()
+            others = tuple(number for number in (1, 2, 3) if number != leader)
+            await made.until(lambda: all(node_of(made, n).leader == leader for n in others))  # noqa: B023
+            await made.running[leader].crash()
+            began_s = trio.current_time()
+            await made.leader(*others)
+            took_s.append(trio.current_time() - began_s)
+            if took_s[-1] < ELECTION_S:
+                return
+            await made.start(leader)
+            await caught_up(made, 1, 2, 3)
+    raise AssertionError(f"it took an election time-out each time: {took_s}")
 
 
 async def test_a_leader_that_hears_nobody_steps_down_and_answers_no_reads(tmp_path: Path) -> None:
