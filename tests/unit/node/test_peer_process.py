@@ -51,8 +51,14 @@ async def connection(address: str, nursery: trio.Nursery) -> AsyncIterator[Conne
         life.cancel_scope.cancel()
 
 
+async def connected(connection: Connection) -> None:
+    with trio.fail_after(30):
+        await connection.wait_connected()
+
+
 async def test_a_stopped_peer_ends_in_a_timeout_at_the_deadline(address: str, connection: Connection) -> None:
     async with peer(address) as process:
+        await connected(connection)
         await connection.call(Echo(1))
         process.send_signal(signal.SIGSTOP)
         start = trio.current_time()
@@ -77,6 +83,7 @@ async def test_a_killed_peer_fails_requests_at_once_and_its_successor_serves(
 
     async with trio.open_nursery() as callers:
         async with peer(address) as process:
+            await connected(connection)
             await connection.call(Echo(1))
             first = connection.peer_incarnation
             callers.start_soon(ask)
@@ -86,7 +93,6 @@ async def test_a_killed_peer_fails_requests_at_once_and_its_successor_serves(
     assert caught[0].code == Code.UNREACHABLE
     assert trio.current_time() - start < HEARTBEAT_TIMEOUT_S
     async with peer(address):
-        with trio.fail_after(30):
-            await connection.wait_connected()
+        await connected(connection)
         assert (await connection.call(Echo(3))).body == EchoReply(3)
         assert connection.peer_incarnation != first
