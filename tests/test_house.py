@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from importlib.metadata import distributions
@@ -10,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from node.host.paths import replace_file
+
 TOP = Path(__file__).parent.parent
-CLEAN = TOP / ".mypy_cache" / "style-clean"  # what flake8 found nothing in
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusefs"
+CLEAN = CACHE / "style-clean"  # what flake8 found nothing in, in any checkout
+CLEAN_MAX = 20_000
 PACKAGES = ("node", "storage", "metadata", "fusefs")
 ALLOWED = set(
     "setup.cfg README.md fusefs metadata storage tests systemd node pyproject.toml setup.py Makefile LICENSE "
@@ -35,16 +40,17 @@ def test_style() -> None:
     """flake8 looks at one file at a time, so a file that was clean under the same rules need not be looked at again."""
     versions = sorted(f"{known.name} {known.version}" for known in distributions())
     rules = (TOP / "setup.cfg").read_bytes() + "".join(versions).encode()
-    clean = set(CLEAN.read_text().split()) if CLEAN.exists() else set()
+    clean = CLEAN.read_text().split() if CLEAN.exists() else []
+    known = set(clean)
     digests = {}
     for path in sorted(path for top in (*PACKAGES, "tests") for path in (TOP / top).rglob("*.py")):
         name = str(path.relative_to(TOP))
         digests[name] = hashlib.sha256(rules + name.encode() + path.read_bytes()).hexdigest()
-    fresh = [name for name, digest in digests.items() if digest not in clean]
+    fresh = [name for name, digest in digests.items() if digest not in known]
     if fresh:
         tool("flake8", *fresh)
-    CLEAN.parent.mkdir(exist_ok=True)
-    CLEAN.write_text("\n".join(digests.values()))
+        CACHE.mkdir(parents=True, exist_ok=True)
+        replace_file(CLEAN, "\n".join([*clean, *(digests[name] for name in fresh)][-CLEAN_MAX:]).encode())
 
 
 def test_layers() -> None:
