@@ -325,6 +325,11 @@ class Volume:
         """From now on ``kernel`` caches what ``attr_left_s`` and ``name_left_s`` allow, and forgets when told."""
         self._session.recalls.kernel = kernel
 
+    def losses(self, tell: Callable[[int], None]) -> None:
+        """From now on ``tell`` is called with each inode whose unwritten bytes were given up, for example because the
+        disks are full: whatever shows them must forget them, because nobody else ever saw them."""
+        self._writeback.on_lost = tell
+
     def pushed(self, member: int, message: object) -> None:
         """A metadata member pushed a message."""
         if isinstance(message, LocksGranted):

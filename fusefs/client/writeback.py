@@ -59,6 +59,7 @@ class WriteBack:
         self._flushes = 0
         self._waits = 0
         self._lost_bytes = 0
+        self.on_lost: Callable[[int], None] = lambda ino: None
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -370,6 +371,7 @@ class WriteBack:
             self._lost_bytes += file.dirty.bytes
             file.ledger.record(error, lost=True)
             self.drop(file)
+            self.on_lost(file.ino)
 
     def drop(self, file: File) -> None:
         """Sync: forget dirty bytes that nobody can read any more, or that are lost."""

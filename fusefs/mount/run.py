@@ -157,6 +157,7 @@ class _Kernel:
         self._plan = plan
         self._dropper = PageDropper()
         self._operations = Operations(volume, self._dropper)
+        volume.losses(self._dropper.drop)
         self._device = ""
 
     async def serve(self, serving: Callable[[], None]) -> None:

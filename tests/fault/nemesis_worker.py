@@ -9,6 +9,8 @@ Symbolic links stand for files with content, because they come into being whole.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import itertools
 import json
@@ -33,7 +35,11 @@ class Recorder:
         self.out = open(journal, "a", buffering=1)  # noqa: SIM115
         self.process = process
 
-    def do(self, obj: str, call: tuple[Any, ...], work: Callable[..., Any], *arguments: Any) -> None:
+    def close(self) -> None:
+        self.out.close()
+
+    def do(self, obj: str, call: tuple[Any, ...], work: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the result, None where it is not known."""
         start = time.monotonic()
         try:
             result, known = work(*arguments), True
@@ -42,10 +48,11 @@ class Recorder:
             if not known:
                 time.sleep(0.05)
         end = time.monotonic()
-        line = {"object": obj, "call": call, "start": start, "process": self.process}
+        line: dict[str, Any] = {"object": obj, "call": call, "start": start, "process": self.process}
         if known:
             line |= {"result": result, "end": end}
         self.out.write(json.dumps(line) + "\n")
+        return result if known else None
 
 
 def names(record: Recorder, top: Path, rng: random.Random, until: float, process: int) -> None:
@@ -118,22 +125,142 @@ def _link(source: Path, target: Path) -> str:
 
 def register(record: Recorder, top: Path, rng: random.Random, until: float, process: int) -> None:
     """A few files whose whole content is one number: write and fsync, read."""
-    for path, obj, value in _files("register", top, until, process):
-        if rng.random() < 0.5:
-            record.do(obj, ("write", value), _put, path, 0, value)
-        else:
-            record.do(obj, ("read",), _value, path)
-        time.sleep(rng.uniform(0, 0.02))
+    _files_written("register", 0, record, top, rng, until, process)
 
 
 def log(record: Recorder, top: Path, rng: random.Random, until: float, process: int) -> None:
     """Appends with fsync to files that both mounts append to, and reads of the whole."""
-    for path, obj, value in _files("log", top, until, process):
-        if rng.random() < 0.6:
-            record.do(obj, ("append", value), _put, path, os.O_APPEND, value)
-        else:
-            record.do(obj, ("read",), _values, path)
+    _files_written("log", os.O_APPEND, record, top, rng, until, process)
+
+
+CONTENT = {"register": ("write", _value), "log": ("append", _values)}
+
+
+def _files_written(
+    kind: str, flags: int, record: Recorder, top: Path, rng: random.Random, until: float, process: int
+) -> None:
+    """Write with fsync, or read, one file after the other.
+
+    What fsync(2) has failed to store may still be shown by this mount, which tries again or gives it up; nothing is
+    said of what others see of it. So after a failure this mount has no say in that file before a write succeeds, which
+    an append cannot make up for.
+    """
+    change, value_of = CONTENT[kind]
+    failed: set[str] = set()
+    for path, obj, value in _files(kind, top, until, process):
+        if rng.random() < 0.55:
+            if record.do(obj, (change, value), _put, path, flags, value) is None:
+                failed.add(obj)
+            elif kind == "register":
+                failed.discard(obj)
+        elif obj not in failed:
+            record.do(obj, ("read",), value_of, path)
         time.sleep(rng.uniform(0, 0.02))
+
+
+def swap(record: Recorder, top: Path, rng: random.Random, until: float, process: int) -> None:
+    """A register that only compare-and-swap changes: version n+1 is made, whole, where nobody has made it yet.
+
+    Three ways that programs do it by: link(2) of a finished file to the next name, renameat2(2) of it with
+    RENAME_NOREPLACE, and a creation that fails where the name is taken (symlink(2), which like open(2) with O_EXCL
+    has no other answer, but brings its content along).
+    """
+    version: dict[str, int] = {}
+    for path, obj, value in _files("swap", top, until, process):
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError:
+            time.sleep(0.05)
+            continue
+        after = version.setdefault(obj, 0)
+        if rng.random() < 0.6:
+            way = rng.choice((_by_link, _by_rename, _by_creation))
+            answer = record.do(obj, ("swap", after, value), way, path, after, value)
+        else:
+            answer = record.do(obj, ("get", after), version_of, path, after)
+        if answer is not None and answer != "ENOENT":
+            version[obj] += 1
+        time.sleep(rng.uniform(0, 0.02))
+
+
+def version_of(where: Path, number: int) -> int:
+    """What a version of a register says."""
+    path = where / f"v{number}"
+    try:
+        return int(os.readlink(path))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return int(path.read_bytes())
+
+
+def _prepared(where: Path, value: int) -> Path:
+    path = where / f"prepared-{value}"
+    _put(path, os.O_EXCL, value)
+    return path
+
+
+def _by_link(where: Path, number: int, value: int) -> str:
+    prepared = _prepared(where, value)
+    try:
+        os.link(prepared, where / f"v{number}")
+    finally:
+        _discard(prepared)
+    return _synced(where)
+
+
+def _by_rename(where: Path, number: int, value: int) -> str:
+    prepared = _prepared(where, value)
+    try:
+        _rename_noreplace(prepared, where / f"v{number}")
+    except FileExistsError:
+        _discard(prepared)
+        raise
+    return _synced(where)
+
+
+def _by_creation(where: Path, number: int, value: int) -> str:
+    os.symlink(str(value), where / f"v{number}")
+    return _synced(where)
+
+
+def _discard(prepared: Path) -> None:
+    with contextlib.suppress(OSError):  # nobody looks for it
+        os.unlink(prepared)
+
+
+def _synced(where: Path) -> str:
+    fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return "ok"
+
+
+def _rename_noreplace(source: Path, target: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    at_fdcwd, rename_noreplace = -100, 1
+    if libc.renameat2(at_fdcwd, os.fsencode(source), at_fdcwd, os.fsencode(target), rename_noreplace):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(target))
+
+
+def look(record: Recorder, obj: str, top: Path) -> None:
+    """Record a read of everything that a history is about."""
+    kind, number = obj.split("/")
+    if kind == "names":
+        where = top / f"d{number}"
+        record.do(obj, ("list",), _listing, where)
+        for name in NAMES:
+            record.do(obj, ("read", name), _target, where / name)
+    elif kind == "swap":
+        where = top / f"swap{number}"
+        version = 0
+        while record.do(obj, ("get", version), version_of, where, version) not in (None, "ENOENT"):
+            version += 1
+    else:
+        record.do(obj, ("read",), CONTENT[kind][1], top / f"{kind}{number}")
 
 
 def _files(kind: str, top: Path, until: float, process: int) -> Iterator[tuple[Path, str, int]]:
@@ -157,7 +284,7 @@ def _put(path: Path, flags: int, value: int) -> str:
 
 def main() -> None:
     kind, top, journal, seed, process, seconds = sys.argv[1:]
-    work = {"names": names, "register": register, "log": log}[kind]
+    work = {"names": names, "register": register, "log": log, "swap": swap}[kind]
     recorder = Recorder(Path(journal), int(process))
     work(recorder, Path(top), random.Random(int(seed)), time.monotonic() + float(seconds), int(process))
 

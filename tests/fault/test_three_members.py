@@ -1,4 +1,5 @@
-"""Three metadata members and two mounts, each on a host of its own, while a nemesis kills, stops and cuts them.
+"""Three metadata members and two mounts, each on a host of its own, while a nemesis kills, stops and cuts
+them, fills their disks, sets their clocks and replaces them.
 
 Every call of the workload is recorded; the histories must be linearizable, every acknowledged fsync must be there
 after healing, and the members must agree.
@@ -6,10 +7,9 @@ after healing, and the members must agree.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -20,115 +20,39 @@ from typing import Any
 
 import pytest
 
+from tests.fault import nemesis_worker
+from tests.fault.hosts import Hosts
+from tests.fault.nemesis import Nemesis
 from tests.fault.nemesis_worker import RECORD
-from tests.harness import FUSEFS, LONG, Cluster, need_fuse, run, seed, wait_for
+from tests.harness import LONG, need_fuse, seed, wait_for
 from tests.linear import directory
 from tests.linear.checker import NEVER, UNKNOWN, Operation, explain
-from tests.netns import Network, network
+from tests.netns import network
 
-MEMBERS = ("m1", "m2", "m3")
-WORKLOAD_S = 300 if LONG else 30
-
-
-class Hosts(Cluster):
-    """A cluster whose processes and mounts run on separate hosts of a network."""
-
-    def __init__(self, path: Path, net: Network) -> None:
-        super().__init__(path)
-        self.net = net
-        self.host = {"metadata-1": "m1", "metadata-2": "m2", "metadata-3": "m3", "storage-1": "s1"}
-
-    def create(self) -> None:
-        address = [f"--address={name}={self.net.address[host]}:7000" for name, host in self.host.items()]
-        run(FUSEFS, "up", self.directory, "--members=3", "--servers=1", "--transport=tcp", *address, "--no-start")
-
-    def start(self, name: str) -> None:
-        run(*self.net.inside(self.host[name]), FUSEFS, "up", self.directory, "--only", name, "--detach")
-
-    def mount_on(self, host: str, path: Path) -> Path:
-        path.mkdir()
-        run(*self.net.inside(host), FUSEFS, "mount", self.config, path, "-o", "timeout=10s")
-        self.mounts.append(path)
-        return path
-
-    def status_from(self, host: str) -> dict[str, Any]:
-        done = run(*self.net.inside(host), FUSEFS, "status", self.config, "--json", check=False)
-        return json.loads(done.stdout) if done.stdout.strip() else {"health": "down", "members": []}
-
-    def leader(self) -> str | None:
-        for member in self.status_from("c1")["members"]:
-            if member["role"] == "leader":
-                return str(member["name"])
-        return None
+WORKLOAD_S = 300 if LONG else 45
+KINDS = ("names", "names", "names", "names", "register", "register", "log", "log", "swap", "swap")
 
 
 @pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
+def rng() -> random.Random:
+    return random.Random(seed("nemesis"))
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, rng: random.Random) -> Iterator[Hosts]:
     need_fuse()
-    with network(*MEMBERS, "s1", "c1", "c2") as net:
-        made = Hosts(tmp_path / "data", net)
+    places = ("m1", "m2", "m3", "m4")
+    with network(*places, "s1", "c1", "c2") as net:
+        made = Hosts(tmp_path / "data", net, places, rng)
         try:
             made.create()
-            for name in made.host:
+            for name in list(made.host):
                 made.start(name)
             wait_for(lambda: made.status_from("c1")["health"] == "healthy", 60, "a healthy cluster")
             yield made
         finally:
             net.heal()
             made.clean()
-
-
-class Nemesis:
-    """Faults, one at a time, each undone before the next."""
-
-    def __init__(self, hosts: Hosts, rng: random.Random) -> None:
-        self.hosts, self.rng = hosts, rng
-        self.done: list[str] = []
-
-    def strike(self) -> None:
-        fault = self.rng.choice([self.kill, self.kill_leader, self.stop, self.isolate, self.one_way, self.bridge])
-        began = time.monotonic()
-        self.done.append(fault.__name__)
-        fault()
-        self.hosts.net.heal()
-        print(f"{fault.__name__} {time.monotonic() - began:.1f} s", flush=True)
-
-    def _pause(self) -> None:
-        time.sleep(self.rng.uniform(0.5, 4))
-
-    def _member(self) -> str:
-        return self.rng.choice(["metadata-1", "metadata-2", "metadata-3"])
-
-    def _kill(self, name: str) -> None:
-        self.hosts.kill(self.hosts.server_pids()[name])
-        self._pause()
-        self.hosts.start(name)
-
-    def kill(self) -> None:
-        self._kill(self._member())
-
-    def kill_leader(self) -> None:
-        self._kill(self.hosts.leader() or self._member())
-
-    def stop(self) -> None:
-        pid = self.hosts.server_pids()[self._member()]
-        os.kill(pid, signal.SIGSTOP)
-        self._pause()
-        os.kill(pid, signal.SIGCONT)
-
-    def isolate(self) -> None:
-        self.hosts.net.isolate(self.rng.choice(MEMBERS))
-        self._pause()
-
-    def one_way(self) -> None:
-        source, target = self.rng.sample(MEMBERS, 2)
-        self.hosts.net.block(source, target)
-        self._pause()
-
-    def bridge(self) -> None:
-        """Two members that cannot reach each other, though each reaches the third."""
-        self.hosts.net.cut(*self.rng.sample(MEMBERS, 2))
-        self._pause()
 
 
 SPLIT = {"link": directory.split_link, "rename": directory.split_rename}
@@ -150,7 +74,7 @@ def histories(journals: list[Path]) -> dict[str, list[Operation]]:
             if record["object"].startswith("log") and result == "ENOENT":
                 result = []
             end = record.get("end", NEVER)
-            if end == NEVER and call[0] in ("read", "list"):
+            if end == NEVER and call[0] in ("read", "list", "get"):
                 continue  # it changed nothing
             operation = Operation(call, result, record["start"], end, record["process"])
             history = found[record["object"]]
@@ -162,6 +86,7 @@ STEPS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "names": (directory.EMPTY, directory.step),
     "register": (0, directory.register_step),
     "log": ((), directory.log_step),
+    "swap": ((), directory.swap_step),
 }
 
 
@@ -173,9 +98,11 @@ def check(found: dict[str, list[Operation]]) -> None:
 
 
 def check_durable(top: Path, found: dict[str, list[Operation]]) -> int:
-    """Every acknowledged append is in its file, once."""
+    """Every acknowledged append is in its file, once; every acknowledged swap is the version that it made."""
     checked = 0
     for name, history in found.items():
+        if name.startswith("swap/"):
+            checked += check_swaps(top / name.replace("/", ""), history)
         if not name.startswith("log/"):
             continue
         data = (top / f"log{name.split('/')[1]}").read_bytes()
@@ -189,38 +116,66 @@ def check_durable(top: Path, found: dict[str, list[Operation]]) -> int:
     return checked
 
 
-@pytest.mark.timeout(1800 if LONG else 600)
-def test_history_is_linearizable_under_faults(hosts: Hosts, tmp_path: Path) -> None:
-    rng = random.Random(seed("nemesis"))
-    mounts = [hosts.mount_on("c1", tmp_path / "a"), hosts.mount_on("c2", tmp_path / "b")]
-    (mounts[0] / "w").mkdir()
+def check_swaps(where: Path, history: list[Operation]) -> int:
+    done = [operation.call for operation in history if operation.call[0] == "swap" and operation.result == "ok"]
+    for _, version, value in done:
+        assert nemesis_worker.version_of(where, version) == value, f"{where}: lost version {version}"
+    return len(done)
+
+
+def run_workload(top: list[Path], tmp_path: Path, rng: random.Random, nemesis: Nemesis) -> list[Path]:
+    """All kinds of work on both mounts at once while the nemesis strikes; return the journals."""
     workers, journals = [], []
-    for process, kind in enumerate(("names", "names", "names", "names", "register", "register", "log", "log")):
+    for process, kind in enumerate(KINDS):
         journal = tmp_path / f"journal{process}"
         journals.append(journal)
-        arguments = [kind, mounts[process % 2] / "w", journal, rng.randrange(1 << 30), process + 1, WORKLOAD_S]
+        arguments = [kind, top[process % 2], journal, rng.randrange(1 << 30), process + 1, WORKLOAD_S]
         workers.append(subprocess.Popen([sys.executable, "-m", "tests.fault.nemesis_worker", *map(str, arguments)]))
-    nemesis = Nemesis(hosts, rng)
     try:
         end = time.monotonic() + WORKLOAD_S
         while time.monotonic() < end:
             nemesis.strike()
-            time.sleep(rng.uniform(0.2, 1.5))
+            time.sleep(rng.uniform(0.2, 1.0))
         for worker in workers:
-            assert worker.wait(60) == 0
+            assert worker.wait(90) == 0
     finally:
         for worker in workers:
             worker.kill()
             worker.wait(20)
+    return journals
+
+
+def look_again(top: Path, journals: list[Path], tmp_path: Path) -> Path:
+    """Read everything once more, after all is over, as a part of every history."""
+    journal = tmp_path / "journal-last"
+    names = {json.loads(line)["object"] for path in journals for line in path.read_text().splitlines()}
+    with contextlib.closing(nemesis_worker.Recorder(journal, 99)) as record:
+        for name in sorted(names):
+            nemesis_worker.look(record, name, top)
+    return journal
+
+
+@pytest.mark.timeout(1800 if LONG else 600)
+def test_history_is_linearizable_under_faults(hosts: Hosts, tmp_path: Path, rng: random.Random) -> None:
+    mounts = [hosts.mount_on("c1", tmp_path / "a"), hosts.mount_on("c2", tmp_path / "b")]
+    (mounts[0] / "w").mkdir()
+    top = [mount / "w" for mount in mounts]
+    nemesis = Nemesis(hosts, mounts, rng)
+    journals = run_workload(top, tmp_path, rng, nemesis)
     wait_for(lambda: hosts.status_from("c1")["health"] == "healthy", 60, "healing")
+    journals.append(look_again(top[0], journals, tmp_path))
     found = histories(journals)
     operations = sum(map(len, found.values()))
     unknown = sum(o.end == NEVER for h in found.values() for o in h)
     check(found)
-    checked = check_durable(mounts[1] / "w", found)
-    print(f"{operations} operations ({unknown} unknown) in {len(found)} histories, {checked} fsyncs; {nemesis.done}")
-    assert operations > 300 and checked > 20, "hardly anything was done: the test has no power"
+    checked = check_durable(top[1], found)
+    swaps = sum(o.call[0] == "swap" and o.result == "ok" for h in found.values() for o in h)
+    print(f"{operations} operations ({unknown} unknown) in {len(found)} histories, {checked} fsyncs, "
+          f"{swaps} swaps; {nemesis.done}")
+    assert operations > 300 and checked > 20 and swaps > 20, "hardly anything was done: the test has no power"
     wait_for(lambda: _agree(hosts), 60, "the members to agree")
+    for name in (f"metadata-{number + 1}" for number in range(hosts.numbers)):
+        assert "Traceback" not in hosts.log(name) and "differs from" not in hosts.log(name), name
 
 
 def _agree(hosts: Hosts) -> bool:

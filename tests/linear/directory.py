@@ -134,3 +134,19 @@ def log_step(state: tuple[int, ...], call: tuple[Any, ...], result: Any) -> Iter
         yield (*state, call[1])
     elif result is UNKNOWN or tuple(result) == state:
         yield state
+
+
+def swap_step(state: tuple[int, ...], call: tuple[Any, ...], result: Any) -> Iterator[Hashable]:
+    """A register that only compare-and-swap changes, with all its versions: state is the value of each.
+
+    ("swap", version, value) -> "ok" where ``version`` is the number of versions, or "EEXIST" where it is smaller;
+    ("get", version) -> its value, or "ENOENT" where there are not so many.
+    """
+    if call[0] == "swap":
+        if len(state) == call[1]:
+            if result is UNKNOWN or result == "ok":
+                yield (*state, call[2])
+        elif result is UNKNOWN or result == "EEXIST" and len(state) > call[1]:
+            yield state
+    elif result == (state[call[1]] if call[1] < len(state) else "ENOENT"):
+        yield state

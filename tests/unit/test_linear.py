@@ -48,6 +48,12 @@ REGISTER = st.one_of(
     st.tuples(st.just(("read",)), st.integers(0, 2)),
     st.tuples(st.tuples(st.just("swap"), st.integers(0, 2), st.integers(0, 2)), st.sampled_from(["ok", "no"])),
 )
+SWAPS = st.one_of(
+    st.tuples(
+        st.tuples(st.just("swap"), st.integers(0, 2), st.integers(1, 3)), st.sampled_from(["ok", "EEXIST"])
+    ),
+    st.tuples(st.tuples(st.just("get"), st.integers(0, 2)), st.sampled_from([1, 2, 3, "ENOENT"])),
+)
 NAME = st.sampled_from("ab")
 DIRECTORY = st.one_of(
     st.tuples(st.tuples(st.just("create"), NAME, st.integers(1, 3)), st.sampled_from(["ok", "EEXIST"])),
@@ -73,6 +79,21 @@ def test_register_agrees_with_brute_force(history: list[Operation]) -> None:
 def test_directory_agrees_with_brute_force(history: list[Operation]) -> None:
     want = brute_force(history, directory.EMPTY, directory.step)
     assert linearizable(history, directory.EMPTY, directory.step) == want
+
+
+@settings(max_examples=400, deadline=None)
+@given(operations(SWAPS))
+def test_swaps_agree_with_brute_force(history: list[Operation]) -> None:
+    want = brute_force(history, (), directory.swap_step)
+    assert linearizable(history, (), directory.swap_step) == want
+
+
+def test_two_winners_of_one_version_are_caught() -> None:
+    history = [Operation(("swap", 0, 1), "ok", 0, 3), Operation(("swap", 0, 2), "ok", 1, 2)]
+    assert not linearizable(history, (), directory.swap_step)
+    loser = Operation(("swap", 0, 2), "EEXIST", 1, 2)
+    assert linearizable([history[0], loser], (), directory.swap_step)
+    assert not linearizable([loser], (), directory.swap_step), "taken by nobody"
 
 
 def test_a_stale_read_is_caught() -> None:

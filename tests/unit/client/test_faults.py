@@ -259,14 +259,17 @@ async def test_a_full_disk_is_told_to_each_handle_and_loses_nothing() -> None:
 
 async def test_after_the_last_close_on_a_full_disk_the_loss_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
+    lost: list[int] = []
     async with world.mount() as volume:
+        volume.losses(lost.append)
         handle, attr = await volume.create(ROOT_INO, b"f", 0o644, RDWR, 0, 0)
         world.store.full = True
         await volume.write(handle, 0, b"data")
         with pytest.raises(FsError) as raised:
             await volume.flush(handle)
-        assert raised.value.code is Code.NO_SPACE
+        assert raised.value.code is Code.NO_SPACE and not lost
         await volume.release(handle)
+        assert lost == [attr.ino], "what the kernel shows of it was never stored"
         assert f"inode {attr.ino}: 4 bytes in [0, 4) are lost" in caplog.text
         assert volume.statistics()["write_back"]["dirty_bytes"] == 0
 

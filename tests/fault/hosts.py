@@ -1,0 +1,124 @@
+"""A cluster on hosts of its own: a network namespace, a small disk and clocks for each metadata member and mount."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import struct
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tests.harness import FUSEFS, Cluster, run, wait_for
+from tests.netns import Network
+
+DISK = "size=320m"  # a log segment is 64 MiB, and one is made ahead
+ORIGIN_S_MAX = 10_000_000
+CLOCKWORK = Path(__file__).with_name("clockwork")
+NS = 1_000_000_000
+
+
+class Clock:
+    """What one machine's wall clock, and the clock that goes on while it sleeps, are off by."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._set(0, 0)
+
+    def _set(self, wall_ns: int, boot_ns: int) -> None:
+        with open(self.path, "r+b" if self.path.exists() else "wb") as file:  # in place: it is mapped
+            file.write(struct.pack("<qq", wall_ns, boot_ns))
+        self.wall_ns, self.boot_ns = wall_ns, boot_ns
+
+    def set_wall(self, off_s: float) -> None:
+        """Have the wall clock go wrong by ``off_s``; forward or back."""
+        self._set(round(off_s * NS), self.boot_ns)
+
+    def sleep(self, seconds: float) -> None:
+        """Let the machine have slept: only the wall clock and the boot-time clock went on."""
+        self._set(self.wall_ns + round(seconds * NS), self.boot_ns + round(seconds * NS))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "FUSEFS_TEST_CLOCK": str(self.path), "PYTHONPATH": str(CLOCKWORK)}
+
+
+class Hosts(Cluster):
+    """Three members at first, one chunk server, and mounts; members may move to spare hosts."""
+
+    def __init__(self, path: Path, net: Network, hosts: Iterable[str], rng: random.Random) -> None:
+        super().__init__(path)
+        self.net = net
+        self.rng = rng
+        self.spare = list(hosts)
+        self.host = {f"metadata-{i + 1}": self.spare.pop(0) for i in range(3)} | {"storage-1": "s1"}
+        self.numbers = 3  # given to members so far
+        self.disks: list[Path] = []
+        self.clocks: dict[str, Clock] = {}  # of members and mounts
+
+    def members(self) -> list[str]:
+        return [name for name in self.host if name.startswith("metadata-")]
+
+    def create(self) -> None:
+        address = [f"--address={name}={self.net.address[host]}:7000" for name, host in self.host.items()]
+        run(FUSEFS, "up", self.directory, "--members=3", "--servers=1", "--transport=tcp", *address, "--no-start")
+        for name in self.members():
+            self.give_disk(name)
+
+    def give_disk(self, name: str) -> None:
+        path = self.directory / name
+        path.mkdir(mode=0o700, exist_ok=True)
+        run("mount", "-t", "tmpfs", "-o", f"{DISK},mode=0700", "tmpfs", path)
+        self.disks.append(path)
+
+    def start(self, name: str) -> None:
+        run(*self._inside(name, self.host[name]), FUSEFS, "up", self.directory, "--only", name, "--detach",
+            env=self.clock(name).environment)
+
+    def mount_on(self, host: str, path: Path) -> Path:
+        path.mkdir()
+        run(*self._inside(host, host), FUSEFS, "mount", self.config, path, "-o", "timeout=10s",
+            env=self.clock(host).environment)
+        self.mounts.append(path)
+        return path
+
+    def mount_pid(self, path: Path) -> int:
+        (state,) = [p for p in (self.directory / "run").glob("mount-*.json") if str(path) in p.read_text()]
+        return int(state.with_suffix(".pid").read_text())
+
+    def clock(self, name: str) -> Clock:
+        return self.clocks.setdefault(name, Clock(self.directory.parent / f"clock-{name}"))
+
+    def _inside(self, name: str, host: str) -> list[str]:
+        """Run on a host, as if it had been up for some time of its own."""
+        origin = str(self.rng.randrange(ORIGIN_S_MAX))
+        return [*self.net.inside(host), "unshare", "--time", "--monotonic", origin, "--boottime", origin]
+
+    def command_from(self, host: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        return run(*self.net.inside(host), FUSEFS, *words, check=False)
+
+    def insist(self, *words: str | Path) -> None:
+        """Repeat a command of the operator until it succeeds."""
+        wait_for(lambda: not self.command_from("c1", *words).returncode, 60, f"fusefs {words}")
+
+    def status_from(self, host: str) -> dict[str, Any]:
+        done = self.command_from(host, "status", self.config, "--json")
+        return json.loads(done.stdout) if done.stdout.strip() else {"health": "down", "members": []}
+
+    def leader(self) -> str | None:
+        for member in self.status_from("c1")["members"]:
+            if member["role"] == "leader":
+                return str(member["name"])
+        return None
+
+    def row(self, name: str) -> dict[str, Any]:
+        done = self.command_from("c1", "member", "list", self.config, "--json")
+        rows = json.loads(done.stdout)["members"] if done.stdout.strip() else []
+        return next((row for row in rows if row["name"] == name), {"state": "", "role": ""})
+
+    def clean(self) -> None:
+        super().clean()
+        for disk in self.disks:
+            subprocess.run(["umount", "-l", str(disk)], capture_output=True)
