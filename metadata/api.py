@@ -228,6 +228,7 @@ class OpenSession(msgspec.Struct, frozen=True, array_like=True):
     host: str
     mount: str
     version: str
+    process: str = ""  # node.host.identity: whoever sees that it is gone may have the session ended
 
 
 class OpenSessionReply(msgspec.Struct, frozen=True, array_like=True):
@@ -355,6 +356,7 @@ class SessionStatus(msgspec.Struct, frozen=True, array_like=True):
     host: str
     mount: str
     leases: int
+    process: str = ""
 
 
 class StatusReply(msgspec.Struct, frozen=True, array_like=True):

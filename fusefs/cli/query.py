@@ -126,4 +126,6 @@ async def _ask_leader(
                 last = error
                 target = error.hint or numbers[(numbers.index(target) + 1) % len(numbers)]
         await trio.sleep(CHANGE_PAUSE_S)
+    if last.code is Code.NOT_LEADER:  # what the last one of many said of itself alone is no answer
+        return FsError(Code.UNREACHABLE, "no metadata member leads; there is no quorum, or not for long enough")
     return last

@@ -18,6 +18,7 @@ from fusefs.client.volume import Volume
 from metadata import api as metadata_api
 from metadata.api import ServerRecord
 from node.host.clock import SystemClock
+from node.host.identity import certainly_gone
 from node.rpc.client import Connection
 from node.rpc.context import Transport
 from node.rpc.link import AnyTransport
@@ -109,6 +110,7 @@ async def open_volume(
                 now_ns=time.time_ns,
                 random_bytes=os.urandom,
                 clock_s=SystemClock().monotonic_s,
+                gone=certainly_gone,
             )
             volumes.append(volume)
             await volume.start()

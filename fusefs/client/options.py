@@ -43,3 +43,4 @@ class ClientOptions:
     lease_bytes_max: int = limits.LEASE_CACHE_BYTES  # of memory for them
     host: str = ""  # shown by `fusefs status`
     version: str = ""
+    process: str = ""  # node.host.identity of this one

@@ -159,12 +159,16 @@ class Session:
         random_bytes: Callable[[int], bytes],
         nursery: trio.Nursery,
         clock_s: Callable[[], float] = trio.current_time,
+        gone: Callable[[str], bool] = lambda process: False,
     ) -> None:
-        """``clock_s`` goes on while the machine sleeps. ``nursery`` runs what recalls cause."""
+        """``clock_s`` goes on while the machine sleeps. ``nursery`` runs what recalls cause. ``gone`` knows processes
+        that certainly do not exist any more."""
         self._leader = Leader(members)
         self.leases = Leases(on=options.leases, lease_s=LEASE_S, bytes_max=options.lease_bytes_max)
         self.recalls = Recalls(self.leases, members, nursery)
         self._leader.on_lost = self.leases.drop_all
+        self._nursery = nursery
+        self._gone = gone
         self._clock_s = clock_s
         self._skew_s = clock_s() - trio.current_time()
         self.guess: Callable[[int, bytes], int] = lambda parent, name: 0  # what a name may mean
@@ -191,6 +195,7 @@ class Session:
         """Open the session (raises what the service refuses it with), then keep it until cancelled."""
         await self._open()
         await self.renew()  # learns the leader's term
+        self._nursery.start_soon(self._end_dead)
         task_status.started()
         while True:
             await self._pause()
@@ -242,6 +247,17 @@ class Session:
         if self.leases.term != term:
             self._wake.set()  # tell the leader that its term is known, so that it need not wait for us
 
+    async def _end_dead(self) -> None:
+        """End sessions of processes that are gone, as far as this host knows: others wait for their leases."""
+        try:
+            status = (await self.call(api.GetStatus())).body
+            for other in status.sessions:
+                if other.id != self.id and other.process and self._gone(other.process):
+                    log.info("session %d of %s is ended: its process is gone", other.id, other.mount)
+                    await self.call(api.CloseSession(other.id))
+        except FsError as error:
+            log.info("sessions of dead processes are left to expire: %s", error)
+
     async def close(self) -> None:
         """End the session, so that nothing waits for its expiry. Never raises for a service that is away."""
         if not self._opened.is_set():
@@ -253,7 +269,9 @@ class Session:
             log.warning("session of %s is left to expire: %s", self._mount, error)
 
     async def _open(self) -> None:
-        request = api.OpenSession(self._random_bytes(16), self._options.host, self._mount, self._options.version)
+        request = api.OpenSession(
+            self._random_bytes(16), self._options.host, self._mount, self._options.version, self._options.process
+        )
         reply = (await self.call(request)).body
         self.id = reply.session
         self._fence = reply.fence

@@ -62,13 +62,20 @@ class Volume:
         now_ns: Callable[[], int],
         random_bytes: Callable[[int], bytes],
         clock_s: Callable[[], float] = trio.current_time,
+        gone: Callable[[str], bool] = lambda process: False,
     ) -> None:
         """Build one over given connections; ``dial`` makes one to a chunk server. ``start`` before use."""
         self._nursery = nursery
         self._options = options
         self._files = Files()
         self._session = Session(
-            members, mount=mount, options=options, random_bytes=random_bytes, nursery=nursery, clock_s=clock_s
+            members,
+            mount=mount,
+            options=options,
+            random_bytes=random_bytes,
+            nursery=nursery,
+            clock_s=clock_s,
+            gone=gone,
         )
         self._placement = Placement(self._session, dial)
         codec = Codec()

@@ -38,6 +38,7 @@ from node.host.clock import SystemClock
 from node.host.cluster import ClusterConfig
 from node.host.daemon import Lifecycle
 from node.host.exitcodes import describe
+from node.host.identity import own_identity
 from node.host.logging import get_logger
 from node.wire.errors import Code, FsError
 from node.wire.limits import STOP_FLUSH_S
@@ -72,6 +73,7 @@ def client_options(config: ClusterConfig, options: MountOptions) -> ClientOption
         leases=config.client.leases if options.leases is None else options.leases,
         stop_flush_s=CLOSE_S,
         host=socket.gethostname(),
+        process=own_identity(),
         version=version("fusefs"),
     )
 

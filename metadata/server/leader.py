@@ -54,6 +54,7 @@ class Leader:
         owner: tuple[int, int] = (0, 0),
         audits: Optional[Audits] = None,
         members: Callable[[], tuple[MemberAddress, ...]] = tuple,
+        gone: Callable[[str], bool] = lambda process: False,
     ) -> None:
         self._node = node
         self._machine = machine
@@ -62,6 +63,7 @@ class Leader:
         self._owner = owner
         self._audits = audits
         self._members = members
+        self._gone = gone
         self._sessions: dict[int, float] = {}  # when each was last heard of, in the leader's running time
         self._told: dict[int, object] = {}  # which lists each chunk server was sent last
         self._pending: set[object] = set()  # duties whose entry is on its way: one at a time of each
@@ -146,8 +148,15 @@ class Leader:
         for session, heard_s in self._sessions.items():
             if now_s - heard_s > SESSION_EXPIRY_S:
                 log.warning("session expired", session=session, silent_s=round(now_s - heard_s, 1))
-                self._counts["expired"] += 1
-                self._propose(("expire", session), CommandKind.EXPIRE_SESSION, ExpireSession(session))
+                self._expire(session)
+        for record in self._machine.sessions():
+            if record.process and ("expire", record.id) not in self._pending and self._gone(record.process):
+                log.warning("session ended: its process is gone", session=record.id, mount=record.mount)
+                self._expire(record.id)
+
+    def _expire(self, session: int) -> None:
+        self._counts["expired"] += 1
+        self._propose(("expire", session), CommandKind.EXPIRE_SESSION, ExpireSession(session))
 
     # --- chunk servers ---------------------------------------------------------------------------------------
 

@@ -55,6 +55,7 @@ from metadata.store.engine_lmdb import LmdbEngine
 from metadata.store.layout import MemberDirectory
 from metadata.store.log import LogStore
 from node.host.cluster import ClusterConfig, Member
+from node.host.identity import certainly_gone
 from node.host.keys import client_security, process_keys, server_security
 from node.host.logging import get_logger
 from node.rpc.client import Connection
@@ -322,6 +323,7 @@ class MetadataMember:
             owner=volume_owner(),
             audits=audits,
             members=self._roster,
+            gone=certainly_gone,
         )
         self.leasing = leasing = Leasing(node, machine, self._push)
         hooks.lead = self._lead

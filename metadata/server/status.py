@@ -54,7 +54,7 @@ class Reporter:
         return api.StatusReply(
             own,
             self._members(own),
-            tuple([api.SessionStatus(s.id, s.host, s.mount, held(s.id)) for s in machine.sessions()]),
+            tuple([api.SessionStatus(s.id, s.host, s.mount, held(s.id), s.process) for s in machine.sessions()]),
             leader.fleet.records(machine.servers()),
             leader.volume(),
             leader.fleet.stored_bytes(),

@@ -69,6 +69,7 @@ class Session(msgspec.Struct, frozen=True, array_like=True, gc=False):
     lowest: int = 1
     result_bytes: int = 0
     unused: int = 0  # inode numbers given and not used
+    process: str = ""  # as in OpenSession
 
 
 class Server(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -75,14 +75,14 @@ class Sessions:
 
     def check_open(self, body: OpenSession) -> None:
         """Raise where a session cannot be opened."""
-        if max(len(body.host), len(body.mount), len(body.version)) > SESSION_TEXT_BYTES_MAX:
-            raise FsError(Code.INVALID, "host, mount or version is too long")
+        if max(len(body.host), len(body.mount), len(body.version), len(body.process)) > SESSION_TEXT_BYTES_MAX:
+            raise FsError(Code.INVALID, "host, mount, version or process is too long")
         if len(self.by_id) >= SESSIONS_MAX:
             raise FsError(Code.OVERLOADED, f"{SESSIONS_MAX} sessions are open")
 
     def open(self, body: OpenSession, ident: int, time_ns: int) -> Session:
         """Register a session that ``check_open`` let pass, under an id that nobody had."""
-        session = Session(ident, body.nonce, body.host, body.mount, body.version, time_ns)
+        session = Session(ident, body.nonce, body.host, body.mount, body.version, time_ns, process=body.process)
         self._set(session)
         self._tables.put(keys.nonce(body.nonce), keys.NUMBER.pack(ident))
         self.live = tuple(self.by_id)

@@ -17,6 +17,7 @@ from typing import IO
 import pytest
 
 from fusefs.mount import table
+from fusefs.mount.state import label_of
 from node.host.lock import lock_holder
 from tests.harness import FUSEFS, Cluster, need_fuse, run, wait_for
 
@@ -386,6 +387,42 @@ def test_the_mount_helper(running: Cluster, tmp_path: Path) -> None:
     run(MOUNT_HELPER, running.config, mount, "-o", "rw,_netdev,x-systemd.automount,timeout=5s")
     assert is_mounted(mount)
     run(FUSEFS, "umount", mount)
+
+
+def test_after_a_crash_nobody_waits_for_the_dead(cluster: Cluster, tmp_path: Path) -> None:
+    """The members see that the processes of the sessions they know are gone, and end those."""
+    need_fuse()
+    mount = tmp_path / "mnt"
+    cluster.up()
+    (cluster.mount(mount) / "file").write_text("x")
+    (old,) = cluster.status()["sessions"]
+    cluster.kill_all()
+    cluster.mounts.clear()
+    cluster.up()
+    began = time.monotonic()
+    assert (cluster.mount(mount) / "file").read_text() == "x"
+    print(f"mounted and read {time.monotonic() - began:.1f} s after the start")
+    assert old["id"] not in [session["id"] for session in cluster.status()["sessions"]]
+    assert "its process is gone" in cluster.log("metadata-1")
+
+
+def test_a_mount_ends_the_sessions_of_its_host_that_died(tmp_path: Path) -> None:
+    """Where the members do not see the processes of the mounts, here by a time namespace, the next mount does."""
+    need_fuse()
+    made = Cluster(tmp_path / "d")
+    try:
+        run("unshare", "--time", "--boottime", "1000", FUSEFS, "up", made.directory, "--detach")
+        first, second = made.mount(tmp_path / "a"), tmp_path / "b"
+        (first / "file").write_text("x")
+        (old,) = made.status()["sessions"]
+        (state,) = (made.directory / "run").glob("mount-*.pid")
+        made.kill(int(state.read_text()))
+        assert (made.mount(second) / "file").read_text() == "x"
+        wait_for(lambda: [s["mount"] for s in made.status()["sessions"]] == [str(second)], 30, "the dead to be ended")
+        assert f"session {old['id']} of {first} is ended" in made.log(label_of(str(second)))
+        assert "its process is gone" not in made.log("metadata-1")
+    finally:
+        made.clean()
 
 
 # --- status -----------------------------------------------------------------------------------------------------------

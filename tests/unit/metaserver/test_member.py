@@ -10,6 +10,7 @@ import trio
 from metadata import api
 from metadata.store import layout
 from metadata.store.disk import FatalDiskError, File, RealDisk
+from node.host.identity import own_identity
 from node.wire.errors import Code, FsError
 from node.wire.limits import SESSION_EXPIRY_S
 from node.wire.types import Buffer
@@ -97,6 +98,30 @@ async def test_sessions_expire_by_the_leaders_own_time(tmp_path: Path, autojump_
             await silent.do(make(b"late"))
         assert caught.value.code is Code.UNKNOWN_SESSION
         await lively.do(make(b"alive"))
+
+
+async def test_a_session_ends_with_its_process(tmp_path: Path) -> None:
+    """At once, also when nobody remembers how long ago it was heard of: after a restart nobody waits for the dead."""
+    *front, started = own_identity().split("/")
+    dead = "/".join([*front, str(int(started) - 1)])
+    async with world(tmp_path) as made:
+        living = await made.ask(api.OpenSession(b"l" * 16, "host", "/l", "test", own_identity()))
+        unknown = await made.ask(api.OpenSession(b"u" * 16, "host", "/u", "test"))
+        gone = await made.ask(api.OpenSession(b"g" * 16, "host", "/g", "test", dead))
+        await made.running[1].crash()
+        await made.start(1)
+
+        async def sessions() -> list[int]:
+            report: api.StatusReply = await made.call(1, api.GetStatus())
+            return [status.id for status in report.sessions]
+
+        with trio.fail_after(30):
+            while await sessions() != [living.session, unknown.session]:  # noqa: ASYNC110  nothing tells
+                await trio.sleep(0.02)
+        with pytest.raises(FsError) as caught:
+            await made.ask(api.RenewSession(gone.session))
+        assert caught.value.code is Code.UNKNOWN_SESSION
+        await made.ask(api.RenewSession(living.session))
 
 
 async def test_closing_a_session_frees_its_orphans(tmp_path: Path) -> None:
