@@ -195,7 +195,8 @@ class Session:
         """Open the session (raises what the service refuses it with), then keep it until cancelled."""
         await self._open()
         await self.renew()  # learns the leader's term
-        self._nursery.start_soon(self._end_dead)
+        if self._options.process:
+            self._nursery.start_soon(self._end_dead)
         task_status.started()
         while True:
             await self._pause()
