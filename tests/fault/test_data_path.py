@@ -1,0 +1,105 @@
+"""Three copies: what a reader and a writer notice when a server damages, stops or dies, and what the server is told."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Cluster, cluster, need_fuse, seed, wait_for
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    need_fuse()
+    with cluster(tmp_path_factory.mktemp("three") / "data", servers=3, replicas=3) as made:
+        yield made
+
+
+def configure(made: Cluster, **client: str) -> None:
+    """Set what mounts do from now on."""
+    before = made.config.read_text().split("\n[client]")[0]
+    made.config.write_text(before + "\n[client]\n" + "".join(f"{key} = {value}\n" for key, value in client.items()))
+
+
+def segments(made: Cluster, server: int) -> list[Path]:
+    return sorted((made.directory / f"storage-{server}" / "segments").glob("*.seg"))
+
+
+def copy_of(made: Cluster, server: int, marker: bytes) -> tuple[Path, int] | None:
+    """Where a server holds these bytes."""
+    for path in segments(made, server):
+        at = path.read_bytes().find(marker)
+        if at >= 0:
+            return path, at
+    return None
+
+
+def read_anew(path: Path) -> bytes:
+    """Read a file, nothing of it from the kernel's memory."""
+    with open(path, "rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return file.readall()
+
+
+def test_bad_and_silent_copies_are_read_elsewhere_and_told(made: Cluster, tmp_path: Path) -> None:
+    configure(made, block_cache_bytes='"0"')
+    mount = made.mount(tmp_path / "m")
+    data = os.urandom(3 * MIB)
+    with open(mount / "f", "wb") as file:
+        file.write(data)
+        os.fsync(file.fileno())
+    marker = data[MIB + 4321 : MIB + 4321 + 64]
+    # fsync waits for two of three; the damage is done where the copy is
+    place = wait_for(lambda: copy_of(made, 1, marker), 60, "the copy of server 1")
+    path, at = place
+    with open(path, "r+b") as segment:
+        segment.seek(at)
+        segment.write(bytes([marker[0] ^ 1]))
+    pids = made.server_pids()
+    os.kill(pids["storage-2"], signal.SIGSTOP)
+    try:
+        for _ in range(6):  # each read begins with another server
+            assert read_anew(mount / "f") == data
+    finally:
+        os.kill(pids["storage-2"], signal.SIGCONT)
+        made.umount(mount)
+
+    def told() -> bool:
+        return re.search(r"corrupt block [0-9a-f]{64} in segment", made.log("storage-1")) is not None
+
+    wait_for(told, 60, "server 1 to name its bad copy")
+
+
+def test_a_server_killed_in_mid_stream_costs_no_byte(made: Cluster, tmp_path: Path) -> None:
+    configure(made, chain="true")
+    mount = made.mount(tmp_path / "m")
+    number = seed("data path")
+    data = os.urandom(32 * MIB)
+    victim = f"storage-{1 + number % 3}"
+    pid = made.server_pids()[victim]
+    halfway = threading.Event()
+
+    def kill() -> None:
+        halfway.wait(60)
+        made.kill(pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with open(mount / "f", "wb", buffering=0) as file:
+        for at in range(0, len(data), MIB):
+            file.write(data[at : at + MIB])
+            if at == 12 * MIB:
+                halfway.set()
+        killer.join(60)
+        os.fsync(file.fileno())
+    made.umount(mount)
+    made.mount(mount)
+    assert (mount / "f").read_bytes() == data
