@@ -165,15 +165,7 @@ class Fetcher:
     async def batch(self, server: int, blocks: Sequence[tuple[bytes, int]]) -> dict[bytes, Buffer]:
         """Ask one server for whole blocks (name, length) in one request; return those that came intact in time."""
         wanted = [Wanted(block, 0, length, length) for block, length in blocks]
-        size_bytes = sum(length for _, length in blocks)
-        timeout_s = TRY_TIMEOUT_S
-        if len(self._placement.servers_of(blocks[0][0])) > 1:
-            timeout_s = min(timeout_s, 4 * self.hedging.patience_s(size_bytes))
-        frames: Sequence[Buffer | FsError] = ()
-        try:
-            frames = await self._get(server, wanted, timeout_s)
-        except FsError as error:
-            log.info("%d blocks from %s: %s", len(blocks), self._placement.name_of(server), error)
+        frames = await self._frames(server, wanted)
         coded = [
             Coded(one.block, one.block_length, frame)
             for one, frame in zip(wanted, frames)
@@ -184,6 +176,32 @@ class Fetcher:
             if not isinstance(result, FsError):  # what failed is asked for again, one by one, and told there
                 plain[one.block] = result
         return plain
+
+    async def _frames(self, server: int, wanted: Sequence[Wanted]) -> Sequence[Buffer | FsError]:
+        """Ask for a batch. Where another server could be asked it is given up when it takes long, within the budget."""
+        frames: Sequence[Buffer | FsError] = ()
+
+        async def ask() -> None:
+            nonlocal frames
+            try:
+                frames = await self._get(server, wanted, TRY_TIMEOUT_S)
+            except FsError as error:
+                log.info("%d blocks from %s: %s", len(wanted), self._placement.name_of(server), error)
+
+        if len(self._placement.servers_of(wanted[0].block)) == 1:
+            await ask()
+            return frames
+        async with trio.open_nursery() as nursery:
+
+            async def impatient() -> None:
+                await trio.sleep(self.hedging.patience_s(sum(one.length for one in wanted)))
+                if self.hedging.spend(len(wanted)):
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(impatient)
+            await ask()
+            nursery.cancel_scope.cancel()
+        return frames
 
     async def _get(self, server: int, wanted: Sequence[Wanted], timeout_s: float) -> list[Buffer | FsError]:
         """One request; a frame or an error for each block."""

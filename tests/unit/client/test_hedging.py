@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 
+import pytest
 import trio
 import trio.testing
 from hypothesis import given
@@ -91,6 +92,31 @@ async def test_nobody_is_asked_twice_when_all_are_slow(autojump_clock: object) -
             assert len(await volume.read(handle, 0, 5000)) == 5000
         statistics = volume.statistics()["blocks"]
         assert statistics["requests"] <= 200 * (1 + hedging.SHARE) + hedging.BUDGET_MAX + 1
+        await volume.release(handle)
+
+
+async def test_batches_ahead_of_a_reader_are_paid_from_the_budget_too(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusefs.client.codec.THREAD_BYTES_MIN", 1 << 40)  # the clock would overtake threads
+    blocks = 60
+    world = World(servers=3, replicas=3)
+    async with world.mount(cache_bytes_max=20 << 20) as volume:
+        handle, _ = await volume.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+        for number in range(blocks):
+            await volume.write(handle, number << 20, bytes([number]) * (1 << 20))
+        await volume.flush(handle)
+        choice = random.Random(1)
+
+        async def slow(request: object) -> None:
+            await trio.sleep(choice.random())  # up to twice the first patience
+
+        for store in world.stores.values():
+            store.before.append(slow)
+        for number in range(blocks):
+            assert bytes(await volume.read(handle, number << 20, 1 << 20)) == bytes([number]) * (1 << 20)
+        asked = sum(len(request.ranges) for store in world.stores.values() for request in store.gets)
+        assert asked <= blocks + hedging.BUDGET_MAX + blocks * hedging.SHARE
         await volume.release(handle)
 
 
