@@ -11,6 +11,8 @@ from typing import Optional
 import msgspec
 
 from metadata.operations import (
+    ATTR_ACCESS_ACL,
+    ATTR_DEFAULT_ACL,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     TIME_NOW,
@@ -70,6 +72,8 @@ from storage.api import Heartbeat, HeartbeatReply, MemberAddress
 FORMAT_VERSION = 1
 
 __all__ = [  # what the outside may use
+    "ATTR_ACCESS_ACL",
+    "ATTR_DEFAULT_ACL",
     "RENAME_EXCHANGE",
     "RENAME_NOREPLACE",
     "TIME_NOW",

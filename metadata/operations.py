@@ -13,6 +13,8 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
+ATTR_ACCESS_ACL = 1  # in Attr.flags: more than the mode decides who may what
+ATTR_DEFAULT_ACL = 2  # a directory that hands down an access control list to what is made in it
 TIME_NOW = -(1 << 63)  # in SetAttr: the time of the log entry; no file can have this one
 
 
@@ -37,6 +39,7 @@ class Attr(msgspec.Struct, frozen=True, array_like=True, gc=False):
     btime_ns: int
     version: int  # raised by each change of attributes or data; never repeats
     data_version: int  # raised by each change of data (commit, truncate)
+    flags: int = 0  # ATTR_*
 
 
 class Extent(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -61,7 +64,8 @@ class Make(msgspec.Struct, frozen=True, array_like=True, tag=1):
     With ``exclusive`` false an existing non-directory is returned instead (open with O_CREAT of a regular file), and
     nothing of this operation is applied to it; a directory there is IS_DIRECTORY.
     ``extents`` and ``size`` create and fill a file in one entry, by the rules of Commit. A directory with the setgid
-    bit hands down its group, and the bit to directories. ``ino`` must come from AllocateInos of this session and counts
+    bit hands down its group, and the bit to directories; one with a default ACL
+    hands down that. ``ino`` must come from AllocateInos of this session and counts
     once, in any order; else INVALID. Result: Made.
 
     Failed: EXISTS; NOT_FOUND where the parent was removed, STALE where it is gone, NOT_DIRECTORY; INVALID for a mode
@@ -82,6 +86,7 @@ class Make(msgspec.Struct, frozen=True, array_like=True, tag=1):
     touch_epoch: int = 0
     pg_epoch: int = 0
     mtime_ns: int = 0  # 0: the time of the entry
+    umask: int = 0  # taken from the mode, unless the directory has a default ACL
 
 
 class Link(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -175,12 +180,17 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 class SetXattr(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """setxattr(2) with XATTR_CREATE (EXISTS) or XATTR_REPLACE (NO_ATTRIBUTE). RANGE: name too long; TOO_BIG: value
-    too long; NO_SPACE: all of the inode's together above XATTRS_BYTES_MAX. Result: AttrResult."""
+    too long; NO_SPACE: all of the inode's together above XATTRS_BYTES_MAX. Result: AttrResult.
+
+    ``system.posix_acl_access`` sets the permission bits of the mode too, and is not kept where they say it all;
+    ``drop_setgid`` takes setgid with it. ``system.posix_acl_default`` is for directories (ACCESS). INVALID: no ACL.
+    """
 
     ino: int
     name: bytes
     value: bytes
     flags: int = 0
+    drop_setgid: bool = False
 
 
 class RemoveXattr(msgspec.Struct, frozen=True, array_like=True, tag=8):

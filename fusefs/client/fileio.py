@@ -37,12 +37,13 @@ class FileIO:
         self._reader = reader
 
     async def create(
-        self, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int
+        self, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int, umask: int
     ) -> tuple[Handle, Attr]:
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         deadline = self._session.deadline()
         while True:
-            made = await self._namespace.make(parent, name, mode, uid, gid, exclusive=bool(flags & os.O_EXCL))
+            exclusive = bool(flags & os.O_EXCL)
+            made = await self._namespace.make(parent, name, mode, uid, gid, exclusive=exclusive, umask=umask)
             try:
                 file = await self._holds.enter(made.attr.ino)
             except FsError as error:

@@ -204,6 +204,8 @@ class Lesson:
                 self._name(op.parent, op.name, op.ino)
             elif isinstance(op, (api.SetXattr, api.RemoveXattr)):
                 self._facts.drop_xattrs(op.ino)
+            elif isinstance(op, api.SetAttr) and op.mode is not None and result.attr.flags & api.ATTR_ACCESS_ACL:
+                self._facts.drop_xattrs(op.ino)  # its access list says what the mode says
 
     def _failed(self, op: api.Op) -> None:
         if isinstance(op, (api.Make, api.Link, api.Remove)):
@@ -221,7 +223,7 @@ class Lesson:
         facts = self._facts
         facts.put_attr(attr)
         record = facts.take(attr.ino)
-        record.xattrs_complete = True
+        record.xattrs_complete = not attr.flags  # lists that it was handed down are not in the answer
         if stat.S_ISDIR(attr.mode):
             record.complete = True
         elif stat.S_ISREG(attr.mode) and not op.extents:

@@ -15,6 +15,8 @@ from metadata import api
 from metadata.api import Attr
 from node.wire.errors import Code, FsError
 
+_ACLS = {b"system.posix_acl_access": api.ATTR_ACCESS_ACL, b"system.posix_acl_default": api.ATTR_DEFAULT_ACL}
+
 
 class Namespace:
     """See Volume for the contracts."""
@@ -84,17 +86,20 @@ class Namespace:
 
     async def make(
         self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, rdev: int = 0, target: bytes = b"",
-        exclusive: bool = True,
+        exclusive: bool = True, umask: int = 0,
     ) -> api.Made:
         """Create a name. Without ``exclusive`` an existing inode may be returned."""
+        attr = self._session.leases.attr(parent, self._session.now_s()) if umask else None
+        if attr is not None and not attr.flags & api.ATTR_DEFAULT_ACL:
+            mode, umask = mode & ~(umask & 0o777), 0  # else the service knows whether the umask counts
         made = await self._session.change(
-            api.Make(parent, name, mode, uid, gid, rdev=rdev, target=target, exclusive=exclusive), api.Made
+            api.Make(parent, name, mode, uid, gid, rdev=rdev, target=target, exclusive=exclusive, umask=umask), api.Made
         )
         self._holds.hint(parent, name, made.attr.ino)
         return made
 
-    async def mkdir(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Attr:
-        return (await self.make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid)).attr
+    async def mkdir(self, parent: int, name: bytes, mode: int, uid: int, gid: int, umask: int) -> Attr:
+        return (await self.make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid, umask=umask)).attr
 
     async def symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Attr:
         return (await self.make(parent, name, stat.S_IFLNK | 0o777, uid, gid, target=target)).attr
@@ -155,6 +160,10 @@ class Namespace:
     # --- extended attributes ------------------------------------------------------------------------------------
 
     async def getxattr(self, ino: int, name: bytes) -> bytes:
+        if name in _ACLS:
+            attr = self._session.leases.attr(ino, self._session.now_s())
+            if attr is not None and not attr.flags & _ACLS[name]:
+                raise FsError(Code.NO_ATTRIBUTE, name.decode())
         known = self._session.leases.xattr(ino, name, self._session.now_s())
         if known is None:
             return (await self._session.query(api.GetXattr(ino, name), api.Value)).value
@@ -162,8 +171,8 @@ class Namespace:
             raise FsError(Code.NO_ATTRIBUTE, name.decode(errors="replace"))
         return known[0]
 
-    async def setxattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
-        await self._session.change(api.SetXattr(ino, name, value, flags), api.AttrResult)
+    async def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, drop_setgid: bool) -> None:
+        await self._session.change(api.SetXattr(ino, name, value, flags, drop_setgid), api.AttrResult)
 
     async def listxattr(self, ino: int) -> list[bytes]:
         return list((await self._session.query(api.ListXattr(ino), api.Names)).names)

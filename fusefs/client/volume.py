@@ -160,13 +160,15 @@ class Volume:
         op = SetAttr(ino, mode, uid, gid, size, atime_ns, mtime_ns, ctime_ns)
         return await self._namespace.setattr(op)
 
-    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Attr:
-        """Create a regular or special file, by the type in ``mode`` (umask already applied). EXISTS."""
-        return (await self._namespace.make(parent, name, mode, uid, gid, rdev=rdev)).attr
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, uid: int, gid: int, umask: int = 0
+    ) -> Attr:
+        """Create a regular or special file, by the type in ``mode``; ``umask`` counts as in open(2). EXISTS."""
+        return (await self._namespace.make(parent, name, mode, uid, gid, rdev=rdev, umask=umask)).attr
 
-    async def mkdir(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Attr:
+    async def mkdir(self, parent: int, name: bytes, mode: int, uid: int, gid: int, umask: int = 0) -> Attr:
         """Create a directory; the type bits of ``mode`` are filled in. EXISTS."""
-        return await self._namespace.mkdir(parent, name, mode, uid, gid)
+        return await self._namespace.mkdir(parent, name, mode, uid, gid, umask)
 
     async def symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Attr:
         """Create a symbolic link. EXISTS."""
@@ -204,13 +206,13 @@ class Volume:
     # --- files --------------------------------------------------------------------------------------------------
 
     async def create(
-        self, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int
+        self, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int, umask: int = 0
     ) -> tuple[Handle, Attr]:
         """open(2) with O_CREAT: with O_EXCL in ``flags`` EXISTS, otherwise an existing file is opened (O_TRUNC obeyed).
 
-        The name is durable when this returns.
+        The name is durable when this returns. A directory with a default ACL ignores ``umask``.
         """
-        return await self._fileio.create(parent, name, mode, flags, uid, gid)
+        return await self._fileio.create(parent, name, mode, flags, uid, gid, umask)
 
     async def open(self, ino: int, flags: int, uid: int = 0) -> Handle:
         """Open a regular file by open(2) flags: access mode, O_TRUNC, O_APPEND. STALE: the inode is gone.
@@ -301,9 +303,12 @@ class Volume:
         """NO_ATTRIBUTE where there is none."""
         return await self._namespace.getxattr(ino, name)
 
-    async def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """With metadata.api.XATTR_CREATE EXISTS, with XATTR_REPLACE NO_ATTRIBUTE."""
-        await self._namespace.setxattr(ino, name, value, flags)
+    async def setxattr(
+        self, ino: int, name: bytes, value: bytes, flags: int = 0, *, drop_setgid: bool = False
+    ) -> None:
+        """With metadata.api.XATTR_CREATE EXISTS, with XATTR_REPLACE NO_ATTRIBUTE. An access ACL sets the mode's bits,
+        and with ``drop_setgid`` takes setgid."""
+        await self._namespace.setxattr(ino, name, value, flags, drop_setgid)
 
     async def listxattr(self, ino: int) -> list[bytes]:
         """Names of all extended attributes."""

@@ -29,6 +29,7 @@
 static PyObject *handler;                  /* what is given each request, or NULL: nothing is added */
 static struct fuse_session *session;       /* the one that was made through us */
 static struct fuse_lowlevel_ops original;  /* as pyfuse3 filled it in */
+static bool left_unmasked;                 /* modes come without the umask applied */
 static uint64_t flusher;                   /* lock owner of the flush that is being started */
 
 /* --- requests ----------------------------------------------------------------------------------------------------- */
@@ -278,6 +279,16 @@ static void dispatch(fuse_req_t req, const char *name, const char *format, ...)
     PyGILState_Release(gil);
 }
 
+static void op_init(void *userdata, struct fuse_conn_info *conn)
+{
+    if (original.init)
+        original.init(userdata, conn);
+    if (conn->capable & FUSE_CAP_DONT_MASK) { /* or the kernel applies the umask where a default ACL decides */
+        conn->want |= FUSE_CAP_DONT_MASK;
+        left_unmasked = true;
+    }
+}
+
 static void op_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock)
 {
     dispatch(req, "getlk", "(KKKiLL)", (unsigned long long)ino, (unsigned long long)fi->fh,
@@ -351,6 +362,8 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     memset(&ops, 0, sizeof ops);
     memcpy(&ops, op, op_size < sizeof ops ? op_size : sizeof ops);
     original = ops;
+    left_unmasked = false;
+    ops.init = op_init;
     ops.getlk = op_getlk;
     ops.setlk = op_setlk;
     ops.flock = op_flock;
@@ -411,6 +424,13 @@ static PyObject *waiting(PyObject *module, PyObject *nothing)
     return PyLong_FromLong(count);
 }
 
+static PyObject *unmasked(PyObject *module, PyObject *nothing)
+{
+    (void)module;
+    (void)nothing;
+    return PyBool_FromLong(left_unmasked);
+}
+
 static PyObject *take_flusher(PyObject *module, PyObject *nothing)
 {
     uint64_t owner = flusher;
@@ -424,6 +444,7 @@ static PyMethodDef module_methods[] = {
     {"set_handler", set_handler, METH_O, "Have requests handed to handler(name, request, arguments); None: to nobody."},
     {"serving", serving, METH_NOARGS, "Whether the session that libfuse has was made through here."},
     {"waiting", waiting, METH_NOARGS, "How many requests wait for their answer."},
+    {"unmasked", unmasked, METH_NOARGS, "Whether the kernel leaves the umask to us."},
     {"take_flusher", take_flusher, METH_NOARGS, "The lock owner of the flush whose handler begins now; then 0."},
     {NULL, NULL, 0, NULL},
 };

@@ -7,6 +7,7 @@ which would end the mount.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +31,8 @@ DOT, DOTDOT = 1, 2
 
 _TRUSTED_XATTR = b"trusted."  # which the kernel lets only root read
 _XATTRS = (b"user.", _TRUSTED_XATTR, b"security.")
+_ACCESS_ACL = b"system.posix_acl_access"
+_ACLS = (_ACCESS_ACL, b"system.posix_acl_default")
 
 
 class Dropper(Protocol):
@@ -45,7 +48,7 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = True
     enable_writeback_cache = False  # the kernel would own size and mtime, which other mounts must see
-    enable_acl = False
+    enable_acl = True  # the kernel asks for access control lists, and obeys them
 
     def __init__(self, volume: Volume, dropper: Dropper) -> None:
         """Until ``cache`` is set the kernel is allowed to believe nothing."""
@@ -58,6 +61,7 @@ class Operations(pyfuse3.Operations):
         self._dropper = dropper
         self.cache: KernelCache | None = None
         self.flusher: Callable[[], int] = int  # says, when a flush begins, whose locks end
+        self.unmasked: Callable[[], bool] = bool  # says whether the kernel leaves the umask to us
 
     # --- replies --------------------------------------------------------------------------------------------------
 
@@ -69,6 +73,9 @@ class Operations(pyfuse3.Operations):
         if cache is None:
             return entry_of(attr)
         return entry_of(attr, 0 if changed else cache.attr_s(attr), cache.name_s(parent, name, attr.ino))
+
+    def _umask(self, ctx: pyfuse3.RequestContext) -> int:
+        return int(ctx.umask) if self.unmasked() else 0
 
     def _creating(self, parent: int, name: bytes) -> None:
         if self.cache is not None:
@@ -140,7 +147,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         self._creating(parent_inode, name)
-        attr = await self.volume.mknod(parent_inode, name, mode, rdev, ctx.uid, ctx.gid)
+        attr = await self.volume.mknod(parent_inode, name, mode, rdev, ctx.uid, ctx.gid, self._umask(ctx))
         return await self._entry(parent_inode, name, attr)
 
     @handler
@@ -148,7 +155,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         self._creating(parent_inode, name)
-        attr = await self.volume.mkdir(parent_inode, name, mode, ctx.uid, ctx.gid)
+        attr = await self.volume.mkdir(parent_inode, name, mode, ctx.uid, ctx.gid, self._umask(ctx))
         return await self._entry(parent_inode, name, attr)
 
     @handler
@@ -210,7 +217,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         self.files.check_room()
         self._creating(parent_inode, name)
-        handle, attr = await self.volume.create(parent_inode, name, mode, flags, ctx.uid, ctx.gid)
+        handle, attr = await self.volume.create(parent_inode, name, mode, flags, ctx.uid, ctx.gid, self._umask(ctx))
         entry = await self._entry(parent_inode, name, attr)
         return self._opened(handle), entry
 
@@ -285,7 +292,16 @@ class Operations(pyfuse3.Operations):
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         _check_xattr(name)
-        await self.volume.setxattr(inode, name, value)
+        drop_setgid = name == _ACCESS_ACL and await self._loses_setgid(inode, ctx)
+        await self.volume.setxattr(inode, name, value, drop_setgid=drop_setgid)
+
+    async def _loses_setgid(self, inode: int, ctx: pyfuse3.RequestContext) -> bool:
+        """Whether a file loses setgid when this user changes who may what: as with chmod(2), unless it is of the
+        file's group."""
+        attr = await self.volume.getattr(inode)
+        if not attr.mode & stat.S_ISGID or ctx.uid == 0:
+            return False
+        return attr.gid != ctx.gid and attr.gid not in pyfuse3.get_sup_groups(ctx.pid)
 
     @handler
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
@@ -323,7 +339,9 @@ class Operations(pyfuse3.Operations):
 
 
 def _check_xattr(name: bytes) -> None:
-    """Refuse what no local filesystem takes, and POSIX ACLs (system.), which the kernel is not told to enforce."""
+    """Refuse what no local filesystem takes."""
+    if name in _ACLS:
+        return
     if name in _XATTRS:
         raise FsError(Code.INVALID, f"the attribute name {name.decode()}")
     if not name.startswith(_XATTRS):

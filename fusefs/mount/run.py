@@ -212,6 +212,7 @@ class _Kernel:
         requests = KernelRequests(self._volume, self._operations.files, self._operations.complaints, nursery)
         extension.set_handler(requests.handle)
         self._operations.flusher = extension.take_flusher
+        self._operations.unmasked = extension.unmasked
 
     async def _loop(self, done: trio.CancelScope) -> None:
         await pyfuse3.main(min_tasks=WORKERS_MIN, max_tasks=WORKERS_MAX)

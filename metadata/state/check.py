@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from metadata.api import Extent
+from metadata.state import acl
 from metadata.state import extents as algebra
 from metadata.state import keys
 from metadata.state.data import alive
@@ -277,15 +278,25 @@ class Auditor:
     def _check_xattrs(self) -> None:
         counts: Counter[int] = Counter()
         sizes: Counter[int] = Counter()
+        lists: defaultdict[int, dict[bytes, bytes]] = defaultdict(dict)
         for key, value in self._rows(keys.XATTR):
             ino = keys.first(key)
             counts[ino] += 1
             sizes[ino] += len(key) - keys.NUMBERED_NAME_AT + len(value)
+            if key[keys.NUMBERED_NAME_AT :] in (acl.ACCESS, acl.DEFAULT):
+                lists[ino][key[keys.NUMBERED_NAME_AT :]] = value
             if ino not in self.inodes and (keys.JOB_XATTRS, ino, 0) not in self._jobs:
                 self._say(f"extended attributes of inode {ino}, which does not exist")
         for ino, inode in self.inodes.items():
+            flags = acl.HAS_ACCESS * (acl.ACCESS in lists[ino]) | acl.HAS_DEFAULT * (acl.DEFAULT in lists[ino])
+            self._expect(f"inode {ino}: access control lists", inode.acl, flags)
+            self._check_mode(ino, inode, lists[ino].get(acl.ACCESS))
             kept = (inode.xattr_count, inode.xattr_bytes)
             self._expect(f"inode {ino}: extended attributes", kept, (counts[ino], sizes[ino]))
+
+    def _check_mode(self, ino: int, inode: Inode, value: bytes | None) -> None:
+        if value is not None:
+            self._expect(f"inode {ino}: permission bits", inode.mode & 0o777, acl.bits_of(acl.decode(value)))
 
     # --- sessions and totals ----------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ from metadata.api import (
     Renamed,
 )
 from metadata.state import keys
+from metadata.state.acl import HAS_DEFAULT
+from metadata.state.attributes import Attributes
 from metadata.state.data import Data
 from metadata.state.inodes import Inodes, touch, touch_names
 from metadata.state.records import Inode, attr_of
@@ -38,7 +40,10 @@ _DIRECTORY = stat.S_IFDIR >> 12
 class Names:
     """Name operations of one shard."""
 
-    def __init__(self, tables: Tables, inodes: Inodes, data: Data, sessions: Sessions) -> None:
+    def __init__(
+        self, tables: Tables, inodes: Inodes, data: Data, sessions: Sessions, attributes: Attributes
+    ) -> None:
+        self._attributes = attributes
         self._tables = tables
         self._inodes = inodes
         self._data = data
@@ -86,6 +91,11 @@ class Names:
             return Made(attr_of(self._inodes.load(entry[0])), True, attr_of(parent))
         turn.check_blocks(op.extents, op.touch_epoch, op.pg_epoch)
         inode = self._new_inode(op, parent, turn)
+        lists: dict[bytes, bytes] = {}
+        if parent.acl & HAS_DEFAULT and not stat.S_ISLNK(op.mode):
+            inode.mode, lists = self._attributes.inherit(parent, inode.mode)
+        elif op.umask:
+            inode.mode &= ~(op.umask & 0o777)
         change = self._data.plan_overlay(inode, op.extents) if op.extents else None
         if op.ino:
             self._sessions.use(turn.session, op.ino)
@@ -93,6 +103,8 @@ class Names:
         else:
             inode.ino = self._inodes.allocate()
         self._inodes.add(inode)
+        if lists:
+            self._attributes.hand_down(inode, lists)
         if change is not None:
             last = op.extents[-1]
             inode.size = max(inode.size, last.offset + last.length)

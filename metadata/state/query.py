@@ -50,7 +50,7 @@ from node.wire.limits import (
 )
 
 # Upper bounds of what a thing takes in an encoded reply
-_ATTR_BYTES = 14 * 9 + 8
+_ATTR_BYTES = 15 * 9 + 8
 _ENTRY_BYTES = 9 + 9 + 8  # beside its name
 _EXTENT_BYTES = 80
 _NAME_BYTES = 16  # and what finding it costs

@@ -47,6 +47,7 @@ class Inode(msgspec.Struct, array_like=True, gc=False):
     xattr_bytes: int = 0
     holders: int = 0  # O rows of this inode; only while nlink is 0
     quota: int = 0  # inherited from the directory; 0: none
+    acl: int = 0  # Attr.flags: which access control lists are among the extended attributes
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -162,4 +163,5 @@ def attr_of(inode: Inode) -> Attr:
         inode.btime_ns,
         inode.version,
         inode.data_version,
+        inode.acl,
     )

@@ -69,8 +69,8 @@ class Shard:
         self.inodes = Inodes(tables, self.blocks)
         self.data = Data(tables, self.inodes, self.blocks)
         self.files = Files(self.inodes, self.data)
-        self.names = Names(tables, self.inodes, self.data, sessions)
         self.attributes = Attributes(tables, self.inodes, self.files)
+        self.names = Names(tables, self.inodes, self.data, sessions, self.attributes)
         self.locks = Locks(tables, self.inodes)
         self.jobs = Jobs(tables, self.inodes, self.data)
         self._operations: dict[type[msgspec.Struct], Callable[[Any, Turn], Result]] = {

@@ -198,12 +198,15 @@ async def test_new_inodes_belong_to_the_caller() -> None:
     await operations.symlink(1, b"s", b"target", CTX)
     await operations.create(1, b"f", 0o600, os.O_WRONLY, CTX)
     assert volume.calls == [
-        ("mkdir", 1, b"d", 0o750, 1000, 100),
-        ("mknod", 1, b"n", stat.S_IFIFO | 0o600, 0, 1000, 100),
+        ("mkdir", 1, b"d", 0o750, 1000, 100, 0),
+        ("mknod", 1, b"n", stat.S_IFIFO | 0o600, 0, 1000, 100, 0),
         ("symlink", 1, b"s", b"target", 1000, 100),
-        ("create", 1, b"f", 0o600, os.O_WRONLY, 1000, 100),
+        ("create", 1, b"f", 0o600, os.O_WRONLY, 1000, 100, 0),
     ]
-    assert operations.kernel.statistics()["references"] == 4
+    operations.unmasked = lambda: True  # the kernel leaves the umask to us
+    await operations.mkdir(1, b"e", 0o777, CTX)
+    assert volume.calls[-1] == ("mkdir", 1, b"e", 0o777, 1000, 100, 0o22)
+    assert operations.kernel.statistics()["references"] == 5
 
 
 async def test_rename_flags() -> None:
@@ -323,15 +326,24 @@ async def test_an_error_behind_delivered_entries_waits_for_the_next_call(monkeyp
     assert caught.value.errno == errno.EIO
 
 
-async def test_acls_are_refused_rather_than_ignored() -> None:
+async def test_setgid_goes_with_a_list_that_a_stranger_sets() -> None:
+    operations, volume = mounted(getattr=attr(5, mode=stat.S_IFREG | 0o2775, gid=7))
+    member, root = SimpleNamespace(uid=1000, gid=7, pid=os.getpid()), SimpleNamespace(uid=0, gid=0, pid=os.getpid())
+    stranger = SimpleNamespace(uid=1000, gid=4_000_000, pid=os.getpid())
+    for ctx in (member, root, stranger):
+        await operations.setxattr(5, b"system.posix_acl_access", b"", ctx)
+    assert [call[-1]["drop_setgid"] for call in volume.calls if call[0] == "setxattr"] == [False, False, True]
+
+
+async def test_unknown_attributes_are_refused_rather_than_ignored() -> None:
     operations, volume = mounted(getxattr=b"v", listxattr=[b"trusted.a", b"user.a"])
     assert await operations.getxattr(5, b"user.a", CTX) == b"v"
     assert await operations.listxattr(5, CTX) == [b"user.a"], "the others are root's"
     assert b"trusted.a" in await operations.listxattr(5, SimpleNamespace(uid=0))
     for call in (
-        operations.getxattr(5, b"system.posix_acl_access", CTX),
-        operations.setxattr(5, b"system.posix_acl_access", b"", CTX),
-        operations.removexattr(5, b"system.posix_acl_default", CTX),
+        operations.getxattr(5, b"system.nfs4_acl", CTX),
+        operations.setxattr(5, b"system.nfs4_acl", b"", CTX),
+        operations.removexattr(5, b"system.", CTX),
     ):
         with pytest.raises(pyfuse3.FUSEError) as caught:
             await call  # type: ignore[misc]
