@@ -27,6 +27,7 @@
 /* --- state: one mount in a process, as with pyfuse3 --------------------------------------------------------------- */
 
 static PyObject *handler;                  /* what is given each request, or NULL: nothing is added */
+static bool with_locks = true;             /* locks are among it */
 static struct fuse_session *session;       /* the one that was made through us */
 static struct fuse_lowlevel_ops original;  /* as pyfuse3 filled it in */
 static bool left_unmasked;                 /* modes come without the umask applied */
@@ -364,9 +365,11 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     original = ops;
     left_unmasked = false;
     ops.init = op_init;
-    ops.getlk = op_getlk;
-    ops.setlk = op_setlk;
-    ops.flock = op_flock;
+    if (with_locks) { /* else the kernel keeps them itself */
+        ops.getlk = op_getlk;
+        ops.setlk = op_setlk;
+        ops.flock = op_flock;
+    }
     ops.fallocate = op_fallocate;
     ops.lseek = op_lseek;
     ops.copy_file_range = op_copy_file_range;
@@ -407,6 +410,16 @@ static PyObject *set_handler(PyObject *module, PyObject *callable)
     Py_RETURN_NONE;
 }
 
+static PyObject *take_locks(PyObject *module, PyObject *wanted)
+{
+    int truth = PyObject_IsTrue(wanted);
+    (void)module;
+    if (truth < 0)
+        return NULL;
+    with_locks = truth;
+    Py_RETURN_NONE;
+}
+
 static PyObject *serving(PyObject *module, PyObject *nothing)
 {
     (void)module;
@@ -442,6 +455,7 @@ static PyObject *take_flusher(PyObject *module, PyObject *nothing)
 
 static PyMethodDef module_methods[] = {
     {"set_handler", set_handler, METH_O, "Have requests handed to handler(name, request, arguments); None: to nobody."},
+    {"take_locks", take_locks, METH_O, "Whether sessions that are made from now on hand over locks."},
     {"serving", serving, METH_NOARGS, "Whether the session that libfuse has was made through here."},
     {"waiting", waiting, METH_NOARGS, "How many requests wait for their answer."},
     {"unmasked", unmasked, METH_NOARGS, "Whether the kernel leaves the umask to us."},

@@ -36,6 +36,7 @@ class MountOptions:
     timeout_s: float | None = None
     leases: bool | None = None
     cache_names: bool = False
+    local_locks: bool = False
     read_only: bool = False
     allow_other: bool | None = None
     kernel: tuple[str, ...] = ()
@@ -71,6 +72,7 @@ class _Found:
         self.key: Path | None = None
         self.timeout_s: float | None = None
         self.leases = ""
+        self.locks = ""
         self.flags: dict[str, bool] = {}
         self.kernel: dict[str, str] = {}
 
@@ -83,6 +85,8 @@ class _Found:
             self.timeout_s = _timeout_s(_given(name, value))
         elif equals and name == "leases":
             self.leases = _leases(_given(name, value))
+        elif equals and name == "locks":
+            self.locks = _locks(_given(name, value))
         elif word in ("ro", "rw"):
             self.flags["ro"] = word == "ro"
         elif word in ("allow_other", "noallow_other"):
@@ -107,6 +111,7 @@ class _Found:
             timeout_s=self.timeout_s,
             leases=self.leases != "off" if self.leases else None,
             cache_names=self.leases == "names",
+            local_locks=self.locks == "local",
             read_only=self.flags.get("ro", False),
             allow_other=self.flags.get("allow_other"),
             kernel=tuple(self.kernel.values()),
@@ -123,6 +128,13 @@ def _leases(value: str) -> str:
     """``names``: on, and the kernel remembers names too, at the price that fusefs.mount.caching tells."""
     if value not in ("on", "off", "names"):
         raise UsageError(f"mount option leases={value}: must be on, off or names")
+    return value
+
+
+def _locks(value: str) -> str:
+    """``local``: locks hold between the programs of this mount only, and cost nothing."""
+    if value not in ("cluster", "local"):
+        raise UsageError(f"mount option locks={value}: must be cluster or local")
     return value
 
 

@@ -191,6 +191,7 @@ class _Kernel:
         check_fuse()
         try:
             if extension is not None:
+                extension.take_locks(not self._plan.options.local_locks)
                 extension.set_handler(self._too_early)  # before the session is made, else nothing is added to it
             pyfuse3.init(self._operations, self._plan.mount, words)
         except RuntimeError as error:

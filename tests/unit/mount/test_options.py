@@ -22,6 +22,13 @@ def test_own_options() -> None:
     assert options.read_only
 
 
+def test_locks_are_the_clusters_unless_told() -> None:
+    assert not parse_options(["locks=cluster"]).local_locks
+    assert parse_options(["locks=local"]).local_locks
+    with pytest.raises(UsageError, match="locks=global: must be cluster or local"):
+        parse_options(["locks=global"])
+
+
 def test_the_last_word_wins() -> None:
     options = parse_options(["ro,nosuid,timeout=1s", "rw,suid,timeout=2s"])
     assert not options.read_only
