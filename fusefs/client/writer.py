@@ -30,7 +30,7 @@ from storage.api import BlockInfo, Put
 log = logging.getLogger(__name__)
 
 TRY_TIMEOUT_S = 10.0
-IN_FLIGHT_MAX = 6  # requests to one server
+IN_FLIGHT_MAX = 4  # requests to one server
 BATCH_BYTES = 2 * MIB  # enough waiting to begin another request beside those in flight
 LAG_BYTES_MAX = 8 * MIB  # beyond, a server is not given what is durable without it
 CHAIN_BYTES_MIN = 64 * KIB  # smaller blocks go to each server, many in one request
@@ -215,8 +215,6 @@ class Writer:
                 continue  # durable without this server; repair brings it the block
             batch.append(item)
             size += length
-            if size >= BATCH_BYTES and outbox.in_flight + 1 < IN_FLIGHT_MAX:
-                break
         return batch
 
     async def _send(self, route: Route, outbox: _Outbox, batch: list[_Item]) -> None:
