@@ -130,13 +130,14 @@ class Blocks:
                 self._start(block, length)
                 continue
             self._fetches[block] = _Fetch()
-            batch = batches.setdefault(servers[0], [])
-            if batch and sum(size for _, size in batch) + length > BATCH_BYTES_MAX:
-                self._nursery.start_soon(self._fetch_batch, servers[0], batch)
-                batch = batches[servers[0]] = []
+            server = next((one for one in servers if one in batches), servers[0])  # of its replicas one that is asked
+            if sum(size for _, size in batches.get(server, ())) + length > BATCH_BYTES_MAX and server in batches:
+                self._nursery.start_soon(self._fetch_batch, server, batches.pop(server))
+                server = servers[0]
+            batch = batches.setdefault(server, [])
             batch.append((block, length))
             if len(batch) == BATCH_BLOCKS_MAX:
-                self._nursery.start_soon(self._fetch_batch, servers[0], batches.pop(servers[0]))
+                self._nursery.start_soon(self._fetch_batch, server, batches.pop(server))
         for server, batch in batches.items():
             self._nursery.start_soon(self._fetch_batch, server, batch)
 

@@ -92,3 +92,16 @@ async def test_a_window_is_bounded_in_bytes(autojump_clock: object, monkeypatch:
         for number in range(4, 12):
             await read(volume, directory, number)
             assert sum(len(request.ranges) for request in world.store.gets[gets:]) <= number + 3
+
+
+async def test_batches_form_whatever_the_number_of_replicas(autojump_clock: object) -> None:
+    world = LeasingWorld(servers=3, replicas=3)
+    directory = await fill(world)
+    async with world.mount() as volume:
+        await trio.sleep(1.0)
+        gets = {ident: len(store.gets) for ident, store in world.stores.items()}
+        for number in range(FILES):
+            await read(volume, directory, number)
+        requests = {ident: len(store.gets) - gets[ident] for ident, store in world.stores.items()}
+        assert sum(requests.values()) < FILES // 6, requests
+        assert min(requests.values()) > 0, "each serves its share"
