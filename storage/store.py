@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Optional
@@ -55,6 +55,7 @@ class Operation:
     plain: int = 0
     payload: Buffer = b""
     code: int = 0
+    outright: bool = False  # DELETE whatever the touch epoch: the server is no longer in the group's row
 
 
 @dataclass(slots=True)
@@ -89,6 +90,7 @@ class BlockStore:
         self.journal = Journal(self._segments, catalog, commit_entries=self.options.commit_entries)
         self._at, self.recovery = self.journal.at, self.journal.recovery
         self._bad: dict[bytes, None] = {}  # found damaged and not yet reported, in the order found
+        self.on_damage: Callable[[bytes], None] = lambda block: None  # called in any thread, when a block turns out bad
         self._totals = dict.fromkeys(("stored", "touched", "deleted", "commits", "fetched", "corrupt", "refused"), 0)
 
     @property
@@ -200,7 +202,7 @@ class BlockStore:
             return None, Code.NOT_SUPPORTED
         if entry is None or entry.state == State.QUARANTINED:
             return None, Code.MISSING_BLOCK
-        if max(entry.epoch, self._at.epoch_floor) > operation.epoch:
+        if not operation.outright and max(entry.epoch, self._at.epoch_floor) > operation.epoch:
             return None, Code.STALE_EPOCH
         return Kind.DELETE, 0
 
@@ -304,6 +306,7 @@ class BlockStore:
             self.journal.replace(block, entry, entry._replace(state=int(State.DAMAGED)))
         self._totals["corrupt"] += 1
         self._bad[block] = None
+        self.on_damage(block)
         where = f"{segment_name(entry.segment)} at offset {entry.offset}"
         _log.error("corrupt block %s in segment %s: %s", block.hex(), where, detail)
 
@@ -365,10 +368,13 @@ class BlockStore:
         with self.journal.index:
             return self._at.tally.sum(buckets_of(group, groups))
 
-    def group_blocks(self, group: int, groups: int, after: bytes, limit: int) -> list[tuple[bytes, Entry]]:
-        """Return the blocks of a group that live, behind ``after`` in the order of ``storage.order``. Any thread."""
+    def group_blocks(
+        self, group: int, groups: int, after: bytes, limit: int, states: Collection[int] = (State.LIVE,)
+    ) -> list[tuple[bytes, Entry]]:
+        """Return the blocks of a group that live (or have one of these states), behind ``after`` in the order of
+        ``storage.order``. Any thread."""
         found = self._catalog.scan(after, buckets_of(group, groups))
-        return list(islice((item for item in found if item[1].state == State.LIVE), limit))
+        return list(islice((item for item in found if item[1].state in states), limit))
 
     # -- damage
 

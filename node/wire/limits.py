@@ -37,6 +37,19 @@ GROUP_DIGESTS_MAX = 4096  # groups in one request
 ORDERS_MAX = 256  # in one reply to a heartbeat
 REPORTS_MAX = 256  # in one heartbeat
 SYNC_SOURCES_MAX = 16  # of one order
+SYNC_GROUPS_MAX = 4  # that a chunk server makes complete at a time
+SYNC_PAGE_BLOCKS = 1024
+SYNC_WANTED_MAX = 4096  # blocks that a group is known to lack; then they are pulled before more are listed
+SYNC_PULLS_MAX = 4  # under way for one group
+SYNC_BATCH_BLOCKS_MAX = 256
+SYNC_BATCH_BYTES = 1 * MIB  # soft: one block always travels
+SYNC_BYTES_PER_S = 128 * MIB  # that a chunk server pulls from others
+SYNC_CALL_S = 15.0
+SYNC_PAUSE_S_MIN = 0.5  # between two rounds, doubled up to
+SYNC_PAUSE_S_MAX = 30.0
+SCRUB_BYTES_PER_S = 8 * MIB  # a terabyte in a day and a half
+SCRUB_STEP_BYTES = 1 * MIB  # soft: one block is always whole
+DROP_BATCH_BLOCKS = 512
 QUARANTINE_S = 86_400.0  # a deleted block can be brought back for as long, while there is room for it
 STORE_PRESSURE = 0.8  # of its capacity in use: a store gives up quarantine, and compacts more eagerly
 COMPACTION_DEAD = 0.5  # of a segment: then it is compacted
@@ -182,6 +195,8 @@ assert BLOCK_BYTES_MAX % PIECE_BYTES == 0
 assert BLOCK_STORED_BYTES_MAX <= PUT_BYTES_MAX <= MESSAGE_BYTES_MAX
 assert BODY_BYTES_MAX + PUT_BYTES_MAX <= MESSAGE_BYTES_MAX
 assert BODY_BYTES_MAX + GET_BYTES_MAX <= MESSAGE_BYTES_MAX
+assert SYNC_BATCH_BYTES + BLOCK_STORED_BYTES_MAX <= GET_BYTES_MAX and SYNC_BATCH_BLOCKS_MAX <= GET_RANGES_MAX
+assert SYNC_PAGE_BLOCKS <= UNCONFIRMED_MAX
 assert PUT_BYTES_MAX <= STORE_GROUP_BYTES_MAX <= STORE_PENDING_BYTES_MAX
 assert INLINE_EXTENTS_MAX <= EXTENTS_PER_CHUNK_MAX
 assert BLOCK_BYTES_MAX <= GROUP_BYTES_MAX <= PUT_BYTES_MAX

@@ -15,6 +15,7 @@ from storage.server.forward import Connection
 HEARTBEAT_TIMEOUT_S = 2.0
 BAD_BLOCKS_MAX = 256  # in one heartbeat; the others go with the next
 _INTERVAL_S_MIN, _INTERVAL_S_MAX = 0.1, 60.0
+_SPACE_S = 0.1
 _RETRY_S = 0.25  # while no leader answers
 _log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Heartbeats:
         self._dial = dial
         self._nursery: Optional[trio.Nursery] = None
         self._interval_s = interval_s
+        self._woken = trio.Event()
         self._target = next(iter(self._members))
         self._answered: Optional[bool] = None  # None: never tried
 
@@ -50,7 +52,14 @@ class Heartbeats:
             task_status.started()
             while True:
                 answered = await self.beat()
-                await trio.sleep(self._interval_s if answered else min(self._interval_s, _RETRY_S))
+                await trio.sleep(min(self._interval_s, _SPACE_S))  # no wake comes closer to the last than this
+                with trio.move_on_after(max(0.0, (self._interval_s if answered else _RETRY_S) - _SPACE_S)):
+                    await self._woken.wait()
+                self._woken = trio.Event()
+
+    def wake(self) -> None:
+        """There is something to tell: have the next heartbeat go soon. From the trio thread."""
+        self._woken.set()
 
     async def beat(self) -> bool:
         """Send one heartbeat, to one member after the other until the leader answers. Return whether it did."""

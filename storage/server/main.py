@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 import trio
 
@@ -28,13 +31,16 @@ from node.rpc.client import Connection
 from node.rpc.context import Transport
 from node.rpc.server import Server
 from node.wire.catalogue import Catalogue
-from node.wire.limits import BUFFER_BYTES_MAX, BUFFERS_KEPT_BYTES, SEGMENT_BYTES_MIN, STORE_SEGMENTS_MIN
+from node.wire.limits import (
+    BUFFER_BYTES_MAX, BUFFERS_KEPT_BYTES, ORDERS_MAX, REPORTS_MAX, SEGMENT_BYTES_MIN, STORE_SEGMENTS_MIN,
+)
 from storage import api
 from storage.catalog import LmdbCatalog
 from storage.cleaning import Cleaner
 from storage.server.cleaning import Cleaning
 from storage.server.committer import Committer
 from storage.server.forward import Peers
+from storage.server.healing import Healing
 from storage.server.heartbeat import BAD_BLOCKS_MAX, Heartbeats
 from storage.server.service import Service
 from storage.store import BlockStore, StoreOptions
@@ -62,6 +68,7 @@ class Registration:
         self._entry = place.entry
         self._store = store
         self._peers = peers
+        self.healing: Optional[Healing] = None
         self.server = 0  # our id, 0 until registered
         self.gc_epoch = 0
         self.pg_epoch = 0
@@ -78,7 +85,8 @@ class Registration:
 
     def heartbeat(self) -> api.Heartbeat:
         """Return the next heartbeat."""
-        return api.Heartbeat(self.status(), self._store.bad_blocks(BAD_BLOCKS_MAX), self.pg_epoch)
+        reports = self.healing.reports(REPORTS_MAX) if self.healing is not None else []
+        return api.Heartbeat(self.status(), self._store.bad_blocks(BAD_BLOCKS_MAX), self.pg_epoch, tuple(reports))
 
     def take(self, sent: api.Heartbeat, reply: api.HeartbeatReply) -> None:
         """Take the answer to a heartbeat."""
@@ -87,6 +95,11 @@ class Registration:
         if reply.servers is not None:
             self._peers.update(reply.servers)
             self.pg_epoch = reply.pg_epoch
+        if self.healing is not None:
+            self.healing.acknowledged(sent.reports)
+            for order in reply.orders[:ORDERS_MAX]:
+                if not isinstance(order, api.Scrub):
+                    self.healing.take(order)
 
 
 def open_store(place: Place) -> BlockStore:
@@ -155,15 +168,20 @@ async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transpo
         return connect(entry.address, api.METADATA_FOR_SERVERS)
 
     heartbeats = Heartbeats(members, registration.heartbeat, registration.take, interval_s=interval_s, dial=meet)
+    registration.healing = healing = Healing(
+        store, committer, peers.connection, own=lambda: registration.server, finished=heartbeats.wake
+    )
+    store.on_damage = _telling(healing, heartbeats)
     security = server_security(config, place.path, entry.name)
     server = Server(transport, entry.address, cluster_id=cluster, security=security)
     for number, handler in service.handlers().items():
         server.register(api.CATALOGUE.by_number[number], handler)
     async with trio.open_nursery() as nursery:
-        for part in (committer.run, service.run, peers.run, server.run, heartbeats.run):
+        for part in (committer.run, service.run, peers.run, server.run, healing.run, heartbeats.run):
             await nursery.start(part)
         if config.storage.http:
             metrics = _metrics(store, committer, service, cleaning)
+            metrics.collect_from("healing", healing.statistics)
             await nursery.start(serve_http, config.storage.http, metrics, _fine, _fine)
         await nursery.start(cleaning.run)
         nursery.start_soon(_watchdog)
@@ -173,6 +191,21 @@ async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transpo
         server.drain()
         await service.finish()
         nursery.cancel_scope.cancel()
+
+
+def _telling(healing: Healing, heartbeats: Heartbeats) -> Callable[[bytes], None]:
+    """Return what a store may call, in any thread, when it finds a block damaged."""
+    token = trio.lowlevel.current_trio_token()
+
+    def tell(block: bytes) -> None:
+        healing.damaged(block)
+        heartbeats.wake()
+
+    def damaged(block: bytes) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(tell, block)
+
+    return damaged
 
 
 def _metrics(store: BlockStore, committer: Committer, service: Service, cleaning: Cleaning) -> Metrics:

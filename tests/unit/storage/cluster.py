@@ -14,6 +14,7 @@ from node.rpc.server import Server
 from storage import api
 from storage.server.committer import Committer
 from storage.server.forward import Peers
+from storage.server.healing import Healing
 from storage.server.service import Service
 from storage.store import BlockStore
 from tests.unit.storage.faultdisk import FaultDisk
@@ -30,11 +31,24 @@ class ChunkServer:
         self.store: BlockStore = open_store(disk, seed=number, segment_bytes=1 << 26, **options)
         self.peers = Peers(lambda address: Connection(transport, address, api.CATALOGUE, cluster_id=CLUSTER))
         self.committer = Committer(self.store)
+        self.finished = 0  # orders
+        self.healing = Healing(
+            self.store, self.committer, self.peers.connection, own=lambda: number, finished=self._order_done
+        )
         self.service = Service(self.store, self.committer, self.status, self.peers.forward)
         self.server = Server(transport, self.address, cluster_id=CLUSTER)
         for method, handler in self.service.handlers().items():
             self.server.register(api.CATALOGUE.by_number[method], handler)
         self.client = Connection(transport, self.address, api.CATALOGUE, cluster_id=CLUSTER)
+
+    def _order_done(self) -> None:
+        self.finished += 1
+
+    def reports(self) -> list[api.Report]:
+        """What a heartbeat would carry, acknowledged."""
+        found = self.healing.reports(1000)
+        self.healing.acknowledged(found)
+        return found
 
     def status(self) -> api.ServerStatus:
         return api.ServerStatus(
@@ -44,7 +58,8 @@ class ChunkServer:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
-            for part in (self.committer.run, self.service.run, self.peers.run, self.server.run, self.client.run):
+            parts = self.committer.run, self.service.run, self.peers.run, self.healing.run, self.server.run
+            for part in (*parts, self.client.run):
                 await nursery.start(part)
             await self.client.wait_connected()
             task_status.started()
