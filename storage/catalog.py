@@ -25,7 +25,7 @@ from storage.entry import Entry, State, Usage, counts, unpack_entry
 from storage.order import BUCKETS, bucket_of, key_of
 from storage.tally import Row, Tally, add_row, delta
 
-__all__ = ["Catalog", "Entry", "LmdbCatalog", "MemoryCatalog", "State", "Summary", "counts"]
+__all__ = ["Catalog", "Entry", "LmdbCatalog", "MemoryCatalog", "ScrubState", "State", "Summary", "counts"]
 
 VERSION = 3
 EVERYTHING = range(BUCKETS)
@@ -36,6 +36,17 @@ _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.
 
 def _counts(value: Optional[bytes]) -> bool:
     return value is not None and value[-1] != State.QUARANTINED
+
+
+class ScrubState(msgspec.Struct, frozen=True, kw_only=True):
+    """How far scrubbing is."""
+
+    place: tuple[int, int] = (0, 0)  # segment, offset: verified up to here; (0, 0) between passes
+    until: tuple[int, int] = (0, 0)  # where the pass ends
+    passes: int = 0  # finished
+    damaged: int = 0  # blocks found damaged in this pass
+    done_bytes: int = 0  # read in this pass
+    begun_s: int = 0  # when the pass began, seconds since the Unix epoch
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +64,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     usage: dict[int, tuple[int, int]] = {}  # number -> bytes of blocks that live, that are in quarantine
     confirmed: tuple[int, int] = (0, 0)  # segment, offset: what was put or touched before it is known to the volume
     purged: tuple[int, int] = (0, 0)  # deletions before it are out of quarantine
+    scrub: ScrubState = ScrubState()
     removing: tuple[int, ...] = ()  # segments that no entry needs: about to be removed, or gone already
 
 

@@ -136,18 +136,27 @@ def scan(read: Callable[[int, int], bytes], salt: int, start: int, end: int) -> 
 
     Never stops early: behind damage it goes on at the next good header. Holds a few MiB.
     """
-    window = _Window(read, end)
+    for item, _ in scan_payloads(read, salt, start, end):
+        yield item
+
+
+def scan_payloads(
+    read: Callable[[int, int], bytes], salt: int, start: int, end: int, window_bytes: int = _WINDOW_BYTES
+) -> Iterator[tuple[Union[Found, Damage], memoryview]]:
+    """As ``scan``, each record with its payload; the view keeps a stretch of ``window_bytes`` alive."""
+    window = _Window(read, end, window_bytes)
     at = start
     while at < end:
         record = unpack_record(window.get(at, RECORD_HEADER_BYTES), salt, at)
         behind = at + RECORD_HEADER_BYTES + record.stored if record else 0
         if record is None or behind > end:
             found = _search(window, salt, at + 1, end)
-            yield Damage(at, found - at)
+            yield Damage(at, found - at), memoryview(b"")
             at = found
             continue
         payload = window.get(at + RECORD_HEADER_BYTES, record.stored)
-        yield Found(at, record, len(payload) == record.stored and payload_checksum(payload) == record.checksum)
+        good = len(payload) == record.stored and payload_checksum(payload) == record.checksum
+        yield Found(at, record, good), payload
         at = behind
 
 

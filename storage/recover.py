@@ -10,7 +10,7 @@ from typing import Optional
 
 from msgspec.structs import replace
 
-from storage.catalog import Catalog, Summary
+from storage.catalog import Catalog, ScrubState, Summary
 from storage.entry import Entry, State, Usage, counts
 from storage.records import (
     FIRST_OF_GROUP, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Damage, Found, Kind, Record, scan
@@ -38,6 +38,7 @@ class Position:
     tally: Tally = field(default_factory=Tally)
     confirmed: Place = (0, 0)  # the volume knows of what was put or touched before it
     purged: Place = (0, 0)  # deletions before it are out of quarantine
+    scrub: ScrubState = ScrubState()
     removing: frozenset[int] = frozenset()  # segments that no entry needs any more
 
     def summary(self, segments: Segments) -> Summary:
@@ -49,7 +50,7 @@ class Position:
             store=segments.store, segment=self.segment, offset=self.offset, segments=lengths, blocks=self.blocks,
             sequence=self.sequence, epoch_max=self.epoch_max, epoch_floor=self.epoch_floor,
             usage=self.usage.snapshot(), confirmed=self.confirmed, purged=self.purged,
-            removing=tuple(sorted(self.removing)),
+            scrub=self.scrub, removing=tuple(sorted(self.removing)),
         )
 
     def change(self, catalog: Catalog, block: bytes, new: Optional[Entry]) -> None:
@@ -123,6 +124,7 @@ def recover(segments: Segments, catalog: Catalog, *, commit_entries: int) -> tup
     at = Position(
         segments.active, SEGMENT_HEADER_BYTES, summary.blocks, summary.sequence, summary.epoch_max,
         summary.epoch_floor, Usage(summary.usage), catalog.tally(), summary.confirmed, summary.purged,
+        summary.scrub,
     )
     for number in segments.numbers:
         if number >= summary.segment:

@@ -91,6 +91,10 @@ class BlockStore:
         self._at, self.recovery = self.journal.at, self.journal.recovery
         self._bad: dict[bytes, None] = {}  # found damaged and not yet reported, in the order found
         self.on_damage: Callable[[bytes], None] = lambda block: None  # called in any thread, when a block turns out bad
+        for bucket in self._at.tally.with_damage():  # perhaps nobody was told
+            for block, entry in catalog.scan(buckets=range(bucket, bucket + 1)):
+                if entry.state == State.DAMAGED:
+                    self._bad[block] = None
         self._totals = dict.fromkeys(("stored", "touched", "deleted", "commits", "fetched", "corrupt", "refused"), 0)
 
     @property
@@ -222,6 +226,8 @@ class BlockStore:
         self.journal.append([(record, operation.payload) for operation, record in group])
         self._totals["commits"] += 1
         for _, record in group:
+            if record.kind == Kind.DATA:
+                self._bad.pop(record.block, None)  # stored anew
             self._totals[{Kind.DATA: "stored", Kind.TOUCH: "touched"}.get(Kind(record.kind), "deleted")] += 1
 
     def _refuse(self, operations: list[Operation], group: list[tuple[Operation, Record]]) -> list[Operation]:
@@ -302,8 +308,11 @@ class BlockStore:
 
     def damaged(self, block: bytes, entry: Entry, detail: str) -> None:
         """Remember that a block's bytes are bad, so that the next put stores it anew, and say so in the log."""
-        if entry.state == State.LIVE:
-            self.journal.replace(block, entry, entry._replace(state=int(State.DAMAGED)))
+        now: Optional[Entry] = entry
+        while now is not None and now[:2] == entry[:2] and now.state == State.LIVE:  # it may be touched meanwhile
+            if self.journal.replace(block, now, now._replace(state=int(State.DAMAGED))):
+                break
+            now = self._catalog.get(block)
         self._totals["corrupt"] += 1
         self._bad[block] = None
         self.on_damage(block)
@@ -382,6 +391,10 @@ class BlockStore:
         """Return blocks found damaged and not yet ``reported``."""
         return tuple(list(self._bad)[:limit])
 
+    def report(self, block: bytes) -> None:
+        """A block that is known to be damaged was met again: say so once more."""
+        self._bad.setdefault(block)
+
     def reported(self, bad: Iterable[bytes]) -> None:
         """Forget bad blocks that the metadata service knows about now."""
         for block in bad:
@@ -398,7 +411,7 @@ class BlockStore:
     @property
     def checkpoint_wanted(self) -> bool:
         """Whether anything has collected."""
-        return self._catalog.pending() > 0
+        return self._catalog.pending() > 0 or self._at.scrub != self._catalog.summary().scrub
 
     def checkpoint(self) -> None:
         """Commit the catalog. Nothing depends on it but the length of the next start; a full disk is only logged."""

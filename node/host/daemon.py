@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import trio
 
@@ -75,6 +75,16 @@ def run_daemon(name: str, main: Main, *, flush_timeout_s: float = STOP_FLUSH_S) 
         sys.stderr.write(f"{name}: stopped before everything was flushed\n")
         return Exit.FAILED
     return Exit.OK
+
+
+async def describe_when_asked(
+    describe: Callable[[], Mapping[str, object]], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """At each SIGUSR1, write what ``describe`` returns into the log. Runs until cancelled."""
+    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        task_status.started()
+        async for _ in signals:
+            log.info("statistics: %s", ", ".join(f"{name} {value}" for name, value in describe().items()))
 
 
 async def _supervise(main: Main, life: Lifecycle, flush_timeout_s: float) -> bool:

@@ -48,6 +48,7 @@ SYNC_CALL_S = 15.0
 SYNC_PAUSE_S_MIN = 0.5  # between two rounds, doubled up to
 SYNC_PAUSE_S_MAX = 30.0
 SCRUB_BYTES_PER_S = 8 * MIB  # a terabyte in a day and a half
+SCRUB_INTERVAL_S = 86_400.0  # from the beginning of a pass to that of the next, where it takes less
 SCRUB_STEP_BYTES = 1 * MIB  # soft: one block is always whole
 DROP_BATCH_BLOCKS = 512
 QUARANTINE_S = 86_400.0  # a deleted block can be brought back for as long, while there is room for it

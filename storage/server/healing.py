@@ -78,7 +78,7 @@ class Healing:
         self._arrived = trio.Event()
         self._nursery: Optional[trio.Nursery] = None
         self._threads = trio.CapacityLimiter(1)
-        self._told: dict[Key, api.Report] = {}  # as last acknowledged
+        self._told: dict[Key, Union[api.GroupReport, api.DropReport]] = {}  # as last acknowledged
         self._totals = dict.fromkeys(("synced", "dropped", "pulled", "pulled_bytes", "touched", "bad_copies"), 0)
         self._complained: set[tuple[int, int, int]] = set()  # source, group, order: one line each
 
@@ -128,9 +128,9 @@ class Healing:
             elif isinstance(job, _Sync):
                 job.again = True
 
-    def reports(self, limit: int) -> list[api.Report]:
+    def reports(self, limit: int) -> list[Union[api.GroupReport, api.DropReport]]:
         """Return what changed since it was last acknowledged, of orders that were begun. What is done is told once."""
-        found: list[api.Report] = []
+        found: list[Union[api.GroupReport, api.DropReport]] = []
         for key, job in self._jobs.items():
             told = self._told.get(key)
             done = isinstance(told, api.GroupReport) and told.complete and self._complete(job)
@@ -143,7 +143,7 @@ class Healing:
     def _complete(self, job: Union[_Sync, _Drop]) -> bool:
         return isinstance(job, _Sync) and job.core.progress.complete and not job.again
 
-    def _report(self, job: Union[_Sync, _Drop]) -> api.Report:
+    def _report(self, job: Union[_Sync, _Drop]) -> Union[api.GroupReport, api.DropReport]:
         order = job.order
         if isinstance(job, _Drop):
             left = job.left if job.left >= 0 else 1
@@ -155,11 +155,9 @@ class Healing:
             state.failed,
         )
 
-    def acknowledged(self, reports: Sequence[api.Report]) -> None:
-        """The leader has heard these."""
-        for report in reports:
-            if not isinstance(report, api.ScrubReport):
-                self._told[report.groups, report.group] = report
+    def acknowledged(self, report: Union[api.GroupReport, api.DropReport]) -> None:
+        """The leader has heard this."""
+        self._told[report.groups, report.group] = report
 
     # -- the work
 

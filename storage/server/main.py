@@ -17,7 +17,7 @@ import trio
 
 from node.host import notify
 from node.host.cluster import ChunkServer, ClusterConfig, load_cluster
-from node.host.daemon import Lifecycle, run_daemon
+from node.host.daemon import Lifecycle, describe_when_asked, run_daemon
 from node.host.disk import SystemDisk
 from node.host.http import serve_http
 from node.host.keys import client_security, process_keys, server_security
@@ -32,16 +32,19 @@ from node.rpc.context import Transport
 from node.rpc.server import Server
 from node.wire.catalogue import Catalogue
 from node.wire.limits import (
-    BUFFER_BYTES_MAX, BUFFERS_KEPT_BYTES, ORDERS_MAX, REPORTS_MAX, SEGMENT_BYTES_MIN, STORE_SEGMENTS_MIN,
+    BUFFER_BYTES_MAX, BUFFERS_KEPT_BYTES, SEGMENT_BYTES_MIN, STORE_SEGMENTS_MIN,
 )
 from storage import api
 from storage.catalog import LmdbCatalog
 from storage.cleaning import Cleaner
+from storage.scrubbing import Scrubber
 from storage.server.cleaning import Cleaning
 from storage.server.committer import Committer
 from storage.server.forward import Peers
 from storage.server.healing import Healing
 from storage.server.heartbeat import BAD_BLOCKS_MAX, Heartbeats
+from storage.server.orders import Orders
+from storage.server.scrubbing import Scrubbing
 from storage.server.service import Service
 from storage.store import BlockStore, StoreOptions
 
@@ -68,7 +71,7 @@ class Registration:
         self._entry = place.entry
         self._store = store
         self._peers = peers
-        self.healing: Optional[Healing] = None
+        self.orders: Optional[Orders] = None
         self.server = 0  # our id, 0 until registered
         self.gc_epoch = 0
         self.pg_epoch = 0
@@ -85,8 +88,8 @@ class Registration:
 
     def heartbeat(self) -> api.Heartbeat:
         """Return the next heartbeat."""
-        reports = self.healing.reports(REPORTS_MAX) if self.healing is not None else []
-        return api.Heartbeat(self.status(), self._store.bad_blocks(BAD_BLOCKS_MAX), self.pg_epoch, tuple(reports))
+        reports = self.orders.reports() if self.orders is not None else ()
+        return api.Heartbeat(self.status(), self._store.bad_blocks(BAD_BLOCKS_MAX), self.pg_epoch, reports)
 
     def take(self, sent: api.Heartbeat, reply: api.HeartbeatReply) -> None:
         """Take the answer to a heartbeat."""
@@ -95,11 +98,9 @@ class Registration:
         if reply.servers is not None:
             self._peers.update(reply.servers)
             self.pg_epoch = reply.pg_epoch
-        if self.healing is not None:
-            self.healing.acknowledged(sent.reports)
-            for order in reply.orders[:ORDERS_MAX]:
-                if not isinstance(order, api.Scrub):
-                    self.healing.take(order)
+        if self.orders is not None:
+            self.orders.acknowledged(sent.reports)
+            self.orders.take(reply.orders)
 
 
 def open_store(place: Place) -> BlockStore:
@@ -168,9 +169,11 @@ async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transpo
         return connect(entry.address, api.METADATA_FOR_SERVERS)
 
     heartbeats = Heartbeats(members, registration.heartbeat, registration.take, interval_s=interval_s, dial=meet)
-    registration.healing = healing = Healing(
+    healing = Healing(
         store, committer, peers.connection, own=lambda: registration.server, finished=heartbeats.wake
     )
+    scrubbing = Scrubbing(Scrubber(store, clock=time.time), finished=heartbeats.wake)
+    registration.orders = Orders(healing, scrubbing)
     store.on_damage = _telling(healing, heartbeats)
     security = server_security(config, place.path, entry.name)
     server = Server(transport, entry.address, cluster_id=cluster, security=security)
@@ -182,8 +185,12 @@ async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transpo
         if config.storage.http:
             metrics = _metrics(store, committer, service, cleaning)
             metrics.collect_from("healing", healing.statistics)
+            metrics.collect_from("scrubbing", scrubbing.statistics)
             await nursery.start(serve_http, config.storage.http, metrics, _fine, _fine)
         await nursery.start(cleaning.run)
+        await nursery.start(scrubbing.run)
+        parts = (store, committer, service, cleaning, healing, scrubbing)
+        await nursery.start(describe_when_asked, lambda: {k: v for part in parts for k, v in part.statistics().items()})
         nursery.start_soon(_watchdog)
         life.ready(f"serving {entry.address}")
         _log.info("serving %s", entry.address)

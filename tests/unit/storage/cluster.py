@@ -47,8 +47,9 @@ class ChunkServer:
     def reports(self) -> list[api.Report]:
         """What a heartbeat would carry, acknowledged."""
         found = self.healing.reports(1000)
-        self.healing.acknowledged(found)
-        return found
+        for report in found:
+            self.healing.acknowledged(report)
+        return list(found)
 
     def status(self) -> api.ServerStatus:
         return api.ServerStatus(

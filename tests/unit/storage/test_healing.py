@@ -25,7 +25,7 @@ GROUPS = 4
 
 async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(60):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  of two servers, in steps that no event names
             await trio.sleep(0.01)
 
 

@@ -80,11 +80,14 @@ async def test_kill_and_start_again(cluster: Path) -> None:
             assert found == acknowledged
             status = (await client.call(api.GetServerStatus())).body
             assert (status.blocks, status.rack, status.name, status.state) == (30, "r7", "storage-1", "serving")
+            process.send_signal(signal.SIGUSR1)
+            assert (await client.call(api.GetServerStatus())).body.blocks == 30, "it tells and lives on"
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         said = await trio.to_thread.run_sync(process.stderr.read)
         assert process.wait() == 0, said.decode()
     assert b"30 blocks" in said
+    assert b"statistics: " in said
     assert b"Traceback" not in said
     assert lock_holder(cluster.parent / "storage-1" / "lock") is None
 
