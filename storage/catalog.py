@@ -29,7 +29,7 @@ __all__ = ["Catalog", "Entry", "LmdbCatalog", "MemoryCatalog", "ScrubState", "St
 
 VERSION = 3
 EVERYTHING = range(BUCKETS)
-_STEP_ENTRIES = 4096
+_STEP_ENTRIES = 2048  # more of them at once leave more pages free in the file
 
 _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError, struct.error)
 

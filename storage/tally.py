@@ -35,7 +35,10 @@ class Sum(NamedTuple):
 
 def delta(block: bytes, old: Optional[Entry], new: Optional[Entry]) -> Optional[Row]:
     """Return by how much a block's row changes (modulo 2^64) when its entry does; None for not at all."""
-    was, now = _part(block, old), _part(block, new)
+    now = _part(block, new)
+    if old is None:
+        return now if new is not None else None
+    was = _part(block, old)
     if was == now:
         return None
     return _add(now, was, -1)
@@ -59,7 +62,7 @@ def _add(row: Row, other: Row, sign: int = 1) -> Row:
 
 def add_row(value: Optional[bytes], change: Row) -> bytes:
     """Return a packed row (None: zeros) with a change added."""
-    return ROW.pack(*_add(ROW.unpack(value) if value is not None else (0, 0, 0, 0, 0, 0), change))
+    return ROW.pack(*(_add(ROW.unpack(value), change) if value is not None else change))
 
 
 class Tally:
