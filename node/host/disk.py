@@ -6,6 +6,7 @@ Whatever returns has been handed to the kernel, not to the disk: bytes are durab
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,10 @@ from typing import Protocol
 from node.wire.types import Buffer
 
 _IOV_MAX = 1024
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE; os has posix_fallocate only, which makes the file longer
+_fallocate = getattr(ctypes.CDLL(None), "fallocate", None)
+if _fallocate is not None:
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class FatalDiskError(Exception):
@@ -32,11 +37,15 @@ class DiskFile(Protocol):
     def pwrite(self, buffers: Sequence[Buffer], offset: int) -> None:
         """Write all the buffers one behind the other. When it raises, any part of them may have been written."""
 
+    def reserve(self, end: int) -> int:
+        """Have the disk set space aside up to this offset, for writes to come; ``size`` does not change. Return the
+        offset up to which there is some; no promise where the file system cannot. ``truncate`` gives it back."""
+
     def fdatasync(self) -> None:
         """Return when every byte and the length are on the disk. After an error nothing is known about any of them."""
 
     def truncate(self, length: int) -> None:
-        """Cut (or extend by a hole) to this length."""
+        """Cut (or extend by a hole) to this length, and give back what is set aside behind it."""
 
     def close(self) -> None:
         """Give the descriptor back. Closing twice is no error."""
@@ -97,6 +106,12 @@ class SystemFile:
                 rest = memoryview(b"".join(group))[done:]
                 done += os.pwrite(self._fd, rest, offset + done)
             offset += todo
+
+    def reserve(self, end: int) -> int:
+        size = self.size()
+        if end <= size or _fallocate is None or _fallocate(self._fd, _KEEP_SIZE, size, end - size) != 0:
+            return size
+        return end
 
     def fdatasync(self) -> None:
         os.fdatasync(self._fd)

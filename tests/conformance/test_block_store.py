@@ -449,3 +449,48 @@ def test_the_steps_of_a_flush_count_blocks(tmp_path: Path, monkeypatch: pytest.M
     assert seen == [(1, 10), (1, 7)]
     assert catalog.summary() == replace(summary(2), blocks=5)
     catalog.close()
+
+
+# -- space set aside
+
+
+def test_space_set_aside_does_not_show_and_is_given_back(tmp_path: Path) -> None:
+    disk = SystemDisk(tmp_path / "segments")
+    file = disk.open("x", create=True)
+    file.pwrite([b"abc"], 0)
+    end = file.reserve(1 << 20)
+    assert file.size() == 3 and file.pread(10, 0) == b"abc"
+    allocated = (tmp_path / "segments" / "x").stat().st_blocks * 512
+    assert end == 3 or (end == 1 << 20 and allocated >= 1 << 20)
+    assert file.reserve(2) == 3
+    file.truncate(3)
+    assert (tmp_path / "segments" / "x").stat().st_blocks * 512 <= 65_536
+    file.close()
+
+
+def test_segments_give_back_what_they_do_not_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of a segment, at the end of the process, and after a crash."""
+    monkeypatch.setattr("storage.segments.SEGMENT_AHEAD_SHARE", 0)
+
+    def start() -> BlockStore:
+        options = StoreOptions(segment_bytes=1 << 24, reserve_bytes=0)
+        disk = SystemDisk(tmp_path / "segments")
+        return BlockStore(disk, MemoryCatalog(), CLUSTER, clock=clock(), random=randomness(), options=options)
+
+    def wasted() -> int:
+        files = [path.stat() for path in (tmp_path / "segments").iterdir()]
+        return sum(max(0, stat.st_blocks * 512 - stat.st_size) for stat in files)
+
+    store = start()
+    names = store_all(store, [plain(seed) for seed in range(100)])
+    assert store.journal.segments.free_bytes() >= SystemDisk(tmp_path / "segments").free_bytes()
+    store.journal.segments._files.clear()  # killed
+    store = start()
+    assert wasted() < 1 << 20
+    assert all(read(store, each) for each in names)
+    store_all(store, [plain(200)])
+    store.journal.roll()
+    assert wasted() < 1 << 20
+    store_all(store, [plain(201)])
+    store.close()
+    assert wasted() < 1 << 20

@@ -76,6 +76,9 @@ class FaultFile:
     def _sync(self) -> None:
         self._inode.durable = bytes(self._inode.data)
 
+    def reserve(self, end: int) -> int:
+        return self.size()
+
     def truncate(self, length: int) -> None:
         if self._disk.broken_truncates:
             raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -97,13 +97,13 @@ async def test_an_order_repeated_is_done_once_and_told_again() -> None:
     async with chunk_servers(2) as (one, two):
         await fill(one, [plain(seed) for seed in range(20)])
         await sync_all(two, (1,))
-        finished = two.finished
+        await until(lambda: two.finished == GROUPS)
         assert two.reports() == [], "what was acknowledged is not told again"
         again = await sync_all(two, (1,))
-        assert two.finished == finished, "the same number: the same work"
+        assert two.finished == GROUPS, "the same number: the same work"
         assert {report.complete for report in again} == {True}
         await sync_all(two, (1,), number=2)
-        assert two.finished == finished + GROUPS
+        await until(lambda: two.finished == 2 * GROUPS)
 
 
 async def test_late_and_impossible_orders() -> None:
