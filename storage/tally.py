@@ -70,7 +70,7 @@ class Tally:
 
     def __init__(self, rows: Iterable[tuple[int, bytes]] = ()) -> None:
         """``rows``: (bucket, packed row)."""
-        self._columns: Sequence[array[int]] = [array(code, bytes(BUCKETS * array(code).itemsize)) for code in _COLUMNS]
+        self._columns: Sequence[array[int]] = [array(code, [0]) * BUCKETS for code in _COLUMNS]
         for bucket, value in rows:
             self._change(bucket, ROW.unpack(value))
 

@@ -17,6 +17,7 @@ import trio
 from fusefs.client.codec import Codec, Coded
 from fusefs.client.hedging import Hedging
 from fusefs.client.placement import Placement
+from node.host.sparing import Sparing, and_more
 from node.wire.errors import Code, FsError
 from node.wire.limits import SUSPECTS_MAX
 from node.wire.types import Buffer
@@ -70,6 +71,7 @@ class Fetcher:
         self._nursery = nursery
         self._turn = 0
         self._named: OrderedDict[tuple[int, bytes], None] = OrderedDict()
+        self._sparing = Sparing()
         self._suspects: dict[int, dict[bytes, None]] = {}  # server -> bad copies it has not been told of
         self.hedging = Hedging()
         self.requests = 0
@@ -234,7 +236,11 @@ class Fetcher:
             self._named[server, block] = None
             if len(self._named) > NAMED_MAX:
                 self._named.popitem(last=False)
-            log.warning("block %s from %s: %s", block.hex(), self._placement.name_of(server), error)
+            # A server that was away, or lost its disk, lacks blocks by the thousand.
+            silent = self._sparing.ask(server) if error.code == Code.MISSING_BLOCK else 0
+            if silent is not None:
+                name, more = self._placement.name_of(server), and_more(silent)
+                log.warning("block %s from %s: %s%s", block.hex(), name, error, more)
 
     # --- bad copies -------------------------------------------------------------------------------------------------
 

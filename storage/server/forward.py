@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import trio
 
+from node.host.sparing import Sparing, and_more
 from node.wire.errors import FsError
 from storage import api
 from storage.pipeline import Finished, Pipeline, Send
@@ -34,6 +35,7 @@ class Peers:
         self._connections: dict[int, Connection] = {}
         self._nursery: trio.Nursery | None = None
         self._starting = trio.Lock()
+        self._sparing = Sparing()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Host connections and puts under way until cancelled."""
@@ -50,6 +52,12 @@ class Peers:
                 connection.close()
                 del self._connections[number]
         self._addresses = addresses
+
+    def complain(self, server: int, why: str) -> None:
+        """Say that a server was left out of a put; one line for many."""
+        silent = self._sparing.ask(server)
+        if silent is not None:
+            _log.warning("server %d left out of a put: %s%s", server, why, and_more(silent))
 
     def forward(self, put: api.Put, data: Sequence[memoryview], deadline: float) -> Forwarding:
         """Begin to pass a put on along ``put.forward``, which must not be empty; ``deadline`` is on trio's clock."""
@@ -94,14 +102,14 @@ class Forwarding:
     async def _send(self, step: Send) -> None:
         connection = await self._peers.connection(step.server)
         if connection is None:
-            _log.warning("cannot forward to server %d: its address is not known here", step.server)
+            self._peers.complain(step.server, "its address is not known here")
             self._pipeline.not_answered()
             return
         put = api.Put(self._put.blocks, self._put.touch_epoch, self._put.pg_epoch, step.forward)
         try:
             reply = await connection.call(put, self._data, timeout_s=step.timeout_s)
         except FsError as error:
-            _log.warning("server %d left out of a put: %s", step.server, error)
+            self._peers.complain(step.server, str(error))
             self._pipeline.not_answered()
         else:
             self._pipeline.answered(reply.body.copies, reply.body.failed)

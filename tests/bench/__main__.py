@@ -3,6 +3,7 @@
     python -m tests.bench [--only ROW-OR-GROUP,...] [--repeats N] [--json FILE] [--members N --servers N --replicas N]
 
 The groups failover, consensus and million run clusters of their own (``tests.bench.failover``); million only by name.
+The group chunk runs chunk servers alone (``tests.bench.chunk``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench import failover
+from tests.bench import chunk, failover
 from tests.bench.memory import memory
 from tests.bench.rows import GROUPS, Scale
 from tests.bench.systems import Bindfs, Fusefs, Plain
@@ -28,9 +29,9 @@ Table = dict[str, dict[str, list[float]]]
 def chosen(only: str) -> tuple[list[str], set[str]]:
     """Split --only into groups to run and rows to print (empty: all of them)."""
     if not only:
-        return [*GROUPS, "memory", "failover", "consensus"], set()
+        return [*GROUPS, "memory", "chunk", "failover", "consensus"], set()
     words = only.split(",")
-    known = (*GROUPS, "memory", *failover.GROUPS)
+    known = (*GROUPS, "memory", "chunk", *failover.GROUPS)
     groups = [g for g in known if g in words]
     rows = {w for w in words if w not in known}
     prefixes = {
@@ -89,7 +90,7 @@ def main() -> None:
     systems: list[Plain] = []
     try:
         flags = {"members": options.members, "servers": options.servers, "replicas": options.replicas}
-        if any(group not in failover.GROUPS for group in groups):
+        if any(group not in (*failover.GROUPS, "chunk") for group in groups):
             systems += [Fusefs(base, **flags), Plain(base), Bindfs(base)]
         for group in groups:
             if group not in GROUPS:
@@ -107,6 +108,10 @@ def main() -> None:
             for row, value, unit in memory(fusefs, 1 if options.quick else 10, 2000 if options.quick else 20_000):
                 table.setdefault(row, {})["fusefs"] = [value]
                 units[row] = unit
+        sizes = (256, 50_000) if options.quick else (1024, 1_000_000)
+        for row, value, unit in chunk.measure(*sizes) if "chunk" in groups else ():
+            table.setdefault(row, {})["fusefs"] = [value]
+            units[row] = unit
         own = [group for group in groups if group in failover.GROUPS]
         for row, value, unit in failover.measure(own, failover.Effort(5, 2.0) if options.quick else failover.Effort()):
             print(f"{row} {value:,.6g} {unit}", file=sys.stderr, flush=True)

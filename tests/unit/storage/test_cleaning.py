@@ -10,9 +10,11 @@ from node.wire.errors import Code
 from storage.catalog import MemoryCatalog
 from storage.cleaning import Cleaner
 from storage.entry import State
+from storage.order import bucket_of, buckets_of, key_of
 from storage.records import SEGMENT_HEADER_BYTES
 from storage.segments import segment_name
 from storage.store import BlockStore
+from storage.tally import Tally
 from tests.unit.storage.faultdisk import FaultDisk, PowerLoss
 from tests.unit.storage.stores import commit, delete, open_store, outcome, plain, put, read, store_all, touch
 
@@ -42,10 +44,20 @@ def confirm_all(store: BlockStore, epoch: int = 1 << 30) -> list[bytes]:
     return found
 
 
+def check_tally(store: BlockStore) -> None:
+    """Whatever moved or went, the sums by group are those of what is there."""
+    expected = Tally()
+    for name, entry in store.listed(b"", 1 << 30):
+        expected.change(name, bucket_of(key_of(name)), None, entry)
+    for group in range(4):
+        assert store.group_sum(group, 4) == expected.sum(buckets_of(group, 4))
+
+
 def clean(store: BlockStore, cleaner: Cleaner) -> None:
     for _ in range(1000):
         confirm_all(store)
         if not cleaner.step():
+            check_tally(store)
             return
     raise AssertionError("the cleaner finds no end")
 

@@ -12,8 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from node.wire.errors import Code
 from storage.catalog import MemoryCatalog, State
+from storage.order import BUCKETS, group_of
 from storage.records import Kind
 from storage.store import BlockStore, Operation
+from storage.tally import delta
 from tests.unit.storage.faultdisk import FaultDisk, PowerLoss
 from tests.unit.storage.stores import delete, open_store, outcome, plain, put, touch
 
@@ -174,6 +176,13 @@ class Life(RuleBasedStateMachine):
             assert entry.epoch >= known.epoch, f"block {at} forgot a touch"
             live += state == "live"
         assert self.store.block_count == live
+
+    @invariant()
+    def the_tally_is_that_of_the_entries(self) -> None:
+        for name in NAMES.values():  # each is alone in its bucket
+            found = self.store.group_sum(group_of(name, BUCKETS), BUCKETS)
+            row = delta(name, None, self.store.find(name)) or (0, 0, 0, 0, 0, 0)
+            assert (found.blocks, found.damaged, found.stored_bytes, found.touches) == (*row[:3], row[5])
 
 
 TestLife = Life.TestCase
