@@ -43,8 +43,8 @@ class Journal:
         number = self.segments.active
         with self.index:
             for (record, _), offset in zip(group, offsets):
-                new = transition(self.catalog.get(record.block), record, number, offset)
-                self.at.change(self.catalog, record.block, new)
+                old = self.catalog.get(record.block)
+                self.at.change(self.catalog, record.block, old, transition(old, record, number, offset))
                 self.at.epoch_max = max(self.at.epoch_max, record.epoch)
             self.at.sequence = group[-1][0].sequence
             self.at.segment, self.at.offset = number, self.segments.length(number)
@@ -60,7 +60,7 @@ class Journal:
         with self.index:
             if self.catalog.get(block) != entry:
                 return False
-            self.at.change(self.catalog, block, None)
+            self.at.change(self.catalog, block, entry, None)
             return True
 
     def replace(self, block: bytes, old: Entry, new: Entry) -> bool:
@@ -68,7 +68,7 @@ class Journal:
         with self.index:
             if self.catalog.get(block) != old:
                 return False
-            self.at.change(self.catalog, block, new)
+            self.at.change(self.catalog, block, old, new)
             return True
 
     def end(self) -> Place:

@@ -53,9 +53,8 @@ class Position:
             scrub=self.scrub, removing=tuple(sorted(self.removing)),
         )
 
-    def change(self, catalog: Catalog, block: bytes, new: Optional[Entry]) -> None:
-        """Set a block's entry in the catalog, and count it."""
-        old = catalog.get(block)
+    def change(self, catalog: Catalog, block: bytes, old: Optional[Entry], new: Optional[Entry]) -> None:
+        """Set a block's entry in the catalog, and count it; ``old`` is what the catalog has."""
         catalog.set(block, new)
         self.blocks += counts(new) - counts(old)
         self.usage.change(old, new)
@@ -211,7 +210,7 @@ def _apply(number: int, item: Found, catalog: Catalog, at: Position) -> None:
     record = item.record
     old = catalog.get(record.block)
     new = transition(old, record, number, item.offset + RECORD_HEADER_BYTES, item.good)
-    at.change(catalog, record.block, new)
+    at.change(catalog, record.block, old, new)
     at.sequence = max(at.sequence, record.sequence)
     at.epoch_max = max(at.epoch_max, record.epoch)
 

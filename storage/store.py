@@ -226,8 +226,8 @@ class BlockStore:
         self.journal.append([(record, operation.payload) for operation, record in group])
         self._totals["commits"] += 1
         for _, record in group:
-            if record.kind == Kind.DATA:
-                self._bad.pop(record.block, None)  # stored anew
+            if record.kind != Kind.TOUCH and self._bad:
+                self._bad.pop(record.block, None)  # stored anew, or nobody needs it here
             self._totals[{Kind.DATA: "stored", Kind.TOUCH: "touched"}.get(Kind(record.kind), "deleted")] += 1
 
     def _refuse(self, operations: list[Operation], group: list[tuple[Operation, Record]]) -> list[Operation]:
