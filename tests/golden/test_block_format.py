@@ -8,15 +8,17 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import lmdb
 import lz4.block
 import pytest
 from blake3 import blake3
+from msgspec import msgpack
 from xxhash import xxh3_64_intdigest
 
 from storage import block
-from storage.catalog import MemoryCatalog, State
+from storage.catalog import LmdbCatalog, MemoryCatalog, State
 from tests.unit.storage.faultdisk import FaultDisk
-from tests.unit.storage.stores import open_store, read
+from tests.unit.storage.stores import commit, delete, open_store, read, store_all, touch
 
 VECTORS = Path(__file__).parent / "blocks"
 RAW = bytes((at * at * 7 + at // 3) % 251 for at in range(100))
@@ -109,3 +111,37 @@ def test_a_store_of_this_segment() -> None:
     assert store.block_count == 2
     assert not store.recovery.damaged
     assert not store.recovery.unfinished
+
+
+def test_a_catalog(tmp_path: Path) -> None:
+    """What a store writes beside its segments, read as FORMAT.md describes it."""
+    catalog = LmdbCatalog(tmp_path / "catalog", map_bytes=1 << 24)
+    store = open_store(FaultDisk(), catalog, cluster=CLUSTER)
+    names = store_all(store, [RAW, TEXT, MIXED], epoch=7)
+    assert commit(store, touch(names[0], 9), delete(names[1], 8)) == [0, 0]
+    store.damaged(names[2], store.locate(names[2]), "as a test wants it")
+    expected = {name: store.find(name) for name in names}
+    store.close()
+    with lmdb.open(str(tmp_path / "catalog"), max_dbs=3, readonly=True) as environment:
+        databases = {name: environment.open_db(name) for name in (b"blocks", b"groups", b"about")}
+        with environment.begin() as transaction:
+            raw = {name: dict(transaction.cursor(db=db)) for name, db in databases.items()}
+    keys = {}
+    for name in names:
+        bits = "".join(f"{byte:08b}" for byte in name[:8])
+        keys[name] = bytes(int(bits[::-1][at : at + 8], 2) for at in range(0, 64, 8)) + name[8:]
+    assert raw[b"blocks"].keys() == set(keys.values())
+    for name, key in keys.items():
+        segment, offset, stored, plain, epoch, time_s, state = struct.unpack("<IIIIIIB", raw[b"blocks"][key])
+        assert expected[name] == (segment, offset, stored, plain, epoch, time_s, state)
+    live, quarantined, damaged = names
+    rows = {key: struct.unpack("<IIQQQQ", row) for key, row in raw[b"groups"].items()}
+    words = struct.unpack("<QQQ", live[8:])
+    stored = len(block.encode(RAW)[1])
+    assert rows[keys[live][:2]] == (1, 0, stored, words[0], words[1], words[2] * 9 % (1 << 64))
+    assert rows[keys[damaged][:2]] == (0, 1, 0, 0, 0, 0)
+    assert rows[keys[quarantined][:2]] == (0, 0, 0, 0, 0, 0)
+    summary = msgpack.decode(raw[b"about"][b"summary"])
+    assert (summary["version"], summary["blocks"], summary["segment"]) == (3, 2, 1)
+    zeros = {"passes": 0, "damaged": 0, "done_bytes": 0, "begun_s": 0}
+    assert summary["scrub"] == {"place": [0, 0], "until": [0, 0], **zeros}
