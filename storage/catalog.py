@@ -65,6 +65,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     confirmed: tuple[int, int] = (0, 0)  # segment, offset: what was put or touched before it is known to the volume
     purged: tuple[int, int] = (0, 0)  # deletions before it are out of quarantine
     scrub: ScrubState = ScrubState()
+    pg_epoch: int = 0  # the highest of the placement table that a leader told of
     removing: tuple[int, ...] = ()  # segments that no entry needs: about to be removed, or gone already
 
 

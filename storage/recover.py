@@ -39,6 +39,7 @@ class Position:
     confirmed: Place = (0, 0)  # the volume knows of what was put or touched before it
     purged: Place = (0, 0)  # deletions before it are out of quarantine
     scrub: ScrubState = ScrubState()
+    pg_epoch: int = 0  # the highest of the placement table that a leader told of
     removing: frozenset[int] = frozenset()  # segments that no entry needs any more
 
     def summary(self, segments: Segments) -> Summary:
@@ -50,7 +51,7 @@ class Position:
             store=segments.store, segment=self.segment, offset=self.offset, segments=lengths, blocks=self.blocks,
             sequence=self.sequence, epoch_max=self.epoch_max, epoch_floor=self.epoch_floor,
             usage=self.usage.snapshot(), confirmed=self.confirmed, purged=self.purged,
-            scrub=self.scrub, removing=tuple(sorted(self.removing)),
+            scrub=self.scrub, pg_epoch=self.pg_epoch, removing=tuple(sorted(self.removing)),
         )
 
     def change(self, catalog: Catalog, block: bytes, old: Optional[Entry], new: Optional[Entry]) -> None:
@@ -123,7 +124,7 @@ def recover(segments: Segments, catalog: Catalog, *, commit_entries: int) -> tup
     at = Position(
         segments.active, SEGMENT_HEADER_BYTES, summary.blocks, summary.sequence, summary.epoch_max,
         summary.epoch_floor, Usage(summary.usage), catalog.tally(), summary.confirmed, summary.purged,
-        summary.scrub,
+        summary.scrub, summary.pg_epoch,
     )
     for number in segments.numbers:
         if number >= summary.segment:

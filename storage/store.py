@@ -319,6 +319,12 @@ class BlockStore:
         where = f"{segment_name(entry.segment)} at offset {entry.offset}"
         _log.error("corrupt block %s in segment %s: %s", block.hex(), where, detail)
 
+    def current(self, pg_epoch: int) -> bool:
+        """Note the epoch of a leader's placement table; whether no leader told of a later one. Remembered lazily."""
+        with self.journal.index:
+            self._at.pg_epoch = max(self._at.pg_epoch, pg_epoch)
+            return self._at.pg_epoch == pg_epoch
+
     # -- what the volume does not know of
 
     @property
@@ -411,7 +417,8 @@ class BlockStore:
     @property
     def checkpoint_wanted(self) -> bool:
         """Whether anything has collected."""
-        return self._catalog.pending() > 0 or self._at.scrub != self._catalog.summary().scrub
+        at, flushed = self._at, self._catalog.summary()
+        return self._catalog.pending() > 0 or (at.scrub, at.pg_epoch) != (flushed.scrub, flushed.pg_epoch)
 
     def checkpoint(self) -> None:
         """Commit the catalog. Nothing depends on it but the length of the next start; a full disk is only logged."""

@@ -100,7 +100,8 @@ class Registration:
             self.pg_epoch = reply.pg_epoch
         if self.orders is not None:
             self.orders.acknowledged(sent.reports)
-            self.orders.take(reply.orders)
+            if self._store.current(reply.pg_epoch):  # not one who does not know that he was replaced
+                self.orders.take(reply.orders)
 
 
 def open_store(place: Place) -> BlockStore:

@@ -527,3 +527,17 @@ def test_a_checkpoint_in_the_middle_of_a_commit(monkeypatch: pytest.MonkeyPatch)
     assert read(again, first) == plain(1)
     assert outcome(again, put(plain(2)).block) in (plain(2), Code.MISSING_BLOCK)
     assert catalog.summary().offset == len(disk.contents(segment_name(1)))
+
+
+def test_a_leader_with_an_older_table_is_told_apart() -> None:
+    disk, catalog = FaultDisk(), MemoryCatalog()
+    store = open_store(disk, catalog)
+    assert store.current(5) and store.current(5) and store.current(7)
+    assert not store.current(6)
+    assert store.checkpoint_wanted
+    store.checkpoint()
+    assert not store.checkpoint_wanted
+    catalog.crash()
+    again = open_store(disk, catalog)
+    assert not again.current(6)
+    assert again.current(7)
