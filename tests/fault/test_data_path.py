@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.harness import Cluster, cluster, need_fuse, seed, wait_for
+from tests.harness import FUSEFS, Cluster, cluster, need_fuse, run, seed, wait_for
 
 MIB = 1 << 20
 
@@ -76,6 +77,24 @@ def test_bad_and_silent_copies_are_read_elsewhere_and_told(made: Cluster, tmp_pa
         return re.search(r"corrupt block [0-9a-f]{64} in segment", made.log("storage-1")) is not None
 
     wait_for(told, 60, "server 1 to name its bad copy")
+
+
+def test_a_clone_outlives_the_metadata_service(made: Cluster, tmp_path: Path) -> None:
+    configure(made)
+    mount = made.mount(tmp_path / "m")
+    source, target = mount / "source", mount / "target"
+    for number in range(40):
+        path = source / f"d{number % 8}" / f"f{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"%d" % number * 100)
+    with subprocess.Popen([FUSEFS, "clone", source, target], stdout=subprocess.PIPE, text=True) as cloning:
+        wait_for(lambda: target.exists() or cloning.poll() is not None, 60, "the clone to begin")
+        made.kill(made.server_pids()["metadata-1"])
+        run(FUSEFS, "up", made.directory, "--only", "metadata-1", "--detach", timeout_s=120)
+        told, _ = cloning.communicate(timeout=120)
+    assert cloning.returncode == 0 and "40 files in 9 directories" in told, told
+    subprocess.run(["diff", "-r", source, target], check=True)
+    made.umount(mount)
 
 
 def test_a_server_killed_in_mid_stream_costs_no_byte(made: Cluster, tmp_path: Path) -> None:
