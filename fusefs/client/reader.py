@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
+import trio
+
 from fusefs.client.blocks import SMALL_BLOCK_BYTES, Blocks
 from fusefs.client.codec import join
 from fusefs.client.dirty import Piece
@@ -24,7 +26,8 @@ from node.wire.types import Buffer
 
 EXTENTS_AHEAD_CHUNKS = 256  # of which a sequential reader learns the extents at once
 EXTENTS_AROUND_CHUNKS = 1024  # of which a random reader does
-NARROW_MAX = 256
+AHEAD_EVERY_S, AROUND_EVERY_S = 0.1, 1.0  # at most, for one file: where others write, what was learnt is soon old
+WIDE_MAX = 256
 
 
 class Reader:
@@ -38,7 +41,7 @@ class Reader:
         self._blocks = blocks
         self._ahead_max = ahead_max
         self._begun = begun
-        self._narrow: OrderedDict[int, None] = OrderedDict()  # files for which asking for much brought too little
+        self._wide: OrderedDict[int, float] = OrderedDict()  # file -> when much was asked for last
 
     async def read(self, file: File, handle: Handle, offset: int, length: int) -> Buffer:
         """Return [offset, offset + length), shorter only at the end of the file."""
@@ -51,7 +54,7 @@ class Reader:
             self._begun(file.ino)
         ahead = handle.stream.reading(offset, length, self._ahead_max)
         deadline = self._session.deadline()
-        attr, extents = await self.extents(file.ino, offset, end, deadline, ahead=ahead)
+        attr, extents = await self.extents(file.ino, offset, end, deadline, ahead=ahead, wide=True)
         end = min(end, max(attr.size, dirty_end))
         if end <= offset:
             return b""
@@ -65,27 +68,25 @@ class Reader:
         return join(await self._gather(segments, whole, deadline))
 
     async def extents(
-        self, ino: int, offset: int, end: int, deadline: float, *, ahead: int = 0
+        self, ino: int, offset: int, end: int, deadline: float, *, ahead: int = 0, wide: bool = False
     ) -> tuple[Attr, list[Extent]]:
         """Return attributes and the extents that meet [offset, end), perhaps some of ``ahead`` chunks beyond.
 
-        Under a lease more is asked for than is needed now: all of a file that is not large, much of a large one.
+        Where they are leased, and with ``wide``, more is asked for than is needed now: all of a file that is not large,
+        much of a large one.
         """
         until = end + ahead * BLOCK_BYTES_MAX
         known = self._known(ino, offset, end, until)
         if known is not None:
             return known
-        leased = self._session.leases.on
-        if leased and ahead:
+        wide = wide and self._session.leases.on
+        if wide and ahead and self._may_widen(ino, AHEAD_EVERY_S):
             until = end + EXTENTS_AHEAD_CHUNKS * BLOCK_BYTES_MAX
-        elif leased and (around := self._around(ino, offset)) is not None:
+        elif wide and not ahead and (around := self._around(ino, offset)) is not None:
             await self._session.query(GetExtents(ino, *around), Extents, deadline)
             known = self._known(ino, offset, end, until)
             if known is not None:
                 return known
-            self._narrow[ino] = None
-            if len(self._narrow) > NARROW_MAX:
-                self._narrow.popitem(last=False)
         extents: list[Extent] = []
         at = offset
         while True:
@@ -111,10 +112,21 @@ class Reader:
         """What to ask for around a random read: the chunks of the file that lie with it in one window. None: there is
         no sense in it."""
         attr = self._session.leases.attr(ino, self._session.now_s())
-        if attr is None or attr.size <= BLOCK_BYTES_MAX or ino in self._narrow:
+        if attr is None or attr.size <= BLOCK_BYTES_MAX or not self._may_widen(ino, AROUND_EVERY_S):
             return None
         window = EXTENTS_AROUND_CHUNKS * BLOCK_BYTES_MAX
         return offset - offset % window, window
+
+    def _may_widen(self, ino: int, every_s: float) -> bool:
+        """Whether much may be asked for now; then it counts as asked."""
+        now_s = trio.current_time()
+        if self._wide.get(ino, -every_s) > now_s - every_s:
+            return False
+        self._wide[ino] = now_s
+        self._wide.move_to_end(ino)
+        if len(self._wide) > WIDE_MAX:
+            self._wide.popitem(last=False)
+        return True
 
     async def assemble(
         self, pieces: Sequence[Piece], extents: Sequence[Extent], offset: int, end: int, deadline: float

@@ -105,3 +105,36 @@ async def test_batches_form_whatever_the_number_of_replicas(autojump_clock: obje
         requests = {ident: len(store.gets) - gets[ident] for ident, store in world.stores.items()}
         assert sum(requests.values()) < FILES // 6, requests
         assert min(requests.values()) > 0, "each serves its share"
+
+
+async def test_a_file_that_changes_all_the_time_is_not_asked_for_as_a_whole(autojump_clock: object) -> None:
+    world = LeasingWorld()
+    chunks, size = 200, 1 << 20
+    async with world.mount(leases=False) as writer, world.mount(cache_bytes_max=0) as reader:
+        handle, attr = await writer.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+        for chunk in range(chunks):
+            await writer.write(handle, chunk * size, b"%d" % chunk)
+        await writer.flush(handle)
+        await reader.lookup(ROOT_INO, b"f")
+        theirs = await reader.open(attr.ino, os.O_RDONLY)
+        choice = random.Random(1)
+
+        async def read_some(count: int) -> int:
+            """Random reads; return how many extents were told for them."""
+            before = len(world.member.requests)
+            for _ in range(count):
+                chunk = choice.randrange(1, chunks)
+                assert bytes(await reader.read(theirs, chunk * size, 1)) == (b"%d" % chunk)[:1]
+            asked = [request for request in world.member.requests[before:] if isinstance(request, api.Read)]
+            return sum(len(world.machine.query(request.queries)[0].extents) for request in asked)  # type: ignore
+
+        assert chunks <= await read_some(50) <= chunks + 1, "all at once"
+        told = 0
+        for _ in range(50):
+            reader._session.leases.facts.drop(attr.ino)  # as a recall does
+            await reader.getattr(attr.ino)
+            told += await read_some(1)
+            await trio.sleep(0.001)
+        assert told <= 2 * chunks
+        await reader.release(theirs)
+        await writer.release(handle)
