@@ -387,7 +387,8 @@ class Locked(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
 
 
 class LockState(msgspec.Struct, frozen=True, array_like=True, tag=21, gc=False):
-    """``waiting``: the ticket still waits. ``taken``: a lock is in the way, and the rest says which."""
+    """``waiting``: the ticket still waits. ``held``: the owner has what was asked about. ``taken``: a lock is in the
+    way, and the rest says which."""
 
     waiting: bool
     taken: bool = False
@@ -396,6 +397,7 @@ class LockState(msgspec.Struct, frozen=True, array_like=True, tag=21, gc=False):
     high: int = 0
     session: int = 0
     pid: int = 0
+    held: bool = False
 
 
 class DirEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -211,7 +211,9 @@ class Locking:
         except FsError as error:
             log.info("inode %d: cannot ask for the turn of a lock: %s", op.ino, error)
             return handle.file.dead is None
-        return state.waiting or handle.file.dead is not None
+        if not state.waiting and not state.held and handle.file.dead is None:
+            raise FsError(Code.IO, "the session that waited for a lock has ended")
+        return state.waiting
 
     async def _withdraw(self, handle: Handle, op: api.Lock) -> bool:
         """Wait no more. True: the turn had come before."""

@@ -21,6 +21,7 @@ from metadata.state.lockset import (
     Waiter,
     admit,
     blockers,
+    covers,
     decode_locks,
     put,
     same_owner,
@@ -108,7 +109,7 @@ class Locks:
         for one in row.held:
             if blockers((one,), want):
                 return LockState(waits, True, one.exclusive, one.low, one.high, one.session, one.pid)
-        return LockState(waits)
+        return LockState(waits, held=covers(row.held, want))
 
     # --- what others cause ------------------------------------------------------------------------------------
 

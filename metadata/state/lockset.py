@@ -66,6 +66,15 @@ def blockers(held: Iterable[Held], want: Held) -> list[Held]:
     return [one for one in held if conflict(one, want)]
 
 
+def covers(held: Iterable[Held], want: Held) -> bool:
+    """Whether the owner of ``want`` holds all of it, or more. Held locks are in order."""
+    at = want.low
+    for one in held:
+        if same_owner(one, want) and one.low <= at <= one.high and (one.exclusive or not want.exclusive):
+            at = one.high + 1
+    return at > want.high
+
+
 def take_out(held: Sequence[Held], want: Held) -> list[Held]:
     """What is held when the owner of ``want`` has nothing in its range any more."""
     left: list[Held] = []

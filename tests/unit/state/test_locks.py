@@ -85,6 +85,8 @@ def test_random_ranges_are_what_single_bytes_are(number: int) -> None:
             for strong in (False, True):
                 state = world.ask(api.GetLock(asking, ino, 7, False, probe, probe, strong))
                 assert state.taken != truth.free_for((asking, 7), probe, probe, strong)
+                mine = truth.held[probe].get((asking, 7))
+                assert state.held == (mine is not None and (mine or not strong) and not state.taken)
         if rng.random() < 0.05:
             world.sound()
     copy = MemoryEngine()
@@ -118,8 +120,8 @@ def test_waiters_come_to_their_turn_in_order(world: World) -> None:
     assert not world.do(lock(ino, 3, ticket=5), 3).granted
     world.do(unlock(ino, 1))
     assert world.last is not None and world.last.granted == [(2, 5)]
-    assert not world.ask(api.GetLock(2, ino, 2, False, 0, END, True, 5)).waiting
-    assert world.ask(api.GetLock(3, ino, 3, False, 0, END, True, 5)).waiting
+    first, second = (world.ask(api.GetLock(who, ino, who, False, 0, END, True, 5)) for who in (2, 3))
+    assert (first.waiting, first.held) == (False, True) and (second.waiting, second.held) == (True, False)
     world.do(unlock(ino, 2), 2)
     assert world.last.granted == [(3, 5)]
     world.sound()
@@ -171,6 +173,8 @@ def test_locks_and_waits_end_with_the_session_and_with_its_fence(world: World, e
     world.do(lock(first, 2, ticket=9), 2)
     world.run(ending, body(1))
     assert world.last is not None and world.last.granted == [(2, 9)]
+    state = world.ask(api.GetLock(1, second, 1, False, 0, END, True, 1))
+    assert not state.waiting and not state.held
     world.do(unlock(second, 1), 3)
     assert world.last.granted == []
     world.sound()
