@@ -37,7 +37,7 @@ def request(core: Core, sender: int, context: int) -> bool:
 
 
 def release_waiting(core: Core) -> None:
-    """Answer what may be answered; otherwise begin a round unless one is under way.
+    """Answer what may be answered; otherwise begin a round unless as many are under way as may be.
 
     Before an entry of its own term is committed a leader does not know what is committed, so reads wait.
     """
@@ -48,7 +48,7 @@ def release_waiting(core: Core) -> None:
         waiting = tuple(book.waiting)
         book.waiting.clear()
         _answer(core, Round(0, core.log.committed, core.ticks, waiting))
-    elif not book.rounds:
+    elif len(book.rounds) < core.config.read_rounds:
         broadcast_heartbeat(core, book.begin(core.log.committed, core.ticks))
 
 

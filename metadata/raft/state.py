@@ -75,6 +75,7 @@ class Config:
     pre_vote: bool = True
     check_quorum: bool = True
     read_mode: ReadMode = ReadMode.READ_INDEX
+    read_rounds: int = 1  # that may be under way at once; what arrives beyond waits for the next
     applied: int = 0  # what the state machine holds; must fit the membership that storage returns
     async_storage: bool = False
     coalesce: bool = True  # one append a peer and Ready instead of one a proposal
@@ -89,6 +90,8 @@ class Config:
             raise ValueError("heartbeat_ticks must be positive and less than election_ticks")
         if self.max_inflight_messages <= 0 or self.max_message_bytes <= 0 or self.max_apply_bytes <= 0:
             raise ValueError("bounds must be positive")
+        if self.read_rounds <= 0:
+            raise ValueError("reads need a round")
         if 0 < self.max_inflight_bytes < self.max_message_bytes:
             raise ValueError("max_inflight_bytes must hold one message")
         if self.read_mode == ReadMode.LEASE and not self.check_quorum:

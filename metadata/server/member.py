@@ -63,7 +63,7 @@ from node.rpc.link import AnyTransport
 from node.rpc.security import AllowList
 from node.rpc.server import Call, Server
 from node.wire.errors import Code, FsError
-from node.wire.limits import LAST_ANSWERS_S, LOG_TRAILING_ENTRIES
+from node.wire.limits import LAST_ANSWERS_S, LOG_TRAILING_ENTRIES, READ_ROUNDS_MAX
 from storage.api import CATALOGUE as STORAGE
 
 log = get_logger(__name__)
@@ -296,7 +296,13 @@ class MetadataMember:
         if machine.formatted and machine.cluster != config.cluster_id_bytes:
             raise FsError(Code.FOREIGN_CLUSTER, f"{self._data}: holds the volume of cluster {machine.cluster.hex()}")
         core = RawNode(
-            Config(self.place.own.id, applied=stable.applied, async_storage=True, forward_proposals=False),
+            Config(
+                self.place.own.id,
+                applied=stable.applied,
+                async_storage=True,
+                forward_proposals=False,
+                read_rounds=READ_ROUNDS_MAX,
+            ),
             stable.store,
             random.SystemRandom().randrange,
         )

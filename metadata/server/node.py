@@ -33,7 +33,7 @@ from metadata.server.waiting import Done, Proposals, Reads
 from metadata.state.machine import Machine, Outcome
 from node.host.logging import get_logger
 from node.wire.errors import Code, FsError
-from node.wire.limits import RAFT_TICK_S, READ_ROUND_PATIENCE_S
+from node.wire.limits import RAFT_TICK_S, READ_ROUND_PATIENCE_S, READ_ROUNDS_MAX
 
 log = get_logger(__name__)
 
@@ -95,7 +95,7 @@ class Node:
         self.elections = 0
         self._hooks = hooks
         self._proposals: Proposals[Outcome] = Proposals()
-        self._reads = Reads(READ_ROUND_PATIENCE_S)
+        self._reads = Reads(READ_ROUND_PATIENCE_S, READ_ROUNDS_MAX)
         self._stuck: Optional[StorageAppend] = None  # written, but the disk is full: not durable yet
         self._held: dict[int, Message] = {}  # to each follower: an append that tells only the commit index
         self._campaign_in = 0  # ticks until this member campaigns for a leader that was lost, 0: it does not

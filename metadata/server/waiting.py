@@ -52,13 +52,15 @@ class Proposals(Generic[T]):
 class Reads:
     """Reads on their way through: waiting -> asked in a round -> confirmed at an index -> applied, answered.
 
-    One round confirms everything that waited when it began, and only one is under way, so that reads gather into
-    the next one by themselves. A round that got no answer within ``patience_s`` is followed by a fresh one; whichever
-    is confirmed answers, because a later round confirms the reads of an earlier one too.
+    One round confirms everything that waited when it began, never what arrived later, and at most ``rounds_max`` are
+    under way, so that reads gather into the next one by themselves while those before them travel. A round that got no
+    answer within ``patience_s`` is followed by a fresh one; whichever is confirmed answers, because a later round
+    confirms the reads of an earlier one too.
     """
 
-    def __init__(self, patience_s: float) -> None:
+    def __init__(self, patience_s: float, rounds_max: int = 1) -> None:
         self.patience_s = patience_s
+        self.rounds_max = rounds_max
         self.rounds = 0
         self._waiting: list[Callable[[Optional[FsError]], None]] = []
         self._asked: deque[tuple[int, list[Callable[[Optional[FsError]], None]]]] = deque()
@@ -75,7 +77,7 @@ class Reads:
     def begin(self, now_s: float) -> Optional[int]:
         """Return the context of a round to ask for now, None when nothing is to be asked."""
         overdue = bool(self._asked) and now_s - self._asked_s >= self.patience_s
-        if not overdue and (self._asked or not self._waiting):
+        if not overdue and (len(self._asked) >= self.rounds_max or not self._waiting):
             return None
         self.rounds += 1
         self._asked.append((self.rounds, self._waiting))

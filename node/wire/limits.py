@@ -146,6 +146,7 @@ SNAPSHOT_CHUNK_BYTES = 1 * MIB
 SNAPSHOT_BYTES_PER_S = 64 * MIB  # leaves the others their share of the network and the disk
 SNAPSHOT_LOAD_S = 600.0  # the receiver builds its state of it meanwhile
 SNAPSHOT_STALL_S = 30.0  # a stream in which nothing moves for this long is given up
+READ_ROUNDS_MAX = 2  # read-index rounds under way: one is asked while the answers of the one before are made
 READ_ROUND_PATIENCE_S = 0.2  # a read-index round without an answer is followed by another
 STATE_COMMIT_ENTRIES = 4096
 STATE_COMMIT_S = 1.0

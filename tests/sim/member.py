@@ -26,6 +26,7 @@ from metadata.store.log import LogStore
 from metadata.store.replay import replay
 from metadata.store.scan import segment_numbers, segment_path, stable_end
 from node.wire.errors import FsError
+from node.wire.limits import READ_ROUNDS_MAX
 from tests.sim.checkers import Safety
 from tests.sim.disk import FaultDisk, PowerCut, _Directory, _Node
 
@@ -272,6 +273,7 @@ class Member:
             max_message_bytes=settings.max_message_bytes, max_inflight_messages=settings.max_inflight_messages,
             max_inflight_bytes=0, pre_vote=settings.pre_vote, check_quorum=settings.check_quorum,
             read_mode=ReadMode.LEASE if settings.lease else ReadMode.READ_INDEX, coalesce=settings.coalesce,
+            read_rounds=READ_ROUNDS_MAX,
         )
         core = RawNode(config, store, self._random.randrange)
         self.receiver = Receiver(

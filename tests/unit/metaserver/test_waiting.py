@@ -86,6 +86,29 @@ def test_one_round_confirms_all_that_waited_and_the_rest_gather() -> None:
     assert after is not None and after > context
 
 
+def test_rounds_overlap_up_to_a_bound_and_none_confirms_what_came_after_it_began() -> None:
+    reads = Reads(patience_s=1.0, rounds_max=2)
+    told = [Told() for _ in range(4)]
+    contexts = []
+    for one in told[:3]:
+        reads.add(one.read)
+        contexts.append(reads.begin(0.0))
+    one, two, none = contexts
+    assert one is not None and two is not None and none is None, "the third waits"
+    reads.add(told[3].read)
+    reads.confirmed(one, 5)
+    reads.applied(5)
+    assert [len(t.errors) for t in told] == [1, 0, 0, 0]
+    three = reads.begin(0.1)
+    assert three is not None and reads.begin(0.1) is None
+    reads.confirmed(two, 5)
+    reads.applied(5)
+    assert [len(t.errors) for t in told] == [1, 1, 0, 0]
+    reads.confirmed(three, 5)
+    reads.applied(5)
+    assert [t.errors for t in told] == [[None]] * 4
+
+
 def test_a_lost_round_is_asked_again_and_the_later_one_answers_both() -> None:
     reads = Reads(patience_s=1.0)
     first, second = Told(), Told()

@@ -295,6 +295,21 @@ def test_one_round_confirms_all_that_waited() -> None:
     assert len(rounds) <= 3
 
 
+@pytest.mark.parametrize(("rounds", "begun"), [(1, 1), (2, 2), (4, 3)])
+def test_rounds_overlap_as_configured(rounds: int, begun: int) -> None:
+    """Each has the commit index of its beginning; the answer to a later one stands for those before."""
+    group = Group(3, read_rounds=rounds)
+    group.elect(1)
+    node = group[1]
+    for number in range(3):
+        assert node.read_index(number)
+    book = node.reads
+    assert len(book.rounds) == begun and len(book.waiting) == 3 - begun
+    assert [[asked.context for asked in one.requests] for one in book.rounds] == [[n] for n in range(begun)]
+    group.stabilize(lambda message: message.kind != Kind.HEARTBEAT or message.context in (0, book.number))
+    assert [state.context for state in group.members[1].reads][:begun] == list(range(begun))
+
+
 def test_a_lost_round_is_repeated_by_the_next_heartbeat() -> None:
     group = Group(3)
     group.elect(1)
