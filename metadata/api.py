@@ -142,6 +142,7 @@ __all__ = [  # what the outside may use
     "CloseSession",
     "CloseSessionReply",
     "ServerRecord",
+    "TableRow",
     "GetClusterMap",
     "ClusterMap",
     "GetStatus",
@@ -150,7 +151,12 @@ __all__ = [  # what the outside may use
     "StatusReply",
     "ChangeMembers",
     "ChangeMembersReply",
+    "ChangeServer",
     "CollectGarbage",
+    "GetHealing",
+    "HealingReply",
+    "ServerHealing",
+    "StartScrub",
     "GarbageReply",
     "CATALOGUE",
     "Heartbeat",
@@ -316,23 +322,41 @@ class ServerRecord(msgspec.Struct, frozen=True, array_like=True):
     used_bytes: int = 0  # leader memory, from heartbeats
     blocks: int = 0
     alive: bool = False
+    note: str = ""  # of one that is out: "lost", "drained"
+    public_key: str = ""
+
+
+class TableRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One placement group: its ordered servers. ``filling`` ones may lack what is older than their membership: read
+    from them last. ``leaving`` ones are read like others, but a put on them does not count."""
+
+    group: int
+    servers: tuple[int, ...]
+    filling: tuple[int, ...] = ()
+    leaving: tuple[int, ...] = ()
 
 
 class GetClusterMap(msgspec.Struct, frozen=True, array_like=True):
-    """Chunk servers and placement, whole when ``known_epoch`` is older."""
+    """Chunk servers and placement: all of it for ``known_epoch`` 0, else what changed since that epoch."""
 
     known_epoch: int = 0
 
 
 class ClusterMap(msgspec.Struct, frozen=True, array_like=True):
     """``table[pg]`` is the ordered servers of a placement group; a block's group is the first 8 bytes of its name,
-    big-endian, modulo len(table)."""
+    big-endian, modulo len(table).
+
+    Where the asker's epoch was known, ``base`` is that epoch, ``table`` is empty and ``rows`` are the groups that
+    changed since. Where it was not, ``base`` is 0 and ``rows`` are those of the table with somebody filling or leaving.
+    """
 
     pg_epoch: int
     gc_epoch: int
     replicas: int
     servers: tuple[ServerRecord, ...]
     table: tuple[tuple[int, ...], ...]
+    base: int = 0
+    rows: tuple[TableRow, ...] = ()
 
 
 class GetStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -424,6 +448,61 @@ class GarbageReply(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     waiting: bool = False
 
 
+class GetHealing(msgspec.Struct, frozen=True, array_like=True):
+    """Ask the leader how far repair, drains, balancing and scrubbing are."""
+
+
+class ServerHealing(msgspec.Struct, frozen=True, array_like=True):
+    """A chunk server: how many groups it has, how many it should have by its weight, and its last word on scrubbing."""
+
+    record: ServerRecord
+    groups: int
+    target: float
+    stored_bytes: int  # of its groups, when it was last asked
+    scrub_order: int = 0
+    scrub_pass: int = 0
+    scrub_passes: int = 0  # finished
+    scrub_done_bytes: int = 0
+    scrub_total_bytes: int = 0
+    scrub_damaged: int = 0
+
+
+class HealingReply(msgspec.Struct, frozen=True, array_like=True):
+    """``changing``: groups where somebody is filling or leaving; ``waiting``: moves that will follow; ``lacking_bytes``:
+    what filling members still lack. ``scrub_order``: the number of the last StartScrub."""
+
+    servers: tuple[ServerHealing, ...]
+    under_replicated_blocks: int
+    changing: int
+    waiting: int
+    lacking_bytes: int
+    orders: int
+    pulled_blocks: int
+    scrub_order: int = 0
+
+
+class StartScrub(msgspec.Struct, frozen=True, array_like=True):
+    """Have every chunk server begin a pass over all it stores now, at this rate (0: the usual one)."""
+
+    bytes_per_s: int = 0
+
+
+class ChangeServer(msgspec.Struct, frozen=True, array_like=True):
+    """Change what a chunk server is there for. ``action`` is one of
+
+    drain      its groups move to others while it serves; then it is out. NO_SPACE where fewer others would be left than
+               there are copies
+    serve      a drained or draining one takes groups again
+    remove     a drained one stays out for good. BUSY while it has groups
+    lost       its data are gone and will not come back: nobody waits for it any more
+
+    NOT_FOUND: there is none of this name. Reply: its ServerRecord.
+    """
+
+    action: str
+    name: str
+
+
 class ListReferences(msgspec.Struct, frozen=True, array_like=True):
     """List the blocks that the volume knows, with names above ``after``, in order; for auditors."""
 
@@ -461,6 +540,9 @@ CATALOGUE = Catalogue(
         Method(0x20A, ChangeMembers, ChangeMembersReply),
         Method(0x210, LocksGranted, None),
         Method(0x220, CollectGarbage, GarbageReply),
+        Method(0x230, GetHealing, HealingReply),
+        Method(0x231, StartScrub, HealingReply),
+        Method(0x232, ChangeServer, ServerRecord),
         Method(0x221, ListReferences, References),
         Method(0x222, FindReferences, References),
     ],

@@ -1,25 +1,32 @@
 """Which chunk servers hold a placement group. Pure: servers in, table out.
 
-A block's placement group is the first bytes of its name modulo the length of the table; a group's servers are chosen
-by weighted rendezvous hashing: each server draws a score from (group, server) and the highest win, so a server that
-joins or leaves moves only its own share. Copies go to different failure domains as far as there are any: first
-another rack, then another host, then another server of the same host.
+A block's placement group is the first bytes of its name modulo the length of the table; which servers a group has is
+the volume's *strategy*:
 
-``plan`` computes the ideal table. ``revise`` changes a table under data that nothing has moved yet: whoever holds a
-group and may stay does stay, in the same order, and only vacancies are filled. Blocks are looked for where the table
-says, so a table must never lose the last server that holds a block just because somebody else draws a better score.
+- ``weighted`` (the usual one): weighted rendezvous hashing. Each server draws a score from (group, server) and the
+  highest win, so a server that joins or leaves moves only its own share. A draw over some dozens of groups is uneven,
+  so ``metadata.balance`` then gives a few groups to others.
+- ``round-robin``: one server after the other, whatever their weights.
+- ``random``: every server with the same chance in each group; shares are as uneven as chance makes them.
+
+Copies go to different failure domains as far as there are any: first another rack, then another host, then another
+server of the same host. ``plan`` makes the table of a volume that holds nothing; one that holds data changes row by row
+(``metadata.rows``, ``metadata.balance``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
 from node.wire.limits import PLACEMENT_GROUPS_MAX, PLACEMENT_GROUPS_MIN, PLACEMENT_GROUPS_PER_SERVER
 
 Table = tuple[tuple[int, ...], ...]
+
+WEIGHTED, ROUND_ROBIN, RANDOM = "weighted", "round-robin", "random"
+STRATEGIES = frozenset({WEIGHTED, ROUND_ROBIN, RANDOM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,23 @@ class Candidate:
     weight: float
     host: str = ""
     rack: str = ""
+
+
+class Domains:
+    """How many copies of one group each failure domain has."""
+
+    def __init__(self) -> None:
+        self._racks: dict[str, int] = {}
+        self._hosts: dict[tuple[str, str], int] = {}
+
+    def place(self, candidate: Candidate) -> None:
+        host = _host(candidate)
+        self._racks[candidate.rack] = self._racks.get(candidate.rack, 0) + 1
+        self._hosts[host] = self._hosts.get(host, 0) + 1
+
+    def crowding(self, candidate: Candidate) -> tuple[int, int]:
+        """Copies in its rack and on its host; the smaller, the better."""
+        return self._racks.get(candidate.rack, 0), self._hosts.get(_host(candidate), 0)
 
 
 def group_count(servers: int) -> int:
@@ -51,58 +75,56 @@ def score(group: int, server: int, weight: float) -> float:
     return weight / -math.log(uniform) if uniform < 1.0 else math.inf
 
 
-def choose(group: int, candidates: Sequence[Candidate], count: int, keep: Sequence[int] = ()) -> tuple[int, ...]:
+def weight_of(candidate: Candidate, strategy: str) -> float:
+    """What counts as a server's weight: only ``weighted`` looks at it, but for 0, which takes nothing."""
+    return candidate.weight if strategy == WEIGHTED else float(candidate.weight > 0)
+
+
+def choose(
+    group: int, candidates: Sequence[Candidate], count: int, keep: Sequence[int] = (), strategy: str = WEIGHTED
+) -> tuple[int, ...]:
     """Return at most ``count`` servers for a group: ``keep`` first, as they are, then the best draws.
 
     Each choice takes the server whose rack, then whose host, has the fewest copies so far; the draw decides the rest.
     """
     by_id = {candidate.server: candidate for candidate in candidates}
     chosen = [server for server in keep if server in by_id][:count]
-    draws = {c.server: score(group, c.server, c.weight) for c in candidates if c.weight > 0.0}
-    racks: dict[str, int] = {}
-    hosts: dict[tuple[str, str], int] = {}
-
-    def place(candidate: Candidate) -> None:
-        racks[candidate.rack] = racks.get(candidate.rack, 0) + 1
-        host = _host(candidate)
-        hosts[host] = hosts.get(host, 0) + 1
-
+    weights = {c.server: weight_of(c, strategy) for c in candidates}
+    draws = {server: score(group, server, weight) for server, weight in weights.items() if weight > 0.0}
+    domains = Domains()
     for server in chosen:
-        place(by_id[server])
+        domains.place(by_id[server])
     free = [by_id[server] for server in draws if server not in chosen]
     while free and len(chosen) < count:
-        best = min(
-            free,
-            key=lambda c: (racks.get(c.rack, 0), hosts.get(_host(c), 0), -draws[c.server], c.server),
-        )
+        best = min(free, key=lambda c: (*domains.crowding(c), -draws[c.server], c.server))
         free.remove(best)
         chosen.append(best.server)
-        place(best)
+        domains.place(best)
     return tuple(chosen)
 
 
-def plan(candidates: Sequence[Candidate], replicas: int, groups: int) -> Table:
+def plan(candidates: Sequence[Candidate], replicas: int, groups: int, strategy: str = WEIGHTED) -> Table:
     """Return the ideal table. Groups are shorter than ``replicas`` while there are fewer servers than that."""
     assert groups & (groups - 1) == 0, groups
-    return tuple(choose(group, candidates, replicas) for group in range(groups))
+    if strategy == ROUND_ROBIN:  # numbers without gaps, so that the circle is even
+        ranked = sorted(candidates, key=lambda c: c.server)
+        places = {place: c for place, c in enumerate(ranked)}
+        return tuple(_circle(group, places, replicas) for group in range(groups))
+    return tuple(choose(group, candidates, replicas, strategy=strategy) for group in range(groups))
 
 
-def revise(table: Table, candidates: Sequence[Candidate], replicas: int, holders: Collection[int] = ()) -> Table:
-    """Return ``table`` with its vacancies filled and nobody displaced.
-
-    ``candidates`` may take new groups. ``holders`` may not (draining, full, not heard from) but keep what they have,
-    because what they hold is nowhere else until somebody copied it. Servers in neither are dropped.
-    """
-    known = {candidate.server for candidate in candidates}
-    rows = []
-    for group, row in enumerate(table):
-        stay = tuple(server for server in row if server in known or server in holders)
-        guests = tuple(server for server in stay if server not in known)
-        room = max(replicas - len(guests), 0)
-        chosen = choose(group, candidates, room, keep=tuple(server for server in stay if server in known))
-        added = tuple(server for server in chosen if server not in stay)
-        rows.append(tuple(server for server in stay if server in guests or server in chosen) + added)
-    return tuple(rows)
+def _circle(group: int, places: dict[int, Candidate], count: int) -> tuple[int, ...]:
+    """The servers behind place ``group`` on the circle, each the next one whose domains are least crowded."""
+    able = [places[(group + step) % len(places)] for step in range(len(places))]
+    free = [candidate for candidate in able if candidate.weight > 0.0]
+    chosen: list[int] = []
+    domains = Domains()
+    while free and len(chosen) < count:
+        best = min(free, key=domains.crowding)  # the first of the best: circle order
+        free.remove(best)
+        chosen.append(best.server)
+        domains.place(best)
+    return tuple(chosen)
 
 
 def _host(candidate: Candidate) -> tuple[str, str]:

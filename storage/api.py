@@ -166,10 +166,14 @@ class FindBlocksReply(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GroupDigests(msgspec.Struct, frozen=True, array_like=True):
-    """Ask what is here of some groups, without a scan. At most GROUP_DIGESTS_MAX at once."""
+    """Ask what is here of some groups, without a scan. At most GROUP_DIGESTS_MAX at once.
+
+    ``server`` is who is meant, 0: whoever answers. Another one answers STALE: a new, empty store where an old one was must
+    not count as having been read."""
 
     groups: int
     wanted: tuple[int, ...]
+    server: int = 0
 
 
 class GroupDigest(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -200,6 +204,7 @@ class ListGroup(msgspec.Struct, frozen=True, array_like=True):
     group: int
     after: bytes
     limit: int
+    server: int = 0  # as in GroupDigests
 
 
 class GroupBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -151,9 +151,13 @@ def _judge(
 ) -> list[bytes]:
     """Add what is wrong to ``into``; return the blocks that it is about."""
     wrong: dict[bytes, Any] = {}
+    moving = {row.group: {*row.filling, *row.leaving} for row in cluster.rows}
     known = dict(page.blocks)
     for block, references in known.items():
-        row = cluster.table[group_of(block, len(cluster.table))] if cluster.table else ()
+        number = group_of(block, len(cluster.table)) if cluster.table else 0
+        row = cluster.table[number] if cluster.table else ()
+        if number in moving:  # whoever fills may lack it, and whoever leaves need not have it
+            row = tuple([server for server in row if server not in moving[number]])
         holders = [s for s in stored if block in stored[s] and stored[s][block].state == LIVE]
         if references and len([server for server in row if server in holders]) < len(row):
             wrong[block] = None

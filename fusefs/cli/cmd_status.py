@@ -53,7 +53,9 @@ def report_of(config: ClusterConfig, answers: Answers) -> dict[str, Any]:
     """Build the document of ``status --json`` from what the processes answered. Pure."""
     leader = answers.leader
     members = member_rows(config, answers)
-    records = {record.name: record for record in leader.servers} if leader else {}
+    records = {record.name: record for record in leader.servers if record.note != "lost"} if leader else {}
+    configured = {server.name for server in config.servers}
+    records = {n: record for n, record in records.items() if n in configured or record.note != "drained"}
     servers = [
         _server(server.name, server.address, server.capacity_bytes, records.pop(server.name, None), leader,
                 answers.servers.get(server.name))
@@ -125,7 +127,10 @@ def _health(
 ) -> str:
     if leader is None:
         return "down"
-    well = all(member["role"] != DOWN for member in members) and all(s["state"] == "serving" for s in servers)
+    drained = {record.name for record in leader.servers if record.note == "drained"}
+    well = all(member["role"] != DOWN for member in members) and all(
+        server["state"] == "serving" or server["name"] in drained for server in servers
+    )
     return "healthy" if well and not volume["under_replicated_blocks"] else "degraded"
 
 

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Optional
 
-import msgspec
 import trio
 
 from fusefs.client.caller import Answer, Caller
 from fusefs.client.session import Session
-from metadata.api import ClusterMap, GetClusterMap, ServerRecord
+from metadata.api import ClusterMap, GetClusterMap, ServerRecord, TableRow
 from node.wire.errors import Code, FsError
 
 log = logging.getLogger(__name__)
@@ -32,6 +31,8 @@ class Placement:
         self._session = session
         self._dial = dial
         self._map: Optional[ClusterMap] = None
+        self._table: list[tuple[int, ...]] = []
+        self._marked: dict[int, TableRow] = {}  # groups where somebody is filling or leaving
         self._records: dict[int, ServerRecord] = {}
         self._callers: dict[int, tuple[str, Caller]] = {}
         self._refresh_lock = trio.Lock()
@@ -48,18 +49,32 @@ class Placement:
         return (self._map.replicas if self._map is not None else 1) // 2 + 1
 
     def servers_of(self, block: bytes) -> Sequence[int]:
-        """The servers of a block, first the head of its pipeline; empty while no server is known."""
-        if self._map is None or not self._map.table:
+        """The servers to read a block from, those that may lack it last; empty while no server is known."""
+        if not self._table:
             return ()
-        return self._map.table[group_of(block, len(self._map.table))]
+        number = group_of(block, len(self._table))
+        row, marked = self._table[number], self._marked.get(number)
+        if marked is None or not marked.filling:
+            return row
+        return (*(server for server in row if server not in marked.filling), *marked.filling)
+
+    def writers_of(self, block: bytes) -> Sequence[int]:
+        """The servers whose durable copies of a block count, first the head of its pipeline."""
+        if not self._table:
+            return ()
+        number = group_of(block, len(self._table))
+        row, marked = self._table[number], self._marked.get(number)
+        if marked is None or not marked.leaving:
+            return row
+        return tuple([server for server in row if server not in marked.leaving])
 
     async def ready(self, deadline: float) -> None:
         """Return once the map is as new as the session knows of and names servers; UNREACHABLE at the deadline."""
         pause_s = 0.02
-        while self._map is None or not self._map.table or self._map.pg_epoch < self._session.pg_epoch:
+        while not self._table or self.pg_epoch < self._session.pg_epoch:
             before = self.pg_epoch
             await self.refresh(deadline)
-            if self._map is not None and self._map.table:
+            if self._table:
                 return
             if trio.current_time() + pause_s >= deadline:
                 raise FsError(Code.UNREACHABLE, f"no chunk server is registered (map epoch {before})")
@@ -77,12 +92,23 @@ class Placement:
             self._take(answer.body)
 
     def _take(self, new: ClusterMap) -> None:
-        if not new.table and self._map is not None and new.pg_epoch == self._map.pg_epoch:
-            new = msgspec.structs.replace(new, table=self._map.table)  # not sent again to those who know it
-        if new.table or new.servers:  # otherwise nothing is newer than what is known
+        late = new.base and new.base != self.pg_epoch  # the answer to a question of long ago
+        if (new.table or new.servers) and not late:
+            self._take_table(new)
             self._map = new
             self._records = {record.server: record for record in new.servers}
         self._session.take_epochs(new.gc_epoch, new.pg_epoch)
+
+    def _take_table(self, new: ClusterMap) -> None:
+        """A whole table, or the groups that changed since the epoch that is known; those change nothing else."""
+        if new.table or not new.base:
+            self._table = list(new.table)
+            self._marked = {}
+        for row in new.rows:
+            self._table[row.group] = row.servers
+            self._marked.pop(row.group, None)
+            if row.filling or row.leaving:
+                self._marked[row.group] = row
 
     async def call(self, server: int, request: Any, data: Sequence[Any], timeout_s: float) -> Answer:
         """Ask one chunk server. UNREACHABLE too when the map does not know it."""

@@ -164,7 +164,7 @@ class Writer:
         touched: set[Route] = set()
         needed = self._placement.durable_min
         for encoded in blocks:
-            servers = self._placement.servers_of(encoded.block)
+            servers = self._placement.writers_of(encoded.block)
             if len(servers) < needed:
                 error = FsError(Code.UNREACHABLE, f"{len(servers)} chunk servers for a block that needs {needed}")
                 attempt.failed.append((encoded, error))

@@ -14,12 +14,13 @@ from typing import Optional
 import msgspec
 
 from metadata.api import ServerRecord, VolumeStat
-from metadata.placement import Candidate, Table, group_count, plan, revise
+from metadata.balance import ideal
+from metadata.placement import WEIGHTED, Candidate, Table, group_count
 from metadata.state.command import SetTable, TableItem
 from node.wire.limits import SERVER_SILENT_S, TABLE_ITEMS_MAX, TABLE_SETTLE_S
 from storage.api import ServerStatus
 
-TAKES_NEW = frozenset({"serving", "suspect"})  # suspect: silent for a while; its groups are not taken away for that
+TAKES_NEW = frozenset({"joining", "serving", "suspect"})  # suspect: its groups are not taken away for that
 GONE = frozenset({"out"})
 
 
@@ -35,8 +36,13 @@ class Beat:
 class Fleet:
     """All chunk servers of one leadership."""
 
-    def __init__(self, now_s: float, *, replicas: int, expected: int) -> None:
+    def __init__(
+        self, now_s: float, *, replicas: int, expected: int, silent_after_s: float = SERVER_SILENT_S,
+        strategy: str = WEIGHTED,
+    ) -> None:
         self.replicas = replicas
+        self.silent_after_s = silent_after_s
+        self.strategy = strategy
         self.expected = expected  # servers that the configuration names: the first table waits a little for them
         self.beats: dict[int, Beat] = {}
         self._since_s = now_s
@@ -51,7 +57,7 @@ class Fleet:
         """Return the servers that have just become silent."""
         lapsed = []
         for server, beat in self.beats.items():
-            if beat.alive and now_s - beat.heard_s > SERVER_SILENT_S:
+            if beat.alive and now_s - beat.heard_s > self.silent_after_s:
                 beat.alive = False
                 lapsed.append(server)
         return lapsed
@@ -59,6 +65,16 @@ class Fleet:
     def alive(self, server: int) -> bool:
         beat = self.beats.get(server)
         return beat is not None and beat.alive
+
+    def silent_s(self, server: int, now_s: float) -> float:
+        """For how long a server was not heard; one that this leader never heard has had its time since the election."""
+        beat = self.beats.get(server)
+        return now_s - (self._since_s if beat is None else beat.heard_s)
+
+    def takes(self, server: int) -> bool:
+        """Whether a server is alive and has room."""
+        beat = self.beats.get(server)
+        return beat is not None and beat.alive and beat.status.state == "serving"
 
     # --- what others are told --------------------------------------------------------------------------------
 
@@ -101,13 +117,10 @@ class Fleet:
     # --- placement -------------------------------------------------------------------------------------------
 
     def table_change(
-        self, servers: Sequence[ServerRecord], table: Table, epoch: int, stored: bool, now_s: float
+        self, servers: Sequence[ServerRecord], table: Table, epoch: int, now_s: float
     ) -> Optional[SetTable]:
-        """Return the next change of the table that is due, None where there is none.
-
-        ``stored``: the volume holds data. Then nobody who may stay is displaced (``placement.revise``). An empty
-        volume gets the ideal table; the first one waits TABLE_SETTLE_S for all servers that are expected.
-        """
+        """Return the next step towards the ideal table of a volume that holds nothing and that nobody writes to, None
+        where there is none. The first one waits TABLE_SETTLE_S for all servers that are expected."""
         candidates = [
             Candidate(record.server, record.weight, record.host, record.rack)
             for record in servers
@@ -118,13 +131,9 @@ class Fleet:
         if not table and len(candidates) < self.expected and now_s - self._since_s < TABLE_SETTLE_S:
             return None
         groups = len(table) or group_count(len(candidates))
-        if stored:
-            holders = {record.server for record in servers if record.state not in GONE}
-            wanted = revise(table or ((),) * groups, candidates, self.replicas, holders)
-        else:
-            wanted = plan(candidates, self.replicas, groups)
+        wanted = ideal(candidates, self.replicas, groups, self.strategy)
         current = table or ((),) * groups
         items = [TableItem(group, row) for group, row in enumerate(wanted) if row != current[group]]
         if not items:
             return None
-        return SetTable(epoch, tuple(items[:TABLE_ITEMS_MAX]), 0 if table else groups)
+        return SetTable(epoch, tuple(items[:TABLE_ITEMS_MAX]), 0 if table else groups, strategy=self.strategy)

@@ -8,16 +8,16 @@ again in apply, so a duty proposed twice does no harm.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Optional
 
 import msgspec
 import trio
 
-from metadata.api import ClusterMap, MemberAddress, Result, ServerRecord, VolumeStat
+from metadata.api import ClusterMap, MemberAddress, Result, ServerRecord, TableRow, VolumeStat
 from metadata.server.audits import Audits
-from metadata.server.fleet import GONE, Fleet
+from metadata.server.fleet import Fleet
 from metadata.server.node import Node
 from metadata.state.command import (
     CommandKind,
@@ -34,7 +34,7 @@ from node.host.logging import get_logger
 from node.rpc.server import Call
 from node.wire.errors import Code, FsError
 from node.wire.limits import LEADER_DUTY_S, RECLAIM_ROWS, SESSION_EXPIRY_S
-from storage.api import Heartbeat, HeartbeatReply, ServerAddress, ServerStatus
+from storage.api import Heartbeat, HeartbeatReply, Order, Report, ServerAddress, ServerStatus
 
 log = get_logger(__name__)
 
@@ -67,8 +67,17 @@ class Leader:
         self._sessions: dict[int, float] = {}  # when each was last heard of, in the leader's running time
         self._told: dict[int, object] = {}  # which lists each chunk server was sent last
         self._pending: set[object] = set()  # duties whose entry is on its way: one at a time of each
-        self.fleet = Fleet(0.0, replicas=config.replicas, expected=len(config.servers))
+        self.fleet = self._new_fleet(0.0)
+        self.reported: Callable[[int, Sequence[Report]], None] = lambda server, reports: None
+        self.orders_for: Callable[[int], tuple[Order, ...]] = lambda server: ()
         self._counts = {"expired": 0, "registered": 0, "tables": 0, "reclaims": 0}
+
+    def _new_fleet(self, now_s: float) -> Fleet:
+        config = self._config
+        return Fleet(
+            now_s, replicas=config.replicas, expected=len(config.servers), silent_after_s=config.metadata.silent,
+            strategy=config.metadata.placement,
+        )
 
     # --- the duties ------------------------------------------------------------------------------------------
 
@@ -87,7 +96,7 @@ class Leader:
         if self._audits is not None:
             self._audits.begin(now_s)
         self._sessions = {session.id: now_s for session in self._machine.sessions()}
-        self.fleet = Fleet(now_s, replicas=self._config.replicas, expected=len(self._config.servers))
+        self.fleet = self._new_fleet(now_s)
         self.look_after()
 
     def look_after(self) -> None:
@@ -188,7 +197,8 @@ class Leader:
             name, weight, host, rack = status.name or status.address, status.weight, status.host, status.rack
         if record is not None:
             weight = record.weight  # an operator may have changed it since
-        return RegisterServer(status.uuid, name, status.address, host, rack, weight, status.capacity_bytes)
+        state = "joining" if self._machine.table else "serving"  # of a new one
+        return RegisterServer(status.uuid, name, status.address, host, rack, weight, status.capacity_bytes, state)
 
     def _registered(self, call: Call, outcome: Optional[Outcome], error: Optional[FsError]) -> None:
         reply = outcome.reply if outcome is not None else error
@@ -204,11 +214,10 @@ class Leader:
     def _retire_namesakes(self, record: ServerRecord) -> None:
         """Another store answers at this address now: what the one before it held is gone."""
         for other in self._machine.servers():
-            if other.server != record.server and other.address == record.address and other.state not in GONE:
+            if other.server != record.server and other.address == record.address and other.note != "lost":
                 log.warning("chunk server lost its data", server=other.server, name=other.name, now=record.server)
-                self._propose(
-                    ("state", other.server), CommandKind.SET_SERVER_STATE, SetServerState(other.server, "out")
-                )
+                lost = SetServerState(other.server, "out", note="lost")
+                self._propose(("state", other.server), CommandKind.SET_SERVER_STATE, lost)
 
     def _note(self, call: Call, server: int, request: Heartbeat) -> None:
         if self.fleet.heard(server, request.status, self._node.running_s):
@@ -217,6 +226,7 @@ class Leader:
             log.error(
                 "chunk server found damaged blocks", server=server, blocks=[block.hex() for block in request.bad_blocks]
             )
+        self.reported(server, request.reports)
         machine = self._machine
         addresses = tuple([ServerAddress(known.server, known.address) for known in machine.servers()])
         members = self._members()
@@ -231,6 +241,7 @@ class Leader:
                 interval_s,
                 servers=addresses if fresh else None,
                 members=members if fresh else (),
+                orders=self.orders_for(server),
             )
         )
 
@@ -240,19 +251,33 @@ class Leader:
 
     def _update_table(self, now_s: float) -> None:
         machine = self._machine
-        stored = machine.file_bytes > 0 or any(beat.status.blocks for beat in self.fleet.beats.values())
-        change = self.fleet.table_change(machine.servers(), machine.table, machine.pg_epoch, stored, now_s)
+        if machine.table and not self.unused:
+            return  # row by row, then: see ``healer``
+        change = self.fleet.table_change(machine.servers(), machine.table, machine.pg_epoch, now_s)
         if change is not None:
             self._counts["tables"] += 1
             log.info("placement changes", groups=len(change.items), epoch=machine.pg_epoch)
             self._propose("table", CommandKind.SET_TABLE, change)
 
+    @property
+    def unused(self) -> bool:
+        """Whether the volume holds nothing and nobody writes to it, so that its table may become any other. A mount
+        that opens a session after this has to put again what it puts before it knows the new table."""
+        stored = self._machine.file_bytes > 0 or any(beat.status.blocks for beat in self.fleet.beats.values())
+        return not stored and not self._machine.sessions()
+
     def cluster_map(self, known_epoch: int) -> ClusterMap:
-        """The map for clients; the table only where theirs is older."""
+        """The map for clients: whole, or what changed since the epoch that they know."""
         machine = self._machine
-        table = machine.table if known_epoch < machine.pg_epoch else ()
         servers = self.fleet.records(machine.servers())
-        return ClusterMap(machine.pg_epoch, machine.gc_epoch, machine.replicas, servers, table)
+        base = known_epoch if 0 < known_epoch <= machine.pg_epoch else 0
+        rows = tuple([
+            TableRow(number, group.servers, group.filling, group.leaving)
+            for number, group in enumerate(machine.groups)
+            if (group.changed > base if base else group.filling or group.leaving)
+        ])
+        table = () if base else machine.table
+        return ClusterMap(machine.pg_epoch, machine.gc_epoch, machine.replicas, servers, table, base, rows)
 
     def volume(self) -> VolumeStat:
         """What statfs tells."""

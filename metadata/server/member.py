@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
+import msgspec
 import trio
 
 from metadata.api import (
@@ -34,6 +35,7 @@ from metadata.raft.messages import ConfState
 from metadata.server import wire
 from metadata.server.audits import Audits
 from metadata.server.collector import Collector, NodeGroup
+from metadata.server.healer import Healer
 from metadata.server.leader import Leader
 from metadata.server.leasing import Leasing
 from metadata.server.locking import LockNotices
@@ -47,7 +49,7 @@ from metadata.server.service import Service
 from metadata.server.snapshots import Receiver, wanted
 from metadata.server.stable import Stable
 from metadata.server.status import Reporter, role_of
-from metadata.state.command import encode_command
+from metadata.state.command import CommandKind, encode_command
 from metadata.state.machine import Machine, Outcome
 from metadata.store import layout
 from metadata.store.disk import Disk, read_file, write_file
@@ -109,6 +111,7 @@ class MetadataMember:
         self.audits: Optional[Audits] = None
         self.chunk_servers: Optional[ChunkServers] = None
         self.collector: Optional[Collector] = None
+        self.healer: Optional[Healer] = None
         self.members = {member.id: member for member in place.config.members}
         self._allowed: list[AllowList] = []
         self._transport = transport
@@ -186,9 +189,10 @@ class MetadataMember:
                 await nursery.start(self.receiver.run)
                 await nursery.start(self.node.run)
                 await nursery.start(self.leader.run)
-                assert self.chunk_servers is not None and self.collector is not None
+                assert self.chunk_servers is not None and self.collector is not None and self.healer is not None
                 await nursery.start(self.chunk_servers.run)
                 await nursery.start(self.collector.run)
+                await nursery.start(self.healer.run)
                 await stopping.wait()
                 await self._finish()
                 nursery.cancel_scope.cancel()
@@ -352,6 +356,7 @@ class MetadataMember:
             wall_ns=self._wall_ns,
             change_members=membership.change,
             collect_garbage=self._make_collector(node, machine, leader).handle,
+            healing=self._make_healer(node, machine, leader).handle,
         )
         self.peers.on_digest = audits.heard
         hooks.audited = audits.applied
@@ -366,8 +371,26 @@ class MetadataMember:
         )
         return receiver
 
+    def _make_healer(self, node: Node, machine: Machine, leader: Leader) -> Healer:
+        assert self.chunk_servers is not None and self.reporter is not None
+        self.healer = healer = Healer(
+            NodeGroup(node, self._encode),
+            machine,
+            lambda: leader.fleet,
+            self.chunk_servers.call,
+            now_s=lambda: node.running_s,
+            noout_s=self.place.config.metadata.noout,
+            unused=lambda: leader.unused,
+        )
+        leader.reported, leader.orders_for = healer.reported, healer.orders_for
+        self.reporter.under_replicated = healer.under_replicated
+        return healer
+
+    def _encode(self, kind: CommandKind, body: msgspec.Struct) -> bytes:
+        return encode_command(kind, self._wall_ns(), body)
+
     def _make_collector(self, node: Node, machine: Machine, leader: Leader) -> Collector:
-        group = NodeGroup(node, lambda kind, body: encode_command(kind, self._wall_ns(), body))
+        group = NodeGroup(node, self._encode)
         interval_s = self.place.config.metadata.gc_interval
         self.chunk_servers = calls = ChunkServers(self._connect_server)
         self.collector = Collector(group, machine, lambda: leader.fleet, calls.call, interval_s=interval_s)
@@ -466,6 +489,8 @@ class MetadataMember:
             found |= self.node.statistics() | self.service.statistics() | self.leader.statistics()
             if self.collector is not None:
                 found |= self.collector.statistics()
+            if self.healer is not None:
+                found |= self.healer.statistics()
         if self.audits is not None:
             found |= self.audits.statistics()
         return found

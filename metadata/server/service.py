@@ -48,6 +48,7 @@ class Service:
         wall_ns: Callable[[], int],
         change_members: Callable[[Call], None],
         collect_garbage: Optional[Callable[[Call], None]] = None,
+        healing: Optional[Callable[[Call], None]] = None,
     ) -> None:
         self.node = node
         self.machine = machine
@@ -72,6 +73,9 @@ class Service:
             api.ChangeMembers: change_members,
             api.CollectGarbage: collect_garbage or self.misdirected,
             api.ListReferences: self.list_references,
+            api.GetHealing: healing or self.misdirected,
+            api.StartScrub: healing or self.misdirected,
+            api.ChangeServer: healing or self.misdirected,
             api.FindReferences: self.find_references,
         }
         assert self._handlers.keys() == api.CATALOGUE.by_request.keys()

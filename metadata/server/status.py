@@ -44,6 +44,7 @@ class Reporter:
         self._leasing = leasing
         self._own = own
         self._all = members
+        self.under_replicated: Callable[[], int] = lambda: 0
 
     def report(self, *, brief: bool = False) -> api.StatusReply:
         """A member's status; sessions, servers and volume only from a settled leader."""
@@ -59,7 +60,7 @@ class Reporter:
             leader.volume(),
             leader.fleet.stored_bytes(),
             machine.replicas,
-            0,
+            self.under_replicated(),
             self.roster(),
         )
 

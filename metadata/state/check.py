@@ -118,7 +118,9 @@ class Auditor:
         groups = [decode_group(value) for _, value in self._rows(keys.GROUP)]
         self._expect("the number of placement groups", root.groups, len(groups))
         for number, group in enumerate(groups):
-            if not set(group.servers) <= servers.keys() or not 0 < group.changed <= root.pg_epoch:
+            marked = (*group.filling, *group.leaving)
+            sound = set(marked) <= set(group.servers) and len(set(marked)) == len(marked)
+            if not sound or not set(group.servers) <= servers.keys() or not 0 < group.changed <= root.pg_epoch:
                 self._say(f"placement group {number} is {group}")
         if servers and max(servers) >= root.next_server:
             self._say(f"chunk server {max(servers)} exists, {root.next_server} is the next")

@@ -86,27 +86,37 @@ class RegisterServer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SetServerState(msgspec.Struct, frozen=True, array_like=True):
-    """Change a chunk server's state or weight; NOT_FOUND where there is none. Reply: ServerRecord."""
+    """Change a chunk server's state or weight; NOT_FOUND where there is none. ``note`` says why one is out: "lost" or
+    "drained"; it goes with any other state. Reply: ServerRecord."""
 
     server: int
     state: str
     weight: Optional[float] = None
+    note: str = ""
 
 
 class TableItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The ordered servers of one placement group from now on."""
+    """The ordered servers of one placement group from now on, and which of them are filling or leaving."""
 
     group: int
     servers: tuple[int, ...]
+    filling: tuple[int, ...] = ()
+    leaving: tuple[int, ...] = ()
 
 
 class SetTable(msgspec.Struct, frozen=True, array_like=True):
     """Change the placement table: STALE_EPOCH unless ``base_epoch`` is the table's. ``groups`` sets its length once,
-    while it is empty; 0 keeps it. A large table takes several of these. Reply: EpochReply."""
+    while it is empty; 0 keeps it. A large table takes several of these. Reply: EpochReply.
+
+    With ``keep`` a row changes only in ways that lose no data: a member goes only where it was leaving, and who was
+    filling or leaving and stays may become complete, or leave, but not come back; else INVALID. ``strategy`` not empty:
+    how tables are planned from now on."""
 
     base_epoch: int
     items: tuple[TableItem, ...]
     groups: int = 0
+    keep: bool = False
+    strategy: str = ""
 
 
 class AdvanceEpoch(msgspec.Struct, frozen=True, array_like=True):

@@ -23,7 +23,7 @@ from metadata.state import keys
 from metadata.state.audit import Auditor
 from metadata.state.command import ROOT, Audit, Command, FenceSession, Format, FormatReply, Nothing, decode_command
 from metadata.state.query import Queries
-from metadata.state.records import Applied, Audited, Session, decode_applied, encode
+from metadata.state.records import Applied, Audited, Group, Session, decode_applied, encode
 from metadata.state.root import UUID_BYTES, Root, server_record
 from metadata.state.sessions import Sessions
 from metadata.state.shard import Shard
@@ -203,6 +203,16 @@ class Machine:
     def table(self) -> tuple[tuple[int, ...], ...]:
         """The placement table: the ordered servers of each placement group."""
         return self._root.table
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """The placement groups as they are; not to be changed."""
+        return self._root.groups
+
+    @property
+    def strategy(self) -> str:
+        """How placement tables are planned; empty: the usual way."""
+        return self._root.record.strategy
 
     @property
     def files(self) -> int:

@@ -85,13 +85,20 @@ class Server(msgspec.Struct, frozen=True, array_like=True, gc=False):
     weight: float
     capacity_bytes: int
     state: str
+    note: str = ""  # why it is out: "lost" (its data is gone) or "drained" (it holds nothing that counts)
+    public_key: str = ""
 
 
 class Group(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A placement group: ordered servers, and the table's epoch that brought them."""
+    """A placement group: ordered servers, and the table's epoch that brought them.
+
+    ``filling``: of these, who does not yet have what was written before it joined. ``leaving``: whose place another has
+    taken; no write counts on it any more, and it goes when enough others have read from it (``metadata.rows``)."""
 
     servers: tuple[int, ...]
     changed: int
+    filling: tuple[int, ...] = ()
+    leaving: tuple[int, ...] = ()
 
 
 class RootRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -105,6 +112,7 @@ class RootRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     groups: int = 0  # how many placement groups there are
     next_session: int = 1
     next_server: int = 1
+    strategy: str = ""  # of placement; empty: the usual one
 
 
 class ShardRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):

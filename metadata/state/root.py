@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from metadata.api import CloseSession, CloseSessionReply, OpenSession, OpenSessionReply, ServerRecord
+from metadata.placement import STRATEGIES
 from metadata.state import keys
 from metadata.state.command import (
     AdvanceEpoch,
@@ -26,6 +27,7 @@ from metadata.state.command import (
     RegisterServer,
     SetServerState,
     SetTable,
+    TableItem,
 )
 from metadata.state.records import (
     Group,
@@ -44,6 +46,7 @@ from node.wire.limits import PLACEMENT_GROUPS_MAX, SESSION_LEASE_S, SESSION_TEXT
 
 FORMAT = 1
 STATES = frozenset({"joining", "serving", "suspect", "out", "draining"})
+NOTES = frozenset({"", "lost", "drained"})
 REPLICAS_MAX = 16
 UUID_BYTES = 16
 CLUSTER_BYTES_MAX = 64
@@ -148,7 +151,8 @@ class Root:
         known = None if value is None else self.servers[keys.NUMBER.unpack(value)[0]]
         ident = self.record.next_server if known is None else known.server
         state = body.state if known is None else known.state
-        server = Server(ident, body.uuid, *texts, body.weight, body.capacity_bytes, state)
+        note = "" if known is None else known.note
+        server = Server(ident, body.uuid, *texts, body.weight, body.capacity_bytes, state, note)
         if known is None:
             self._save(next_server=ident + 1)
             self._tables.put(keys.server_uuid(body.uuid), keys.NUMBER.pack(ident))
@@ -162,7 +166,9 @@ class Root:
             raise FsError(Code.NOT_FOUND, f"chunk server {body.server}")
         weight = server.weight if body.weight is None else body.weight
         _check_server(body.state, weight)
-        server = replace(server, state=body.state, weight=weight)
+        if body.note not in NOTES or (body.note and body.state != "out"):
+            raise FsError(Code.INVALID, f"state {body.state!r}, note {body.note!r}")
+        server = replace(server, state=body.state, weight=weight, note=body.note)
         self._put_server(server)
         return server_record(server)
 
@@ -184,16 +190,25 @@ class Root:
         for item in body.items:
             if not 0 <= item.group < length:
                 raise FsError(Code.INVALID, f"placement group {item.group} of {length}")
-            if len(set(item.servers)) != len(item.servers) or not self.servers.keys() >= set(item.servers):
-                raise FsError(Code.INVALID, f"placement group {item.group} on {item.servers}")
+            self._check_item(item)
+            if body.keep and item.group < len(self.groups):
+                _check_kept(self.groups[item.group], item)
+        if body.strategy and body.strategy not in STRATEGIES:
+            raise FsError(Code.INVALID, f"placement strategy {body.strategy!r}")
         epoch = record.pg_epoch + 1
-        self._save(pg_epoch=epoch, groups=length)
+        self._save(pg_epoch=epoch, groups=length, strategy=body.strategy or record.strategy)
         for number in range(len(self.groups), length):
             self._put_group(number, Group((), epoch))
         for item in body.items:
-            self._put_group(item.group, Group(item.servers, epoch))
+            self._put_group(item.group, Group(item.servers, epoch, item.filling, item.leaving))
         self._table = None
         return EpochReply(record.gc_epoch, epoch)
+
+    def _check_item(self, item: TableItem) -> None:
+        row, marked = set(item.servers), (*item.filling, *item.leaving)
+        known = self.servers.keys() >= row
+        if not known or len(row) != len(item.servers) or len(set(marked)) != len(marked) or not row >= set(marked):
+            raise FsError(Code.INVALID, f"placement group {item.group}: {item}")
 
     def _put_group(self, number: int, group: Group) -> None:
         if number == len(self.groups):
@@ -220,7 +235,20 @@ def server_record(server: Server) -> ServerRecord:
         server.weight,
         server.capacity_bytes,
         server.state,
+        note=server.note,
+        public_key=server.public_key,
     )
+
+
+def _check_kept(group: Group, item: TableItem) -> None:
+    """Raise where a change of the row could lose the last copy of something."""
+    before, after = set(group.servers), set(item.servers)
+    gone = before - after - set(group.leaving)
+    back = set(group.leaving) & after - set(item.leaving)
+    emptied = (before - set(group.filling)) & set(item.filling)
+    unfilled = (after - before) - set(item.filling) if before else set()
+    if gone or back or emptied or unfilled:
+        raise FsError(Code.INVALID, f"placement group {item.group} from {group} to {item} could lose data")
 
 
 def _check_server(state: str, weight: float) -> None:

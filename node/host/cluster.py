@@ -52,12 +52,17 @@ class ChunkServer(msgspec.Struct, frozen=True, kw_only=True):
 
 class MetadataOptions(msgspec.Struct, frozen=True, kw_only=True):
     """``commit_entries`` and ``commit_interval``: how much of the log a restart may have to apply again.
-    ``gc_interval``: how often the leader collects blocks that nothing references."""
+    ``gc_interval``: how often the leader collects blocks that nothing references. ``silent``: a chunk server without a
+    heartbeat for so long is suspect; ``noout``: and after so long it is given up, and its groups get a substitute for
+    good. ``placement``: how servers are chosen for data (``metadata.placement``)."""
 
     map_bytes: Size = limits.STATE_MAP_BYTES
     commit_entries: Positive = limits.STATE_COMMIT_ENTRIES
     commit_interval: Seconds = limits.STATE_COMMIT_S
     gc_interval: Seconds = limits.GC_INTERVAL_S
+    silent: Seconds = limits.SERVER_SILENT_S
+    noout: Seconds = limits.NOOUT_S
+    placement: Literal["weighted", "round-robin", "random"] = "weighted"
     http: str = ""  # HOST:PORT of /metrics and /healthz, empty: none
 
 

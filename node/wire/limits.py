@@ -162,6 +162,17 @@ PLACEMENT_GROUPS_PER_SERVER = 8
 TABLE_ITEMS_MAX = 4096  # of one entry
 TABLE_SETTLE_S = 3.0  # a new volume's first table waits this long for the servers that the configuration names
 SERVER_SILENT_S = 10.0  # without a heartbeat a chunk server counts as not alive
+NOOUT_S = 600.0  # and is given up after this, so that its groups get a substitute for good
+ROW_SERVERS_MAX = 32  # of a group, with all that come and go
+
+# Healing
+HEAL_DUTY_S = 0.5  # how often the leader looks at rows and reports
+HEAL_ASK_S = 2.0  # how often it asks every chunk server what it holds
+HEAL_CALL_S = 5.0
+HEAL_AGAIN_S = 10.0  # groups whose members differ are read again after this, if they still do
+HEAL_GROUPS_MAX = 64  # reading orders under way in the whole cluster
+HEAL_GROUPS_PER_SERVER_MAX = 16
+HEAL_MOVES_MAX = 16  # groups that move for balance or a drain at the same time
 
 # The metadata leader
 METADATA_WAITING_MAX = 16_384  # requests that wait in one member

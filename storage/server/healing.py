@@ -248,15 +248,15 @@ class Healing:
     async def _ask(self, job: _Sync, action: Union[AskDigest, AskList]) -> None:
         order = job.order
         if isinstance(action, AskDigest):
-            digests = (await self._call(action.server, api.GroupDigests(order.groups, (order.group,)))).body.digests
+            question = api.GroupDigests(order.groups, (order.group,), action.server)
+            digests = (await self._call(action.server, question)).body.digests
             if len(digests) != 1 or digests[0].group != order.group:
                 raise FsError(Code.PROTOCOL, f"digests of {[digest.group for digest in digests]}")
             own = digest_of(self._store, order.group, order.groups)
             job.core.digested(action.server, digests[0], own)
             return
-        page = (await self._call(
-            action.server, api.ListGroup(order.groups, order.group, action.after, SYNC_PAGE_BLOCKS)
-        )).body
+        wanted = api.ListGroup(order.groups, order.group, action.after, SYNC_PAGE_BLOCKS, action.server)
+        page = (await self._call(action.server, wanted)).body
         alien = [found for found in page.blocks if group_of(found.block, order.groups) != order.group]
         if alien or len(page.blocks) > SYNC_PAGE_BLOCKS:
             raise FsError(Code.PROTOCOL, f"a list of {len(page.blocks)} blocks, {len(alien)} of other groups")

@@ -245,12 +245,19 @@ class Service:
         """Say what groups add up to."""
         request: api.GroupDigests = call.request
         _check_groups(request.groups, request.wanted)
+        self._check_meant(request.server)
         call.reply(api.GroupDigestsReply(tuple([digest_of(self._store, g, request.groups) for g in request.wanted])))
+
+    def _check_meant(self, server: int) -> None:
+        own = self._status().server
+        if server and server != own:
+            raise FsError(Code.STALE, f"this is chunk server {own}, not {server}")
 
     def list_group(self, call: Call) -> None:
         """List what is here of a group."""
         request: api.ListGroup = call.request
         _check_groups(request.groups, (request.group,))
+        self._check_meant(request.server)
         if not 0 < request.limit <= UNCONFIRMED_MAX or len(request.after) not in (0, BLOCK_ID_BYTES):
             raise ProtocolError(f"a list of {request.limit} blocks after a name of {len(request.after)} bytes")
         assert self._nursery is not None

@@ -26,10 +26,10 @@ def fleet(*heard: int, replicas: int = 1, expected: int = 0) -> Fleet:
     return made
 
 
-def apply(made: Fleet, servers: list[ServerRecord], table: Table, *, stored: bool, now_s: float = 100.0) -> Table:
+def apply(made: Fleet, servers: list[ServerRecord], table: Table, *, now_s: float = 100.0) -> Table:
     """Apply changes until none is due."""
     rows = dict(enumerate(table))
-    while (change := made.table_change(servers, tuple(rows.values()), 1, stored, now_s)) is not None:
+    while (change := made.table_change(servers, tuple(rows.values()), 1, now_s)) is not None:
         assert len(change.items) <= TABLE_ITEMS_MAX
         assert bool(change.groups) == (not rows)
         rows = rows or {group: () for group in range(change.groups)}
@@ -68,31 +68,21 @@ def test_a_server_not_heard_of_yet_counts_by_its_share_of_the_volume() -> None:
 def test_the_first_table_waits_for_the_servers_that_are_expected() -> None:
     made = fleet(1, expected=2)
     servers = [record(1)]
-    assert made.table_change(servers, (), 0, False, TABLE_SETTLE_S - 0.1) is None
-    assert made.table_change(servers, (), 0, False, TABLE_SETTLE_S) is not None
+    assert made.table_change(servers, (), 0, TABLE_SETTLE_S - 0.1) is None
+    assert made.table_change(servers, (), 0, TABLE_SETTLE_S) is not None
     made.heard(2, status(2), 0.0)
-    assert made.table_change([*servers, record(2)], (), 0, False, 0.1) is not None
+    assert made.table_change([*servers, record(2)], (), 0, 0.1) is not None
 
 
 def test_no_table_without_a_living_server() -> None:
-    assert fleet().table_change([record(1)], (), 0, False, 100.0) is None
+    assert fleet().table_change([record(1)], (), 0, 100.0) is None
 
 
-def test_an_empty_volume_is_spread_again_and_a_full_one_only_filled_up() -> None:
+def test_an_unused_volume_is_spread_again() -> None:
     made = fleet(1, 2, replicas=1)
-    one = apply(made, [record(1)], (), stored=False)
+    one = apply(made, [record(1)], ())
     assert set(one) == {(1,)} and len(one) == 64
-    both = [record(1), record(2)]
-    assert apply(made, both, one, stored=True) == one
-    spread = apply(made, both, one, stored=False)
-    assert {(1,), (2,)} == set(spread)
-
-
-def test_a_draining_server_keeps_its_groups_and_a_lost_one_does_not() -> None:
-    made = fleet(1, 2, replicas=1)
-    table = apply(made, [record(1), record(2)], (), stored=False)
-    assert apply(made, [record(1), record(2, "draining")], table, stored=True) == table
-    assert set(apply(made, [record(1), record(2, "out")], table, stored=True)) == {(1,)}
+    assert {(1,), (2,)} == set(apply(made, [record(1), record(2)], one))
 
 
 def test_heartbeats_fill_in_what_the_log_does_not_know() -> None:

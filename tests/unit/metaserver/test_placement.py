@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metadata.placement import Candidate, choose, group_count, group_of, plan, revise
+from metadata.placement import Candidate, choose, group_count, group_of, plan
 
 
 def servers(count: int, *, hosts: int = 0, racks: int = 0) -> list[Candidate]:
@@ -81,29 +81,3 @@ def test_a_joining_server_takes_its_share_and_nothing_else_moves() -> None:
     moved = [(old, new) for old, new in zip(before, after) if old != new]
     assert all(new == (10,) for _, new in moved)
     assert 60 < len(moved) < 150
-
-
-def test_revise_fills_vacancies_and_displaces_nobody() -> None:
-    one = plan(servers(1), 2, 64)
-    two = revise(one, servers(2), 2)
-    assert all(row == (1, 2) for row in two)
-    assert revise(two, servers(5), 2) == two
-
-
-def test_revise_keeps_a_holder_that_takes_nothing_new() -> None:
-    table = plan(servers(3), 2, 64)
-    candidates = [c for c in servers(4) if c.server != 2]
-    kept = revise(table, candidates, 2, holders={2})
-    assert kept == table
-    dropped = revise(table, candidates, 2)
-    assert all(2 not in row and len(row) == 2 for row in dropped)
-    assert all(set(old) - {2} <= set(new) for old, new in zip(table, dropped))
-
-
-@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 4))
-def test_revise_never_loses_a_server_that_may_stay(before: int, after: int, replicas: int) -> None:
-    table = plan(servers(before), replicas, 64)
-    revised = revise(table, servers(after), replicas)
-    for old, new in zip(table, revised):
-        assert {server for server in old if server <= after} <= set(new)
-        assert len(new) == len(set(new)) == min(after, replicas)
