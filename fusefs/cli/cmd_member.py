@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from rich.table import Table
 from fusefs.cli.create import PEER_SUFFIX, peer_of, split_address
 from fusefs.cli.layout import MEMBER_PREFIX, Layout, config_path_of, layout_of
 from fusefs.cli.options import client_keys, key_option, output_of, with_json
-from fusefs.cli.output import Failure, Output
-from fusefs.cli.processes import Ending
+from fusefs.cli.output import Output
 from fusefs.cli.query import Answers, ask_all, change_members
+from fusefs.cli.rewriting import NAME_CHARACTERS, NAME_LENGTH_MAX, relative, stop
 from fusefs.cli.rows import member_rows
 from metadata.api import ChangeMembers
 from node.host.cluster import ClusterConfig, Member, load_cluster, save_cluster
@@ -26,11 +25,8 @@ from node.host.exitcodes import Exit, UsageError
 from node.host.keys import create_keys, key_path, load_keys
 from node.host.paths import ipc_address
 from node.wire.errors import Code, FsError
-from node.wire.limits import STOP_FLUSH_S
 
 WIDTH_MIN = 160
-NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
-NAME_LENGTH_MAX = 60
 
 
 @click.group()
@@ -97,7 +93,7 @@ def remove(context: click.Context, cluster: str, name: str, key: Path | None) ->
     left = tuple(entry for entry in config.members if entry.name != name)
     if left != config.members and left:
         save_cluster(path, _relative(layout, config, left))
-    stopped = _stop(layout, name)
+    stopped = stop(layout, name)
     output.line(f"{name} is no member any more" + (", and stopped" if stopped else ""))
     output.line(f"its data in {layout.data(name)} are of no use to anybody")
     output.document({"name": name, "removed": True, "stopped": stopped})
@@ -207,30 +203,5 @@ def _absolute(layout: Layout, entry: Member) -> tuple[str, str]:
 
 
 def _relative(layout: Layout, config: ClusterConfig, members: tuple[Member, ...]) -> ClusterConfig:
-    """The configuration to write: ipc paths inside the directory relative to it again, so that it can be moved."""
-    prefix = f"ipc://{layout.config_path.resolve().parent}/"
-    replace = msgspec.structs.replace
-
-    def relative(given: str) -> str:
-        return f"ipc://{given.removeprefix(prefix)}" if given.startswith(prefix) else given
-
-    return replace(
-        config,
-        members=tuple(
-            replace(entry, address=relative(entry.address), peer_address=relative(entry.peer_address))
-            for entry in members
-        ),
-        servers=tuple(replace(server, address=relative(server.address)) for server in config.servers),
-    )
-
-
-def _stop(layout: Layout, name: str) -> bool:
-    """End the process of a removed member if it runs here; return whether it did."""
-    if name not in layout.living():
-        return False
-    ending = Ending(functools.partial(layout.holder, name))
-    ending.terminate()
-    if not ending.wait(STOP_FLUSH_S):
-        raise Failure(f"{name} is removed, but its process {ending.pid} has not stopped; see {layout.log(name)}")
-    layout.pid(name).unlink(missing_ok=True)
-    return True
+    """The configuration to write, with these members."""
+    return relative(layout, msgspec.structs.replace(config, members=members))

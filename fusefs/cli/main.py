@@ -16,6 +16,8 @@ from fusefs.cli.cmd_fsck import fsck
 from fusefs.cli.cmd_gc import gc
 from fusefs.cli.cmd_member import member
 from fusefs.cli.cmd_mount import mount
+from fusefs.cli.cmd_rebalance import rebalance, scrub
+from fusefs.cli.cmd_server import server
 from fusefs.cli.cmd_status import status
 from fusefs.cli.cmd_umount import umount
 from fusefs.cli.cmd_up import up
@@ -39,7 +41,7 @@ def cli() -> None:
     """
 
 
-for command in (up, down, mount, umount, status, member, gc, fsck, clone):
+for command in (up, down, mount, umount, status, member, gc, fsck, clone, server, rebalance, scrub):
     cli.add_command(command)
 
 
