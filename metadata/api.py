@@ -468,8 +468,8 @@ class ServerHealing(msgspec.Struct, frozen=True, array_like=True):
 
 
 class HealingReply(msgspec.Struct, frozen=True, array_like=True):
-    """``changing``: groups where somebody is filling or leaving; ``waiting``: moves that will follow; ``lacking_bytes``:
-    what filling members still lack. ``scrub_order``: the number of the last StartScrub."""
+    """``changing``: groups where somebody is filling or leaving; ``waiting``: moves that will follow;
+    ``lacking_bytes``: what filling members still lack. ``scrub_order``: the number of the last StartScrub."""
 
     servers: tuple[ServerHealing, ...]
     under_replicated_blocks: int

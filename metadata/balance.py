@@ -61,8 +61,8 @@ def moves(
     movable: Collection[int],
     takers: Collection[int] | None = None,
 ) -> list[Move]:
-    """Return at most ``limit`` moves, at most one a group, of ``movable`` groups. ``rows``: who will have each group when
-    everything under way is done. ``takers``: who may take more; None: all."""
+    """Return at most ``limit`` moves, at most one a group, of ``movable`` groups. ``rows``: who will have each group
+    when everything under way is done. ``takers``: who may take more; None: all."""
     by_id = {candidate.server: candidate for candidate in candidates}
     counts = slots(rows)
     surplus = {server: counts.get(server, 0) - wanted[server] for server in by_id}

@@ -1,9 +1,9 @@
 """What happens to the row of a placement group when servers come, go, fill up and drain. Pure.
 
 A row is an ordered list of servers. Some are *filling*: they take new writes, and read what is older from the others.
-Some are *leaving*: another one has taken their place; no put counts on them any more. All others are *complete*. None of
-these words promises that a server has every block, because a put that enough members took is done. What is promised is
-that of the members that a put could have counted on, ``write_quorum`` had it. So whoever must know everything has to
+Some are *leaving*: another one has taken their place; no put counts on them any more. All others are *complete*. None
+of these words promises that a server has every block, because a put that enough members took is done. What is promised
+is that of the members that a put could have counted on, ``write_quorum`` had it. So whoever must know everything has to
 read from so many that they meet every write quorum, and a server whose data are lost answers nothing.
 
 A member leaves in three steps, each an entry that names the group's epoch:

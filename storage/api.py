@@ -168,8 +168,8 @@ class FindBlocksReply(msgspec.Struct, frozen=True, array_like=True):
 class GroupDigests(msgspec.Struct, frozen=True, array_like=True):
     """Ask what is here of some groups, without a scan. At most GROUP_DIGESTS_MAX at once.
 
-    ``server`` is who is meant, 0: whoever answers. Another one answers STALE: a new, empty store where an old one was must
-    not count as having been read."""
+    ``server`` is who is meant, 0: whoever answers. Another one answers STALE: a new, empty store where an old one was
+    must not count as having been read."""
 
     groups: int
     wanted: tuple[int, ...]

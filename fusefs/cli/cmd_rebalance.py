@@ -89,5 +89,6 @@ def scrub(context: click.Context, cluster: str, key: Path | None, rate: int | No
         {"name": found.record.name, "bytes": found.scrub_total_bytes, "damaged_blocks": found.scrub_damaged}
         for found in rows
     ]})
-    output.line(f"{format_size(sum(found.scrub_total_bytes for found in rows))} read, {count(damaged, 'block')} damaged")
+    read_bytes = sum(found.scrub_total_bytes for found in rows)
+    output.line(f"{format_size(read_bytes)} read, {count(damaged, 'block')} damaged")
     context.exit(Exit.FINDINGS if damaged else Exit.OK)

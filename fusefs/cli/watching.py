@@ -57,5 +57,6 @@ async def watch(
 
 
 def _bar() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()
+    times = TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), *times
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())

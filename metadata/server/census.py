@@ -84,7 +84,7 @@ class Census:
         return short
 
     def _gap(self, server: int, number: int, blocks: int, members: Sequence[int]) -> int:
-        """What one member lacks at least. As many blocks, but others: one each; the same with other touches: nothing."""
+        """What one member lacks at least. As many blocks, but others: one each; the same, but other touches: none."""
         mine = self._contents(server, number)
         theirs = {self._contents(member, number)[1] for member in members}
         return max(blocks - mine[0], int(len(theirs) > 1 and mine[0] == blocks and not self._fullest(server, number)))

@@ -29,7 +29,7 @@ log = get_logger(__name__)
 
 
 class Healer:
-    """Heals while its member leads. ``fleet`` gives the leader's present view of the chunk servers, ``now_s`` its time."""
+    """Heals while its member leads. ``fleet`` is the leader's present view of the chunk servers, ``now_s`` its time."""
 
     def __init__(
         self,
@@ -213,5 +213,3 @@ class Healer:
         book = self.healing.orders
         counts: dict[str, float] = {f"heal_{name}": value for name, value in self.healing.counts.items()}
         return {**counts, "heal_under_way": book.under_way(), "heal_pulled": book.pulled}
-
-

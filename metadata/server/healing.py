@@ -1,8 +1,8 @@
 """Healing as the leader decides it: states of servers, changes of rows, orders to read, what is under-replicated.
 
-The rules of one row are in ``metadata.rows``, those of shares in ``metadata.balance``. Here they are applied to all groups
-with what heartbeats, reports and digests tell. Pure: time comes in; entries and orders come out. What is remembered
-begins with a leadership and ends with it; whatever must not be forgotten is in the rows themselves.
+The rules of one row are in ``metadata.rows``, those of shares in ``metadata.balance``. Here they are applied to all
+groups with what heartbeats, reports and digests tell. Pure: time comes in; entries and orders come out. What is
+remembered begins with a leadership and ends with it; whatever must not be forgotten is in the rows themselves.
 """
 
 from __future__ import annotations
@@ -234,9 +234,8 @@ class Healing:
         if action == "drain":
             others = [r for r in volume.servers if r.state in ("serving", "suspect", "joining") and r.server != server]
             if len(others) < volume.replicas and record.state != OUT:
-                raise FsError(
-                    Code.NO_SPACE, f"{name} cannot be drained: {len(others)} other chunk servers, {volume.replicas} copies"
-                )
+                there = f"{len(others)} other chunk servers for {volume.replicas} copies"
+                raise FsError(Code.NO_SPACE, f"{name} cannot be drained: there are {there}")
             out = record.state in (OUT, DRAINING) and not (record.state == OUT and not record.note)
             return None if out else SetServerState(server, DRAINING)
         if action == "serve":

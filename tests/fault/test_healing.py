@@ -1,5 +1,5 @@
-"""Three chunk servers, three copies, two mounts that write: one server after the other dies, loses its disk or has bytes
-flipped, and everything heals by itself. Then a fourth comes and another one is drained, under the same load."""
+"""Three chunk servers, three copies, two mounts that write: one server after the other dies, loses its disk or has
+bytes flipped, and everything heals by itself. Then a fourth comes and another is drained, under the same load."""
 
 from __future__ import annotations
 
@@ -133,7 +133,8 @@ def disturb(cluster: Cluster, load: Load, rng: random.Random) -> None:
         print(action, victim)
         if action == "flip":
             flip(cluster, victim, rng)
-            assert run(FUSEFS, "scrub", cluster.config, "--json", check=False, timeout_s=PATIENCE_S).returncode in (0, 3)
+            done = run(FUSEFS, "scrub", cluster.config, "--json", check=False, timeout_s=PATIENCE_S)
+            assert done.returncode in (0, 3), done.stderr
         else:
             cluster.kill(cluster.server_pids()[victim])
             load.progress()

@@ -1,4 +1,4 @@
-"""Healing against chunk servers in a dict: whoever is lost, silent, drained or added, every block comes to have its copies.
+"""Healing against chunk servers in a dict: whoever is lost, silent, drained or added, every block gets its copies.
 
 The leader's core and the replicated state are the production code; the servers do what they are told, in any order.
 """

@@ -1,5 +1,5 @@
-"""One row against the worst writers and readers there may be: a put is on a bare write quorum, nobody mends anything but
-what orders say, and a disk is lost whenever the row is whole. Production rules, a block at a time, many seeds."""
+"""One row against the worst writers and readers there may be: a put is on a bare write quorum, nobody mends anything
+but what orders say, and a disk is lost whenever the row is whole. Production rules, many seeds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class Life:
     @property
     def view(self) -> View:
         records = {
-            s: ServerRecord(s, b"", "", "", "", "", 1.0, 1, state, note=self.notes[s]) for s, state in self.states.items()
+            server: ServerRecord(server, b"", "", "", "", "", 1.0, 1, state, note=self.notes[server])
+            for server, state in self.states.items()
         }
         return View(self.replicas, records, frozenset(self.gone))
 
