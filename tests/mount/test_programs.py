@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import run
+from tests.harness import LONG, run
 
 GIT = ("git", "-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main", "-c", "gc.auto=0")
 
@@ -39,6 +39,9 @@ def test_git(work: Path) -> None:
     assert (work / "clone/d1/file1").read_text() == "changed\n"
 
 
+ROWS = 40 if LONG else 15  # each a transaction, and each of those some ten locks
+
+
 @pytest.mark.parametrize("journal", ["wal", "delete", "truncate", "persist"])
 def test_sqlite(work: Path, journal: str) -> None:
     path = work / "data.db"
@@ -55,9 +58,9 @@ def test_sqlite(work: Path, journal: str) -> None:
 
     def insert(worker: int) -> None:
         own = connect()
-        for i in range(40):
+        for i in range(ROWS):
             with own:
-                own.execute("insert into t (worker, body) values (?, ?)", (worker, os.urandom(100 * (i + 1))))
+                own.execute("insert into t (worker, body) values (?, ?)", (worker, os.urandom(300 * (i + 1))))
         own.close()
 
     threads = [threading.Thread(target=insert, args=(w,)) for w in range(3)]
@@ -68,7 +71,7 @@ def test_sqlite(work: Path, journal: str) -> None:
     with db:
         db.execute("delete from t where id % 3 = 0")
     db.execute("vacuum")
-    assert db.execute("select count(*) from t").fetchone()[0] == 80
+    assert db.execute("select count(*) from t").fetchone()[0] == 2 * ROWS
     assert db.execute("pragma integrity_check").fetchall() == [("ok",)]
     db.close()
     # another process, another look
