@@ -6,16 +6,19 @@ cut off again. Not for several writing threads; ``read`` and ``remove`` may be c
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Optional
 
 from node.host.disk import Disk, DiskFile, FatalDiskError
 from node.wire.errors import Code, FsError
-from node.wire.limits import SEGMENT_AHEAD_BYTES, SEGMENT_AHEAD_SHARE, STORE_OPEN_SEGMENTS_MAX
+from node.wire.limits import (
+    SEGMENT_AHEAD_BYTES, SEGMENT_AHEAD_SHARE, STORE_OPEN_SEGMENTS_MAX, WRITTEN_CACHED_BYTES, WRITTEN_STEP_BYTES,
+)
 from node.wire.types import Buffer
 from storage.records import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Record, SegmentHeader, unpack_segment_header
 
@@ -47,6 +50,8 @@ class Segments:
         self._counting = threading.Lock()
         self._asked = 0  # the disk was asked to set space aside in the active segment up to here
         self._ahead = 0  # and did, up to here
+        self._written: deque[tuple[int, int, int]] = deque()  # segment, start, end: durable, and in the kernel's memory
+        self._written_bytes = 0
         self.used_bytes = 0  # the length of all segments together
         self.salts: dict[int, Optional[int]] = {}  # None: the header is damaged, its records cannot be scanned
         self.store = b""
@@ -60,6 +65,7 @@ class Segments:
         else:
             self._writer = self._file(self.active)  # one descriptor for writes and syncs, so that no error is missed
             self._writer.truncate(self._lengths[self.active])  # gives back what a crash left set aside
+        self._written.append((self.active, self._lengths[self.active], self._lengths[self.active]))
 
     def _load(self) -> None:
         names = [name for name in self._disk.list() if _NAME.fullmatch(name)]
@@ -173,6 +179,25 @@ class Segments:
             self._writer.fdatasync()
         except OSError as error:
             raise FatalDiskError(f"segment {segment_name(self.active)}: fdatasync: {error}") from error
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Have the kernel forget what was written a while ago, so that its memory is used again for what is written
+        next. Memory that it has to find anew costs more than everything else that a large put does (measured)."""
+        number, end = self.active, self._lengths[self.active]
+        last = self._written[-1] if self._written else None
+        if last is not None and last[0] == number and last[2] - last[1] < WRITTEN_STEP_BYTES:
+            start, self._written[-1] = last[2], (number, last[1], end)
+        else:
+            start = last[2] if last is not None and last[0] == number else SEGMENT_HEADER_BYTES
+            self._written.append((number, start, end))
+        self._written_bytes += end - start
+        while self._written_bytes > WRITTEN_CACHED_BYTES and len(self._written) > 1:
+            number, start, end = self._written.popleft()
+            self._written_bytes -= end - start
+            if end > start:
+                with contextlib.suppress(OSError):  # compacted meanwhile, or no file system for such hints
+                    self._file(number).let_go(start, end - start)
 
     def cut(self, number: int, length: int) -> None:
         """Cut a torn tail off, durably."""

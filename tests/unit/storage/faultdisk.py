@@ -79,6 +79,9 @@ class FaultFile:
     def reserve(self, end: int) -> int:
         return self.size()
 
+    def let_go(self, offset: int, length: int) -> None:
+        self._disk.let_go.append((offset, length))
+
     def truncate(self, length: int) -> None:
         if self._disk.broken_truncates:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -98,6 +101,7 @@ class FaultDisk:
         self.step_limit: int | None = None
         self.claimed_free_bytes: int | None = None  # what free_bytes says when it is not the truth
         self._names: dict[str, _Inode] = {}
+        self.let_go: list[tuple[int, int]] = []
         self._durable_names: dict[str, _Inode] = {}
 
     def step(self, change: Callable[[], None]) -> None:

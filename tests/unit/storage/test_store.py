@@ -541,3 +541,22 @@ def test_a_leader_with_an_older_table_is_told_apart() -> None:
     again = open_store(disk, catalog)
     assert not again.current(6)
     assert again.current(7)
+
+
+def test_what_was_written_long_ago_leaves_the_kernels_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte of it once, the latest not, across segments."""
+    monkeypatch.setattr("storage.segments.WRITTEN_CACHED_BYTES", 50_000)
+    monkeypatch.setattr("storage.segments.WRITTEN_STEP_BYTES", 8_000)
+    disk = FaultDisk()
+    store = open_store(disk, segment_bytes=65_536)
+    names = [store_all(store, [plain(seed, 3_000)])[0] for seed in range(1, 100)]
+    gone = sum(length for _, length in disk.let_go)
+    written = store.used_bytes - SEGMENT_HEADER_BYTES * len(store.journal.segments.numbers)
+    assert written - 50_000 - 12_000 <= gone <= written - 40_000
+    by_segment: dict[int, int] = {}
+    for offset, length in disk.let_go:
+        number = len(by_segment) + (offset == SEGMENT_HEADER_BYTES)
+        assert offset == by_segment.get(number, SEGMENT_HEADER_BYTES)
+        by_segment[number] = offset + length
+    assert len(by_segment) > 1
+    assert all(read(store, name) for name in names)
