@@ -16,6 +16,7 @@ from fusefs.cli.cmd_fsck import fsck
 from fusefs.cli.cmd_gc import gc
 from fusefs.cli.cmd_member import member
 from fusefs.cli.cmd_mount import mount
+from fusefs.cli.cmd_profile import profile
 from fusefs.cli.cmd_rebalance import rebalance, scrub
 from fusefs.cli.cmd_server import server
 from fusefs.cli.cmd_status import status
@@ -41,7 +42,7 @@ def cli() -> None:
     """
 
 
-for command in (up, down, mount, umount, status, member, gc, fsck, clone, server, rebalance, scrub):
+for command in (up, down, mount, umount, status, profile, member, gc, fsck, clone, server, rebalance, scrub):
     cli.add_command(command)
 
 

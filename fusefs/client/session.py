@@ -9,7 +9,7 @@ that the mount serves again.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +35,7 @@ PAUSE_S_MAX = 0.5
 WATCH_S = 0.25  # how often to look whether the connection to the leader still stands
 CLOSE_TIMEOUT_S = 2.0
 LEASE_S = SESSION_LEASE_S - LEASE_MARGIN_S  # by our clock, which may run slow
+ARRIVAL_S = 0.005  # for an answer to reach who asked, through the kernel
 ASKED_AGAIN_MAX = 8  # an answer that a recall met on its way
 
 _AGAIN = frozenset(
@@ -176,6 +177,7 @@ class Session:
         self._options = options
         self._random_bytes = random_bytes
         self._unacked: OrderedDict[int, None] = OrderedDict()  # sequences sent and not answered, in order
+        self._fresh: deque[tuple[float, int]] = deque()  # when answered, sequence: of a moment ago
         self._sequence = 0
         self._room = trio.lowlevel.ParkingLot()
         self._opened = trio.Event()
@@ -280,6 +282,7 @@ class Session:
         self.incarnation += 1
         self._sequence = 0
         self._unacked = OrderedDict()
+        self._fresh.clear()
         self._orphans_after = 0
         self.take_epochs(reply.gc_epoch, reply.pg_epoch)
         self._room.unpark_all()
@@ -429,7 +432,7 @@ class Session:
         """Have a mutation executed and return its results. After TIMEOUT it may be tried again."""
         if mutation.session != self.id:
             raise FsError(Code.UNKNOWN_SESSION, "the session that this belongs to has ended")
-        lowest = next(iter(self._unacked))
+        lowest = self._lowest_unacked()
         misses: list[FsError] = []
         tickets: list[Ticket] = []
         self._begin_change(mutation)
@@ -461,8 +464,17 @@ class Session:
             granted = self.leases.granted(tickets[-1], reply.lease_term, self.now_s())
             Lesson(self.leases, change, mutation.ops, reply, granted=granted)
             self.leases.certain(lowest)
+        self._fresh.append((trio.current_time(), mutation.sequence))
         self.abandon(mutation)
         return results
+
+    def _lowest_unacked(self) -> int:
+        """Up to where all is answered, also to whoever asked: the kernel may not have looked at an answer of a moment
+        ago, and until it has, others must not be shown what it does not show (``LeaseTable.settle``)."""
+        past = trio.current_time() - ARRIVAL_S
+        while self._fresh and self._fresh[0][0] <= past:
+            self._fresh.popleft()
+        return min(next(iter(self._unacked)), *(sequence for _, sequence in self._fresh), self._sequence)
 
     def _begin_change(self, mutation: Mutation) -> None:
         """From now on what the mutation touches is not answered from memory, nor by the kernel."""

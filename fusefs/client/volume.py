@@ -18,7 +18,6 @@ from fusefs.client.caller import Caller
 from fusefs.client.cloning import Cloned, Cloner
 from fusefs.client.codec import Codec
 from fusefs.client.commit import Committer
-from fusefs.client.compaction import Compactor
 from fusefs.client.directories import Directories, DirHandle
 from fusefs.client.fileio import FileIO
 from fusefs.client.files import Files
@@ -92,8 +91,6 @@ class Volume:
             self._session, self._blocks, ahead_max=options.read_ahead_blocks, begun=self._neighbours.reading
         )
         committer = Committer(self._session, self._writer, reader, codec)
-        self._compactor = Compactor(self._session, self._files, reader, codec, self._writer)
-        committer.fragmented = self._compactor.fragmented
         self._writeback = WriteBack(self._files, committer, nursery, options, now_ns)
         self._holds = Holds(self._session, self._files, self._writeback, nursery)
         self._prefetch = Prefetch(self._session, nursery)
@@ -110,7 +107,6 @@ class Volume:
         """Register the session; from then on the volume serves. Raises what the service refuses it with."""
         await self._nursery.start(self._session.run)
         self._nursery.start_soon(self._writeback.run)
-        self._nursery.start_soon(self._compactor.run)
 
     async def stop(self) -> None:
         """Flush, for at most ``options.stop_flush_s``, and end the session. What cannot be flushed is logged."""
@@ -360,6 +356,10 @@ class Volume:
         """How long a name means this inode; 0 as ``ino``: nothing. As attr_left_s."""
         return self._session.leases.name_left_s(parent, name, ino, self._session.now_s())
 
+    def name_known(self, parent: int, name: bytes) -> bool:
+        """Whether it is known under a lease what a name means, or that it means nothing."""
+        return self._session.leases.name(parent, name, self._session.now_s()) is not None
+
     def held(self, ino: int) -> bool:
         """Whether a handle keeps this inode, removed or not."""
         return self._holds.held(ino)
@@ -376,7 +376,6 @@ class Volume:
             "write_back": self._writeback.statistics(),
             "writer": self._writer.statistics(),
             "blocks": self._blocks.statistics(),
-            "compaction": self._compactor.statistics(),
             "holds": self._holds.statistics(),
             "leases": self._session.leases.statistics() | self._session.recalls.statistics(),
             "prefetch": self._prefetch.statistics(),

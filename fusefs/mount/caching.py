@@ -1,17 +1,22 @@
 """What the kernel may keep of our answers, for how long, and how it is told to forget.
 
-A time-out never exceeds what is left of the leases, less a margin for the way of the reply. Whatever is recalled is
-forgotten by calls that wait for nobody (rule 5): attributes inode by inode, names all at once, by raising the epoch of
-the mount; entry invalidation would wait for the directory's lock, and so for a handler that waits for the leader.
+A time-out never exceeds what is left of the leases, less a margin for the way of the reply. What is recalled is
+forgotten at once: attributes inode by inode, by a call that waits for nobody; names one by one, by calls from a thread
+that wait for the lock of their directory. No recall may wait for a handler that waits for the leader (rule 5), and the
+kernel holds that lock for every look-up, listing and change under way there. So where one is, or the thread meets one,
+all names of the mount are made void instead, by raising its epoch, which takes no lock.
 
 Raising the epoch has a price: at the next look the kernel throws away every name of the mount that it meets, with the
-pages of files that are not open and with whatever is mounted on it, in any namespace. So by default the kernel is given
-no names to remember (``leases=names`` asks for it): it looks each one up, and is answered from our memory.
+pages of files that are not open and with whatever is mounted on it, in any namespace. So a directory where it had to be
+done is not told of for a while, longer each time (``Cooling``), and while something is mounted inside the mount the
+kernel is given no names at all.
 
-Replies that the kernel has not looked at yet: it compares attributes from look-ups and getattrs, and names from
-look-ups and creations, with what was invalidated after it *asked*, so a recall that overtakes them makes them void.
-It does not so with attributes in the replies to changes, nor with names in directory pages: those get no time. And an
-inode that it does not know yet it cannot forget: it is told again until it can.
+Replies that the kernel has not looked at yet: it compares attributes from look-ups and getattrs with what was
+invalidated after it *asked*, so a recall that overtakes them makes them void. Names arrive under the directory's lock,
+for which the thread waits. Two things need care here: attributes in replies to changes are not compared, and get no
+time unless the inode is new to the kernel; and a look-up that only revalidates a name holds no lock: such replies are
+given time to arrive (``Arriving``). An inode that the kernel does not know yet it cannot forget: it is told again until
+it can.
 
 Void means also that a read which had asked goes on with the size and the pages that were there before. So attributes
 that were sent a moment ago are given time to arrive before they are recalled, attributes whose time is over are not
@@ -21,35 +26,31 @@ recalled at all, and pages that a recall may have made old are dropped before th
 
 from __future__ import annotations
 
-import errno
-import os
-import struct
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol
 
-import pyfuse3
 import trio
 
 from fusefs.mount.kernel import KernelView
+from fusefs.mount.names import Arriving, Busy, Cooling, ToldNames
+from fusefs.mount.notify import Notifier
 from metadata.api import Attr
-from node.host.logging import get_logger
-
-log = get_logger(__name__)
+from node.wire.limits import KERNEL_NAMES_BYTES, SESSION_LEASE_S
 
 MARGIN_S = 0.5  # between the end of what the kernel believes and the end of our leases
 INLINE_MAX = 16  # inodes; a thread hop costs as much as many of them
 NEGATIVE_AFTER = 3  # a missing name that was asked for so often is believed to be missing by the kernel too
 ASKED_MAX = 4096
-COOL_S = 2.0  # names of a directory that another mount changes are not told for so long
-COOL_MAX = 1024
+LISTED_MAX = 256
 ARRIVAL_S = 0.002  # for a reply to reach who asked
+PROOF_S = 0.05  # until a reply that no lock orders has arrived for certain
+NAMES_MAX = 1024  # taken back one by one in one recall; more of them would cost others more than the epoch costs us
+LOOK_S = 0.001  # how often to see whether the thread has met a lock
+LOCK_S = 0.1  # a lock that we know nothing of is waited for so long
 AGAIN_S_MIN = 0.0005
 AGAIN_S_MAX = 0.05
 AGAIN_S = 1.0  # in all, until an inode that is not known is believed to be none
-
-_EPOCH = struct.pack("<IiQ", 16, 8, 0)  # length, notification FUSE_NOTIFY_INC_EPOCH, no request
 
 
 class Leased(Protocol):
@@ -58,6 +59,8 @@ class Leased(Protocol):
     def attr_left_s(self, attr: Attr) -> float: ...
 
     def name_left_s(self, parent: int, name: bytes, ino: int) -> float: ...
+
+    def name_known(self, parent: int, name: bytes) -> bool: ...
 
 
 class _Told(NamedTuple):
@@ -69,27 +72,37 @@ class _Told(NamedTuple):
 
 class KernelCache:
     """The kernel's caches of one mount. ``fd``: of /dev/fuse; None, or an old kernel: names are never cached there.
-    ``clock_s`` is the one that leases go by."""
+    ``clock_s`` is the one that leases go by, ``busy`` tells which directories the kernel has locked. ``run`` is a task
+    that it needs."""
 
-    def __init__(self, leased: Leased, view: KernelView, fd: int | None, clock_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        leased: Leased,
+        view: KernelView,
+        fd: int | None,
+        clock_s: Callable[[], float],
+        busy: Busy,
+        names_bytes_max: int = KERNEL_NAMES_BYTES,
+    ) -> None:
         self._leased = leased
         self._view = view
         self._clock_s = clock_s
-        self._attrs: dict[int, _Told] = {}  # inodes whose attributes the kernel may believe
-        self._names: set[int] = set()  # directories in which the kernel may believe a name
-        self._missing: set[tuple[int, bytes]] = set()  # of them, names that it may believe to be missing
+        self._attrs: OrderedDict[int, _Told] = OrderedDict()  # inodes whose attributes the kernel may believe, by age
+        self._names = ToldNames(SESSION_LEASE_S, names_bytes_max)
         self._asked: OrderedDict[tuple[int, bytes], int] = OrderedDict()  # missing names -> how often
-        self._cool: dict[int, float] = {}  # directories that others change too -> until when no name is told
-        self._lock = threading.Lock()
-        self._fd = fd
-        self._open = True
-        self._counts = {"attributes": 0, "epochs": 0, "again": 0}
-        self._epochs = fd is not None and self._raise_epoch()
+        self._cooling = Cooling()
+        self._arriving = Arriving(PROOF_S)
+        self._listed: dict[int, float] = {}  # directories of which a page was told, when last
+        self._renamed: dict[int, dict[bytes, None]] = {}  # names carried over without a lease
+        self._wake = trio.Event()
+        self._notifier = Notifier(fd)
+        self._busy = busy
+        self.crowded = False  # something is mounted inside the mount
+        self._counts = {"again": 0, "contended": 0}
 
-    def close(self) -> None:
-        """The kernel has let go, or is about to: it is told nothing from now on."""
-        with self._lock:
-            self._open = False
+    def close(self) -> bool:
+        """The kernel has let go, or is about to: it is told nothing from now on. False: see Notifier.close."""
+        return self._notifier.close()
 
     # --- time-outs ----------------------------------------------------------------------------------------------
 
@@ -99,67 +112,160 @@ class KernelCache:
         if left_s <= 0:
             return 0.0
         now_s = self._clock_s()
-        self._attrs[attr.ino] = _Told(now_s, now_s + left_s + ARRIVAL_S)
+        attrs = self._attrs
+        attrs[attr.ino] = _Told(now_s, now_s + left_s + ARRIVAL_S)
+        attrs.move_to_end(attr.ino)
+        for _ in range(2):  # more go than come, so that what is over is gone soon
+            oldest = next(iter(attrs))
+            if attrs[oldest].until_s > now_s:
+                break
+            del attrs[oldest]
         return left_s
 
     def name_s(self, parent: int, name: bytes, ino: int) -> float:
-        """How long it may believe that a name means this."""
-        if not self._epochs:
+        """How long it may believe that a name means this. Only for replies that arrive under the directory's lock."""
+        if not self._notifier.names_too or self.crowded:
             return 0.0
         left_s = self._leased.name_left_s(parent, name, ino) - MARGIN_S
         if left_s <= 0:
             return 0.0
-        if self._cool.get(parent, 0.0) > self._clock_s():
+        now_s = self._clock_s()
+        if not self._cooling.hot(parent, now_s) or not self._names.room(now_s):
             return 0.0
-        self._names.add(parent)
+        self._names.tell(parent, name, now_s)
         return left_s
+
+    def name_again_s(self, parent: int, name: bytes, ino: int, thread: int) -> float:
+        """The same for a reply to a look-up of ``thread`` that may only revalidate what the kernel has."""
+        left_s = self.name_s(parent, name, ino)
+        if left_s:
+            self._arriving.sent(thread, parent, self._clock_s())
+        return left_s
+
+    def listed_s(self, parent: int, name: bytes, ino: int) -> float:
+        """The same for an entry in a page of a directory."""
+        left_s = self.name_s(parent, name, ino)
+        if left_s:
+            self._listed[parent] = self._clock_s()
+            if len(self._listed) > LISTED_MAX:
+                since_s = self._clock_s() - PROOF_S
+                self._listed = {parent: at_s for parent, at_s in self._listed.items() if at_s > since_s}
+        return left_s
+
+    def proven(self, thread: int) -> None:
+        """This thread asks for something: what it was told before has arrived."""
+        self._arriving.proven(thread)
 
     def missing_s(self, parent: int, name: bytes) -> float:
         """How long it may believe that there is no such name. Not before it was asked for some times: one that is
-        about to be created is not, and creating one that the kernel believes to be missing costs it all names."""
+        about to be created is not."""
         key = parent, name
         asked = self._asked.pop(key, 0) + 1
         self._asked[key] = asked
         if len(self._asked) > ASKED_MAX:
             self._asked.popitem(last=False)
-        if asked < NEGATIVE_AFTER:
-            return 0.0
-        left_s = self.name_s(parent, name, 0)
-        if left_s:
-            self._missing.add(key)
-        return left_s
+        return self.name_s(parent, name, 0) if asked >= NEGATIVE_AFTER else 0.0
 
-    # --- forgetting ---------------------------------------------------------------------------------------------
+    # --- our own changes ----------------------------------------------------------------------------------------
 
     def creating(self, parent: int, name: bytes) -> None:
         """This name is about to come into being."""
         self._asked.pop((parent, name), None)
-        if (parent, name) in self._missing:
-            self._forget_names()
+
+    def renaming(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
+        """The kernel is about to carry what it believes of one name over to another, and back in an exchange."""
+        now_s = self._clock_s()
+        self._names.tell(parent, name, now_s)
+        self._names.tell(new_parent, new_name, now_s)
+
+    def renamed(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
+        """It has been answered. Where there is no lease on what it carried over, that would never be recalled."""
+        for directory, changed in ((parent, name), (new_parent, new_name)):
+            if not self._leased.name_known(directory, changed):
+                self._renamed.setdefault(directory, {})[changed] = None
+                self._wake.set()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            names, self._renamed = self._renamed, {}
+            if self._notifier.names_too:
+                await self._forget_names({parent: list(renamed) for parent, renamed in names.items()})
+
+    # --- forgetting ---------------------------------------------------------------------------------------------
 
     def expire(self, inos: Collection[int]) -> None:
         """These are about to be changed from here: have their attributes asked for again. Does not wait."""
         told = self._take(inos)
         if told:
-            self._invalidate(told)
+            self._notifier.forget_attributes(told)
 
     async def forget(self, inos: Collection[int]) -> None:
         """Return when nothing of these inodes is believed any more."""
         self._view.doubt(inos)
-        if not self._names.isdisjoint(inos):
-            for ino in self._names.intersection(inos):
-                self._cool[ino] = self._clock_s() + COOL_S
-            while len(self._cool) > COOL_MAX:
-                del self._cool[next(iter(self._cool))]
-            self._forget_names()
+        await self._forget_names(self._names.take(inos, self._clock_s()))
         await self._forget_attrs(self._take(inos))
 
     async def forget_all(self) -> None:
         """Return when nothing is believed any more."""
         self._view.doubt_all()
-        if self._names:
-            self._forget_names()
+        await self._forget_names(self._names.take_all(self._clock_s()))
         await self._forget_attrs(self._take(list(self._attrs)))
+
+    async def _forget_names(self, names: dict[int, list[bytes]]) -> None:
+        while names:
+            if self._busy.any_of(names) or sum(map(len, names.values())) > NAMES_MAX:
+                if await self._void(names):
+                    return
+            await self._arrived(names)
+            if await self._forget_one_by_one(names):
+                return
+            names = self._names.take(names, self._clock_s())  # a rename may have carried some over meanwhile
+
+    async def _forget_one_by_one(self, names: dict[int, list[bytes]]) -> bool:
+        """Returns True when the thread met a lock, and all names are void instead."""
+        void = False
+        async with trio.open_nursery() as nursery:
+            done = trio.Event()
+
+            async def forget() -> None:
+                await trio.to_thread.run_sync(self._notifier.forget_names, names, abandon_on_cancel=True)
+                done.set()
+
+            nursery.start_soon(forget)
+            patience = trio.current_time() + LOCK_S
+            while not done.is_set() and not void:
+                with trio.move_on_after(LOOK_S):
+                    await done.wait()
+                met = self._busy.any_of(names) or trio.current_time() > patience
+                void = not done.is_set() and met and await self._void(names)
+            nursery.cancel_scope.cancel()  # the thread goes on, for nobody
+        return void
+
+    async def _arrived(self, names: dict[int, list[bytes]]) -> None:
+        """Wait until what was sent about these directories has arrived."""
+        while True:
+            left_s = self._arriving.left_s(names, self._clock_s())
+            if left_s <= 0:
+                return
+            await trio.sleep(min(left_s, LOOK_S))
+
+    async def _void(self, parents: Iterable[int]) -> bool:
+        """Make all names void. False where this cannot be done."""
+        now_s = self._clock_s()
+        for parent in parents:
+            self._cooling.cool(parent, now_s)
+        self._counts["contended"] += 1
+        if self.crowded or not self._notifier.forget_all_names():
+            return False
+        self._names.take_all(now_s)
+        listed = [at_s for parent in parents if (at_s := self._listed.get(parent)) is not None]
+        if listed and max(listed) + PROOF_S > now_s:  # a page on its way takes the epoch in which it arrives
+            await trio.sleep(max(listed) + PROOF_S - now_s)
+            self._notifier.forget_all_names()
+        return True
 
     def _take(self, inos: Iterable[int]) -> dict[int, _Told]:
         """What the kernel believes now of some inodes, and will not any more."""
@@ -177,9 +283,9 @@ class KernelCache:
         pause_s = AGAIN_S_MIN
         while inos:
             if len(inos) <= INLINE_MAX:
-                unknown = self._invalidate(inos)
+                unknown = self._notifier.forget_attributes(inos)
             else:
-                unknown = await trio.to_thread.run_sync(self._invalidate, inos)
+                unknown = await trio.to_thread.run_sync(self._notifier.forget_attributes, inos)
             inos = {ino for ino in unknown if self._view.knows(ino)}
             if not inos or trio.current_time() >= end:
                 return
@@ -187,51 +293,12 @@ class KernelCache:
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, AGAIN_S_MAX)
 
-    def _invalidate(self, inos: Iterable[int]) -> list[int]:
-        """Return those that the kernel does not know. Waits for nobody; also in a thread."""
-        unknown = []
-        with self._lock:
-            if not self._open:
-                return []
-            for ino in inos:
-                try:
-                    pyfuse3.invalidate_inode(ino, attr_only=True)
-                    self._counts["attributes"] += 1
-                except OSError as error:
-                    if error.errno == errno.ENOENT:
-                        unknown.append(ino)
-                    else:
-                        log.warning("invalidating attributes failed", ino=ino, error=str(error))
-        return unknown
-
-    def _forget_names(self) -> None:
-        self._names.clear()
-        self._missing.clear()
-        with self._lock:
-            if self._open:
-                self._raise_epoch()
-
-    def _raise_epoch(self) -> bool:
-        assert self._fd is not None
-        try:
-            os.write(self._fd, _EPOCH)
-        except OSError as error:
-            log.info("the kernel forgets no names on demand, so it is given none to remember", error=str(error))
-            return False
-        self._counts["epochs"] += 1
-        return True
-
     def statistics(self) -> dict[str, Any]:
-        return {"attrs": len(self._attrs), "names": len(self._names), **self._counts}
-
-
-def fuse_descriptor() -> int | None:
-    """The descriptor of /dev/fuse that pyfuse3 serves; None where it cannot be told."""
-    found = []
-    for entry in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{entry}") == "/dev/fuse":
-                found.append(int(entry))
-        except OSError:
-            continue
-    return found[0] if len(found) == 1 else None
+        return {
+            "attrs": len(self._attrs),
+            "names": len(self._names),
+            "names_bytes": self._names.weight,
+            "asked": len(self._asked),
+            **self._counts,
+            **{f"forgotten_{name}": count for name, count in self._notifier.counts.items()},
+        }

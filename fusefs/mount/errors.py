@@ -6,10 +6,13 @@ import errno
 import functools
 import time
 from collections.abc import Callable, Coroutine
+from time import perf_counter_ns
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 
+from fusefs.mount.names import Busy
+from fusefs.mount.profile import Profile
 from node.host.logging import get_logger
 from node.wire.errors import Code, FsError
 
@@ -45,9 +48,15 @@ class Complaints:
 
 class HasComplaints(Protocol):
     complaints: Complaints
+    profile: Profile
+
+
+class HasBusy(HasComplaints, Protocol):
+    busy: Busy
 
 
 S = TypeVar("S", bound=HasComplaints)
+B = TypeVar("B", bound=HasBusy)
 
 
 def handler(
@@ -62,19 +71,49 @@ def handler(
 
     @functools.wraps(function)
     async def wrapped(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        row, began_ns = self.profile.operations[name], perf_counter_ns()
         try:
             return await function(self, *args, **kwargs)
-        except FsError as error:
-            if error.code >= Code.IO:
-                self.complaints.make(name, error)
-            raise pyfuse3.FUSEError(error.errno) from None
-        except pyfuse3.FUSEError:
-            raise
-        except MemoryError:
-            log.exception("out of memory", operation=name)
-            raise pyfuse3.FUSEError(errno.ENOMEM) from None
-        except Exception:
-            log.exception("operation failed unexpectedly", operation=name)
-            raise pyfuse3.FUSEError(errno.EIO) from None
+        except Exception as error:
+            row.errors += 1
+            raise _answer(self.complaints, name, error) from None
+        finally:
+            row.add(perf_counter_ns() - began_ns)
 
     return wrapped
+
+
+def locked(
+    function: Callable[Concatenate[B, int, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[B, int, P], Coroutine[Any, Any, R]]:
+    """Wrap a handler during which the kernel holds the lock of the directory that is its first argument."""
+    name = function.__name__
+
+    @functools.wraps(function)
+    async def wrapped(self: B, parent: int, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        row, began_ns = self.profile.operations[name], perf_counter_ns()
+        self.busy.enter(parent)
+        try:
+            return await function(self, parent, *args, **kwargs)
+        except Exception as error:
+            row.errors += 1
+            raise _answer(self.complaints, name, error) from None
+        finally:
+            self.busy.leave(parent)
+            row.add(perf_counter_ns() - began_ns)
+
+    return wrapped
+
+
+def _answer(complaints: Complaints, operation: str, error: Exception) -> pyfuse3.FUSEError:
+    if isinstance(error, FsError):
+        if error.code >= Code.IO:
+            complaints.make(operation, error)
+        return pyfuse3.FUSEError(error.errno)
+    if isinstance(error, pyfuse3.FUSEError):
+        return error
+    if isinstance(error, MemoryError):
+        log.exception("out of memory", operation=operation)
+        return pyfuse3.FUSEError(errno.ENOMEM)
+    log.exception("operation failed unexpectedly", operation=operation)
+    return pyfuse3.FUSEError(errno.EIO)

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyfuse3
 
 from fusefs.mount.attributes import bare_entry, entry_of, missing_entry, permitted, statfs_of, storable_time
-from fusefs.mount.errors import Complaints, handler
+from fusefs.mount.errors import Complaints, handler, locked
 from fusefs.mount.handles import HandleTable
 from fusefs.mount.kernel import KernelView
+from fusefs.mount.names import Busy
+from fusefs.mount.profile import Profile
 from metadata.api import RENAME_EXCHANGE, RENAME_NOREPLACE, Attr
 from node.wire.errors import Code, FsError
 
@@ -59,20 +61,25 @@ class Operations(pyfuse3.Operations):
         self.files: HandleTable[Handle] = HandleTable()
         self._directories: HandleTable[DirHandle] = HandleTable()
         self._dropper = dropper
+        self.busy = Busy()
+        self.profile = Profile()
         self.cache: KernelCache | None = None
         self.flusher: Callable[[], int] = int  # says, when a flush begins, whose locks end
         self.unmasked: Callable[[], bool] = bool  # says whether the kernel leaves the umask to us
 
     # --- replies --------------------------------------------------------------------------------------------------
 
-    async def _entry(self, parent: int, name: bytes, attr: Attr, *, changed: bool = True) -> pyfuse3.EntryAttributes:
-        """Reply with a name's inode: the kernel holds one reference more. ``changed``: in reply to a change."""
+    async def _entry(self, parent: int, name: bytes, attr: Attr) -> pyfuse3.EntryAttributes:
+        """Reply to a change with a name's inode: the kernel holds one reference more.
+
+        Attributes of an inode that it knew before it would not compare with what was recalled since it asked."""
+        new = not self.kernel.knows(attr.ino)
         if self.kernel.looked_up(attr):
             await self._dropper.drop_now(attr.ino)
         cache = self.cache
         if cache is None:
             return entry_of(attr)
-        return entry_of(attr, 0 if changed else cache.attr_s(attr), cache.name_s(parent, name, attr.ino))
+        return entry_of(attr, cache.attr_s(attr) if new else 0, cache.name_s(parent, name, attr.ino))
 
     def _umask(self, ctx: pyfuse3.RequestContext) -> int:
         return int(ctx.umask) if self.unmasked() else 0
@@ -87,20 +94,31 @@ class Operations(pyfuse3.Operations):
 
     # --- names and attributes -------------------------------------------------------------------------------------
 
-    @handler
+    @locked
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        cache = self.cache
+        if cache is not None:
+            cache.proven(ctx.pid)
         try:
             attr = await self.volume.lookup(parent_inode, name)
         except FsError as error:
             missing_s = 0.0
-            if error.code is Code.NOT_FOUND and self.cache is not None:
-                missing_s = self.cache.missing_s(parent_inode, name)
+            if error.code is Code.NOT_FOUND and cache is not None:
+                missing_s = cache.missing_s(parent_inode, name)
             if not missing_s:
                 raise
             return missing_entry(missing_s)
-        return await self._entry(parent_inode, name, attr, changed=False)
+        known = self.kernel.knows(attr.ino)
+        if self.kernel.looked_up(attr):
+            await self._dropper.drop_now(attr.ino)
+        if cache is None:
+            return entry_of(attr)
+        attr_s = cache.attr_s(attr)
+        if known:
+            return entry_of(attr, attr_s, cache.name_again_s(parent_inode, name, attr.ino, ctx.pid))
+        return entry_of(attr, attr_s, cache.name_s(parent_inode, name, attr.ino))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         # Not wrapped, because nobody waits for an answer; it neither waits nor raises.
@@ -109,6 +127,8 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        if self.cache is not None:
+            self.cache.proven(ctx.pid)
         attr = await self.volume.getattr(inode)
         if self.kernel.told(attr):
             await self._dropper.drop_now(inode)  # the read that asks must not find them
@@ -142,7 +162,7 @@ class Operations(pyfuse3.Operations):
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         return await self.volume.readlink(inode)
 
-    @handler
+    @locked
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -150,7 +170,7 @@ class Operations(pyfuse3.Operations):
         attr = await self.volume.mknod(parent_inode, name, mode, rdev, ctx.uid, ctx.gid, self._umask(ctx))
         return await self._entry(parent_inode, name, attr)
 
-    @handler
+    @locked
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -158,15 +178,15 @@ class Operations(pyfuse3.Operations):
         attr = await self.volume.mkdir(parent_inode, name, mode, ctx.uid, ctx.gid, self._umask(ctx))
         return await self._entry(parent_inode, name, attr)
 
-    @handler
+    @locked
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         await self.volume.unlink(parent_inode, name)
 
-    @handler
+    @locked
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         await self.volume.rmdir(parent_inode, name)
 
-    @handler
+    @locked
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -174,7 +194,7 @@ class Operations(pyfuse3.Operations):
         attr = await self.volume.symlink(parent_inode, name, target, ctx.uid, ctx.gid)
         return await self._entry(parent_inode, name, attr)
 
-    @handler
+    @locked
     async def rename(
         self,
         parent_inode_old: int,
@@ -192,15 +212,28 @@ class Operations(pyfuse3.Operations):
         if flags & ~(pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE):
             raise FsError(Code.INVALID, f"rename flags {flags:#x}")
         self._creating(parent_inode_new, name_new)
-        await self.volume.rename(parent_inode_old, name_old, parent_inode_new, name_new, wanted)
+        cache = self.cache
+        if cache is not None:
+            cache.renaming(parent_inode_old, name_old, parent_inode_new, name_new)
+        self.busy.enter(parent_inode_new)
+        try:
+            await self.volume.rename(parent_inode_old, name_old, parent_inode_new, name_new, wanted)
+        finally:
+            self.busy.leave(parent_inode_new)
+            if cache is not None:
+                cache.renamed(parent_inode_old, name_old, parent_inode_new, name_new)
 
     @handler
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         self._creating(new_parent_inode, new_name)
-        attr = await self.volume.link(inode, new_parent_inode, new_name)
-        return await self._entry(new_parent_inode, new_name, attr)
+        self.busy.enter(new_parent_inode)
+        try:
+            attr = await self.volume.link(inode, new_parent_inode, new_name)
+            return await self._entry(new_parent_inode, new_name, attr)
+        finally:
+            self.busy.leave(new_parent_inode)
 
     @handler
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
@@ -211,7 +244,7 @@ class Operations(pyfuse3.Operations):
 
     # --- files ----------------------------------------------------------------------------------------------------
 
-    @handler
+    @locked
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
@@ -224,15 +257,21 @@ class Operations(pyfuse3.Operations):
     @handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         self.files.check_room()
+        if self.cache is not None:
+            self.cache.proven(ctx.pid)
         return self._opened(await self.volume.open(inode, flags, ctx.uid))
 
     @handler
     async def read(self, fh: int, off: int, size: int) -> Any:
-        return await self.volume.read(self.files[fh], off, size)
+        data = await self.volume.read(self.files[fh], off, size)
+        self.profile.operations["read"].bytes += len(data)
+        return data
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self.volume.write(self.files[fh], off, buf)
+        written = await self.volume.write(self.files[fh], off, buf)
+        self.profile.operations["write"].bytes += written
+        return written
 
     @handler
     async def flush(self, fh: int) -> None:
@@ -260,11 +299,20 @@ class Operations(pyfuse3.Operations):
         for position, name in ((DOT, b"."), (DOTDOT, b"..")):
             if start_id < position and not pyfuse3.readdir_reply(token, name, bare_entry(directory.ino), position):
                 return
-        start = offset = max(start_id - DOTDOT, 0)
+        self.busy.enter(directory.ino)
+        try:
+            await self._list(directory, max(start_id - DOTDOT, 0), token)
+        finally:
+            self.busy.leave(directory.ino)
+
+    async def _list(self, directory: DirHandle, start: int, token: pyfuse3.ReaddirToken) -> None:
+        cache, parent, offset = self.cache, directory.ino, start
         while page := await self._page(directory, offset, delivered=offset > start):
             for name, attr, following in page:
-                attr_s = 0 if self.cache is None else self.cache.attr_s(attr)
-                if not pyfuse3.readdir_reply(token, name, entry_of(attr, attr_s), following + DOTDOT):
+                attr_s = name_s = 0.0
+                if cache is not None:
+                    attr_s, name_s = cache.attr_s(attr), cache.listed_s(parent, name, attr.ino)
+                if not pyfuse3.readdir_reply(token, name, entry_of(attr, attr_s, name_s), following + DOTDOT):
                     return
                 if self.kernel.looked_up(attr):
                     self._dropper.drop(attr.ino)

@@ -35,10 +35,13 @@ class MountOptions:
     key: Path | None = None
     timeout_s: float | None = None
     leases: bool | None = None
-    cache_names: bool = False
     local_locks: bool = False
+    cache_names: bool = True
     read_only: bool = False
     allow_other: bool | None = None
+    fast_loop: bool = True
+    keep_awake: bool = False
+    http: str = ""
     kernel: tuple[str, ...] = ()
 
 
@@ -73,6 +76,9 @@ class _Found:
         self.timeout_s: float | None = None
         self.leases = ""
         self.locks = ""
+        self.loop = ""
+        self.wakeup = ""
+        self.http = ""
         self.flags: dict[str, bool] = {}
         self.kernel: dict[str, str] = {}
 
@@ -84,9 +90,15 @@ class _Found:
         elif equals and name == "timeout":
             self.timeout_s = _timeout_s(_given(name, value))
         elif equals and name == "leases":
-            self.leases = _leases(_given(name, value))
+            self.leases = _one_of(name, value, "on", "off", "attributes")
         elif equals and name == "locks":
-            self.locks = _locks(_given(name, value))
+            self.locks = _one_of(name, value, "cluster", "local")
+        elif equals and name == "loop":
+            self.loop = _one_of(name, value, "fast", "stock")
+        elif equals and name == "wakeup":
+            self.wakeup = _one_of(name, value, "fast", "stock")
+        elif equals and name == "http":
+            self.http = _given(name, value)
         elif word in ("ro", "rw"):
             self.flags["ro"] = word == "ro"
         elif word in ("allow_other", "noallow_other"):
@@ -110,10 +122,13 @@ class _Found:
             key=self.key,
             timeout_s=self.timeout_s,
             leases=self.leases != "off" if self.leases else None,
-            cache_names=self.leases == "names",
             local_locks=self.locks == "local",
+            cache_names=self.leases != "attributes",
             read_only=self.flags.get("ro", False),
             allow_other=self.flags.get("allow_other"),
+            fast_loop=self.loop != "stock",
+            keep_awake=self.wakeup == "fast",
+            http=self.http,
             kernel=tuple(self.kernel.values()),
         )
 
@@ -124,17 +139,9 @@ def _given(name: str, value: str) -> str:
     return value
 
 
-def _leases(value: str) -> str:
-    """``names``: on, and the kernel remembers names too, at the price that fusefs.mount.caching tells."""
-    if value not in ("on", "off", "names"):
-        raise UsageError(f"mount option leases={value}: must be on, off or names")
-    return value
-
-
-def _locks(value: str) -> str:
-    """``local``: locks hold between the programs of this mount only, and cost nothing."""
-    if value not in ("cluster", "local"):
-        raise UsageError(f"mount option locks={value}: must be cluster or local")
+def _one_of(name: str, value: str, *known: str) -> str:
+    if value not in known:
+        raise UsageError(f"mount option {name}={value}: must be {', '.join(known[:-1])} or {known[-1]}")
     return value
 
 

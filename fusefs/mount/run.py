@@ -16,6 +16,7 @@ import signal
 import socket
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pyfuse3
@@ -25,19 +26,25 @@ from fusefs.client.connect import open_volume
 from fusefs.client.options import ClientOptions, Cluster, Peer
 from fusefs.client.volume import Volume
 from fusefs.mount import table
-from fusefs.mount.caching import KernelCache, fuse_descriptor
+from fusefs.mount.caching import KernelCache
 from fusefs.mount.interpose import extension, missing
 from fusefs.mount.invalidate import PageDropper
 from fusefs.mount.launch import Announcer
+from fusefs.mount.loop import Loop
+from fusefs.mount.notify import fuse_descriptor
+from fusefs.mount.observe import mount_metrics, serve_profile
 from fusefs.mount.operations import Operations
 from fusefs.mount.options import MountOptions, kernel_options
 from fusefs.mount.plan import Plan
+from fusefs.mount.profile import MountProfile, flat
 from fusefs.mount.requests import KernelRequests
 from fusefs.mount.state import MountState, claim
+from fusefs.mount.wakeup import Wakeup
 from node.host.clock import SystemClock
 from node.host.cluster import ClusterConfig
 from node.host.daemon import Lifecycle
 from node.host.exitcodes import describe
+from node.host.http import serve_http
 from node.host.identity import own_identity
 from node.host.logging import get_logger
 from node.wire.errors import Code, FsError
@@ -50,6 +57,7 @@ WORKERS_MIN, WORKERS_MAX = 8, 32  # each holds a buffer of 1 MiB
 READ_AHEAD_KIB = 1024  # of the kernel: reads then come in requests of 1 MiB
 FLUSH_PAUSE_S = 1.0
 CLAIM_PAUSE_S = 0.05
+WATCH_INSIDE_S = 0.5
 CLOSE_S = 5.0  # what closing the volume may take after everything was flushed, or after that was given up
 
 
@@ -68,6 +76,7 @@ def client_options(config: ClusterConfig, options: MountOptions) -> ClientOption
         request_timeout_s=options.timeout_s or config.client.request_timeout,
         dirty_bytes_max=config.client.dirty_bytes,
         cache_bytes_max=config.client.block_cache_bytes,
+        lease_bytes_max=config.client.lease_cache_bytes,
         read_ahead_blocks=config.client.read_ahead_blocks,
         chain=config.client.chain,
         leases=config.client.leases if options.leases is None else options.leases,
@@ -84,7 +93,7 @@ async def serve(life: Lifecycle, plan: Plan, announcer: Announcer) -> None:
     try:
         table.check_mount_point(plan.mount)
         with trio.CancelScope() as starting:
-            await _serve_volume(life, plan, announcer, starting)
+            await _serve_volume(life, plan, announcer, starting, state)
     except Exception as error:
         if life.served:  # nobody waits for a word at the pipe any more, but whoever unmounts will look for one
             state.failure_path.write_text(describe(error) or f"unexpected {type(error).__name__}")
@@ -112,7 +121,9 @@ async def _claim(plan: Plan) -> MountState:
         await trio.sleep(CLAIM_PAUSE_S)
 
 
-async def _serve_volume(life: Lifecycle, plan: Plan, announcer: Announcer, starting: trio.CancelScope) -> None:
+async def _serve_volume(
+    life: Lifecycle, plan: Plan, announcer: Announcer, starting: trio.CancelScope, state: MountState
+) -> None:
     def serving() -> None:
         watch.cancel()
         log.info("mount serves", mount=plan.mount, cluster=str(plan.cluster_path))
@@ -130,7 +141,7 @@ async def _serve_volume(life: Lifecycle, plan: Plan, announcer: Announcer, start
         options = client_options(plan.config, plan.options)
         cluster = cluster_for_client(plan.config)
         async with open_volume(cluster, keys=plan.keys, mount=plan.mount, options=options) as volume:
-            await _Kernel(life, plan, volume).serve(serving)
+            await _Kernel(life, plan, volume).serve(serving, state.socket_path)
             log.info("unmounted, flushing", mount=plan.mount)
             await flush(volume)
     log.info("everything is durable, the session is closed", mount=plan.mount)
@@ -161,10 +172,14 @@ class _Kernel:
         self._operations = Operations(volume, self._dropper)
         volume.losses(self._dropper.drop)
         self._device = ""
+        self._loop_of_ours = Loop() if plan.options.fast_loop else None
+        self._began_s = trio.current_time()
 
-    async def serve(self, serving: Callable[[], None]) -> None:
+    async def serve(self, serving: Callable[[], None], socket_path: Path) -> None:
         """Mount, call ``serving`` when the first request was answered, return when the mount is gone."""
         self._mount()
+        if self._loop_of_ours is not None:
+            self._loop_of_ours.install(self._operations)
         try:
             async with trio.open_nursery() as nursery:
                 self._take_requests(nursery)
@@ -172,16 +187,19 @@ class _Kernel:
                 nursery.start_soon(self._report_when_asked)
                 nursery.start_soon(self._loop, nursery.cancel_scope)
                 await self._probe()
-                self._allow_caching()
+                self._allow_caching(nursery)
+                await self._show(nursery, socket_path)
                 serving()
                 nursery.start_soon(self._unmount_on_stop)
         finally:
             # After the loop nobody answers the kernel, so what is still mounted must go, then its descriptor.
             if self._is_ours():
                 table.unmount(self._plan.mount, lazy=True)
-            if self._operations.cache is not None:
-                self._operations.cache.close()
+            if self._operations.cache is not None and not self._operations.cache.close():
+                table.abort(self._device)  # or a thread of ours would wait for somebody who waits for us
             pyfuse3.close(unmount=False)
+            if self._loop_of_ours is not None:
+                self._loop_of_ours.restore()
             self._operations.unmounted()
 
     def _mount(self) -> None:
@@ -227,24 +245,53 @@ class _Kernel:
             raise FsError(Code.IO, f"{self._plan.mount} does not answer: {error.strerror}") from None
         _raise_read_ahead(self._device)  # only now: the negotiation that comes first lowers it again
 
-    def _allow_caching(self) -> None:
+    def _allow_caching(self, nursery: trio.Nursery) -> None:
         """From now on the kernel may keep what our leases allow."""
         if self._volume.leasing:
             clock_s = SystemClock().monotonic_s
+            operations = self._operations
             fd = fuse_descriptor() if self._plan.options.cache_names else None
-            cache = KernelCache(self._volume, self._operations.kernel, fd, clock_s)
+            names_bytes_max = self._plan.config.client.kernel_names_bytes
+            cache = KernelCache(self._volume, operations.kernel, fd, clock_s, operations.busy, names_bytes_max)
+            nursery.start_soon(cache.run)
+            nursery.start_soon(self._watch_inside, cache)
             self._volume.caches(cache)
-            self._operations.cache = cache
+            operations.cache = cache
+
+    async def _watch_inside(self, cache: KernelCache) -> None:
+        """See whether something is mounted inside: forgetting all names would take it away."""
+        with table.Changes() as changes:
+            while True:
+                if changes.any():
+                    cache.crowded = table.holds_mounts(self._plan.mount)
+                await trio.sleep(WATCH_INSIDE_S)
+
+    async def _show(self, nursery: trio.Nursery, socket_path: Path) -> None:
+        """Let others see what this mount does."""
+        options, profile = self._plan.options, self._operations.profile
+        nursery.start_soon(serve_profile, socket_path, self._document)
+        if options.http:
+            metrics = mount_metrics(profile, lambda: flat(self._statistics()))
+            await nursery.start(serve_http, options.http, metrics, lambda: None, lambda: None)
+        if options.keep_awake:
+            nursery.start_soon(Wakeup(lambda: profile.count).run)
+
+    def _document(self) -> MountProfile:
+        elapsed_s = trio.current_time() - self._began_s
+        operations = self._operations.profile.operations
+        return MountProfile(self._plan.mount, elapsed_s, operations, flat(self._statistics()))
+
+    def _statistics(self) -> dict[str, Any]:
+        return {
+            "volume": self._volume.statistics(),
+            "mount": self._operations.statistics(),
+            "dropper": self._dropper.statistics(),
+        }
 
     async def _report_when_asked(self) -> None:
         with trio.open_signal_receiver(signal.SIGUSR1) as signals:
             async for _ in signals:
-                log.info(
-                    "statistics",
-                    volume=self._volume.statistics(),
-                    mount=self._operations.statistics(),
-                    dropped=self._dropper.statistics(),
-                )
+                log.info("statistics", **self._statistics())
 
     async def _unmount_on_stop(self) -> None:
         await self._life.wait_stop()

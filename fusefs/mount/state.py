@@ -17,6 +17,7 @@ import msgspec
 
 from node.host.lock import LivenessLock, lock_holder
 from node.host.paths import private_directory, replace_file
+from node.wire.limits import SOCKET_PATH_BYTES_MAX
 
 LABEL_MAX = 150
 _PLAIN = frozenset(string.ascii_letters + string.digits + "_.")
@@ -70,6 +71,15 @@ class MountState:
     @property
     def info_path(self) -> Path:
         return self.directory / f"{self.label}.json"
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the process gives its profile."""
+        path = self.directory / f"{self.label}.sock"
+        if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
+            return path
+        digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+        return runtime_directory() / f"{digest}.sock"
 
     @property
     def failure_path(self) -> Path:

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import re
+import select
 import stat
 import subprocess
 import urllib.parse
@@ -13,7 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.host.logging import get_logger
 from node.wire.errors import Code, FsError
+
+log = get_logger(__name__)
 
 FUSE_TYPE = "fuse.fusefs"
 DEAD_LAYERS_MAX = 16  # dead mounts stacked on one mount point that are cleared
@@ -77,6 +81,41 @@ def mounts_of(cluster_path: Path) -> list[Mount]:
     real = os.path.realpath(cluster_path)
     mounts = [mount for mount in read_table() if mount.type == FUSE_TYPE]
     return [mount for mount in mounts if os.path.realpath(cluster_of(mount.source)) == real]
+
+
+def holds_mounts(path: str) -> bool:
+    """Whether something is mounted below this absolute path, as far as this namespace shows."""
+    inside = path.rstrip("/") + "/"
+    return any(mount.path.startswith(inside) for mount in read_table())
+
+
+class Changes:
+    """Tells whether the mount table has changed since it was asked last; True the first time."""
+
+    def __init__(self) -> None:
+        self._file = open("/proc/self/mountinfo", "rb")
+        self._poll = select.poll()
+        self._poll.register(self._file.fileno(), select.POLLPRI)
+        self._first = True
+
+    def __enter__(self) -> Changes:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+    def any(self) -> bool:
+        changed = bool(self._poll.poll(0)) or self._first
+        self._first = False
+        return changed
+
+
+def abort(device: str) -> None:
+    """End the kernel's connection of a mount whose process is about to end: all who wait for it get an error."""
+    try:
+        Path(f"/sys/fs/fuse/connections/{device.partition(':')[2]}/abort").write_text("1")
+    except OSError as error:
+        log.warning("the connection to the kernel cannot be aborted", device=device, error=str(error))
 
 
 def is_dead(path: str) -> bool:

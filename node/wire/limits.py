@@ -71,9 +71,6 @@ INLINE_EXTENTS_MAX = 16
 EXTENTS_PER_CHUNK_MAX = 64  # a writer that would leave more rewrites the chunk instead
 COMMIT_EXTENTS_MAX = 4096
 EXTENT_PAGE_MAX = 2048
-COMPACT_EXTENTS_MIN = 8  # of a chunk: then they are put together, some time after the last write
-COMPACT_QUIET_S = 10.0
-COMPACT_BYTES_PER_S = 8 * MIB
 CHUNK_EXTENTS_MAX = 256  # refused above: what a chunk may hold at all
 SUBMIT_EXTENTS_MAX = 8192  # of all operations of a Submit together, so that applying it is short
 ERASE_ROWS_MAX = 1024  # rows of extents that a truncate or punch removes at once; the rest is paced
@@ -199,6 +196,7 @@ DIRTY_BYTES_MAX = 64 * MIB
 BLOCK_CACHE_BYTES = 64 * MIB
 READ_AHEAD_BLOCKS = 8
 LEASE_CACHE_BYTES = 64 * MIB  # what a mount remembers of inodes under its leases
+KERNEL_NAMES_BYTES = 16 * MIB  # to know which names the kernel believes; it is told no more than fit
 FUSE_REQUEST_BYTES_MAX = 1 * MIB
 BUFFER_BYTES_MAX = 8 * MIB  # of one buffer that is kept for the next one when it is free
 BUFFERS_KEPT_BYTES = 32 * MIB  # of free memory at the end of a heap
@@ -240,6 +238,5 @@ PEER_SWEEP_S = 10.0  # idle peers are asked whether they are still there
 assert HEARTBEAT_INTERVAL_S < HEARTBEAT_TIMEOUT_S
 assert RECONNECT_MIN_S <= RECONNECT_MAX_S < RECONNECT_GRACE_S <= INTRODUCTION_GRACE_S
 assert CREDIT_ACK_BYTES * 2 <= CREDIT_BYTES
-assert COMPACT_EXTENTS_MIN < EXTENTS_PER_CHUNK_MAX
 assert INLINE_EXTENTS_MAX <= EXTENTS_PER_CHUNK_MAX <= CHUNK_EXTENTS_MAX <= EXTENT_PAGE_MAX
 assert COMMIT_EXTENTS_MAX <= SUBMIT_EXTENTS_MAX

@@ -1,8 +1,11 @@
-"""Attributes for tests."""
+"""Attributes for tests, and waiting."""
 
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
+
+import trio
 
 from metadata.api import Attr
 
@@ -14,3 +17,12 @@ def attr(ino: int, *, mode: int = stat.S_IFREG | 0o644, size: int = 0, version: 
         ctime_ns=3, btime_ns=4, version=version, data_version=version,
     )
     return Attr(**(fields | changes))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait, for long, until something is so."""
+    for _ in range(30_000):
+        if condition():
+            return
+        await trio.sleep(0.001)
+    raise AssertionError("it never was")

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import errno
+import threading
 
 import pyfuse3
 import pytest
+import trio
 
 from fusefs.mount.caching import MARGIN_S, NEGATIVE_AFTER, KernelCache
 from fusefs.mount.kernel import KernelView
+from fusefs.mount.names import Busy
 from fusefs.mount.options import parse_options
 from metadata.api import Attr
 from node.host.exitcodes import UsageError
 
 from .attrs import attr as attr_of
+from .attrs import until
 
 
 class Leased:
     """Leases that end at a given time."""
 
     until_s = 10.0
+    unleased = 0
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -30,16 +35,22 @@ class Leased:
     def name_left_s(self, parent: int, name: bytes, ino: int) -> float:
         return self.until_s - self.now_s
 
+    def name_known(self, parent: int, name: bytes) -> bool:
+        return parent != self.unleased
+
 
 class Kernel:
-    """Notes what it is told; does not know the inodes in ``unknown`` the first time."""
+    """Notes what it is told; does not know the inodes in ``unknown`` the first time. Names wait for ``lock``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.forgot: list[int] = []
+        self.names: list[bytes] = []
         self.epochs = 0
         self.unknown: set[int] = set()
+        self.lock = threading.Lock()
         monkeypatch.setattr(pyfuse3, "invalidate_inode", self._invalidate)
-        monkeypatch.setattr("fusefs.mount.caching.os.write", self._write)
+        monkeypatch.setattr("fusefs.mount.notify.os.write", self._write)
+        monkeypatch.setattr("fusefs.mount.caching.LOCK_S", 30.0)  # or a busy machine looks like a lock
 
     def _invalidate(self, ino: int, attr_only: bool) -> None:
         assert attr_only, "pages would be waited for"
@@ -49,7 +60,11 @@ class Kernel:
             raise OSError(errno.ENOENT, "not known")
 
     def _write(self, fd: int, data: bytes) -> int:
-        self.epochs += 1
+        if len(data) == 16:
+            self.epochs += 1
+        else:
+            with self.lock:
+                self.names.append(data[32:-1])
         return len(data)
 
 
@@ -65,7 +80,7 @@ def leased() -> Leased:
 
 def made(leased: Leased, fd: int | None = None) -> tuple[KernelCache, KernelView]:
     view = KernelView()
-    return KernelCache(leased, view, fd, lambda: leased.now_s), view
+    return KernelCache(leased, view, fd, lambda: leased.now_s, Busy()), view
 
 
 def test_time_outs_end_before_the_leases(leased: Leased, kernel: Kernel) -> None:
@@ -100,17 +115,79 @@ async def test_an_inode_on_its_way_is_recalled_until_it_is_known(
     assert sorted(kernel.forgot) == [5, 5, 6], "the kernel has given back the one that it has no reference to"
 
 
-async def test_names_are_recalled_at_once_and_cool_down(leased: Leased, kernel: Kernel) -> None:
+async def test_names_are_recalled_one_by_one(leased: Leased, kernel: Kernel) -> None:
     cache, _ = made(leased, 3)
     assert kernel.epochs == 1, "to see whether the kernel knows how"
     cache.name_s(1, b"n", 5)
-    await cache.forget([2])
-    assert kernel.epochs == 1
+    cache.listed_s(1, b"m", 6)
+    cache.name_s(2, b"o", 7)
+    await cache.forget([3])
+    assert not kernel.names
     await cache.forget([1])
-    assert kernel.epochs == 2
+    await cache.forget([1])
+    assert sorted(kernel.names) == [b"m", b"n"] and kernel.epochs == 1
+    assert cache.name_s(1, b"n", 5)
+
+
+async def test_a_recall_does_not_wait_for_a_request_under_way(leased: Leased, kernel: Kernel) -> None:
+    """Rule 5: the kernel holds the lock of the directory until we answer, and we may wait for the leader."""
+    cache, _ = made(leased, 3)
+    cache.name_s(1, b"n", 5)
+    with kernel.lock:
+        cache._busy.enter(1)
+        await cache.forget([1])
+    assert kernel.epochs == 2 and not kernel.names
     assert not cache.name_s(1, b"n", 5) and cache.name_s(2, b"n", 5)
     leased.now_s = 2.5
     assert cache.name_s(1, b"n", 5)
+
+
+async def test_a_recall_that_meets_a_lock_does_not_wait(leased: Leased, kernel: Kernel) -> None:
+    """The request was on its way when the recall came."""
+    cache, _ = made(leased, 3)
+    cache.name_s(1, b"n", 5)
+    with kernel.lock:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cache.forget, [1])
+            await trio.sleep(0.001)
+            cache._busy.enter(1)
+    assert kernel.epochs == 2
+
+
+async def test_what_is_mounted_inside_is_not_taken_away(leased: Leased, kernel: Kernel) -> None:
+    cache, _ = made(leased, 3)
+    cache.name_s(1, b"n", 5)
+    cache.crowded = True
+    assert not cache.name_s(1, b"m", 6)
+    cache._busy.enter(1)
+    await cache.forget([1])
+    assert kernel.epochs == 1 and kernel.names == [b"n"]
+
+
+async def test_a_name_that_was_carried_over_is_recalled_too(leased: Leased, kernel: Kernel) -> None:
+    cache, _ = made(leased, 3)
+    cache.renaming(1, b"old", 2, b"new")
+    cache.renamed(1, b"old", 2, b"new")
+    await cache.forget([2])
+    assert kernel.names == [b"new"]
+    leased.unleased = 2
+    cache.renaming(1, b"old", 2, b"next")
+    cache.renamed(1, b"old", 2, b"next")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cache.run)
+        await until(lambda: b"next" in kernel.names)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_revalidation_is_given_time_to_arrive(leased: Leased, kernel: Kernel) -> None:
+    cache, _ = made(leased, 3)
+    cache.name_again_s(1, b"n", 5, 77)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cache.forget, [1])
+        await trio.sleep(0.01)
+        assert not kernel.names
+        cache.proven(77)
+    assert kernel.names == [b"n"]
 
 
 def test_a_missing_name_is_believed_when_it_is_asked_for_often(leased: Leased, kernel: Kernel) -> None:
@@ -118,10 +195,18 @@ def test_a_missing_name_is_believed_when_it_is_asked_for_often(leased: Leased, k
     for _ in range(NEGATIVE_AFTER - 1):
         assert not cache.missing_s(1, b"n")
     assert cache.missing_s(1, b"n")
-    cache.creating(1, b"other")
-    assert kernel.epochs == 1
     cache.creating(1, b"n")
-    assert kernel.epochs == 2, "the kernel must not go on believing that it is missing"
+    assert not cache.missing_s(1, b"n")
+
+
+def test_attributes_that_are_over_are_not_remembered(leased: Leased, kernel: Kernel) -> None:
+    cache, _ = made(leased)
+    for round in range(5):
+        leased.until_s = leased.now_s + 10
+        for ino in range(100):
+            cache.attr_s(attr_of(1000 * round + ino))
+        leased.now_s += 20
+    assert cache.statistics()["attrs"] <= 200
 
 
 def test_without_a_descriptor_no_name_is_believed(leased: Leased, kernel: Kernel) -> None:
@@ -152,9 +237,10 @@ def test_a_recall_makes_new_data_drop_pages_itself() -> None:
 
 
 def test_the_mount_option() -> None:
-    assert parse_options([]).leases is None
+    assert parse_options([]).leases is None and parse_options([]).cache_names
     assert parse_options(["leases=off"]).leases is False
-    assert parse_options(["leases=on"]).leases is True and not parse_options(["leases=on"]).cache_names
-    assert parse_options(["leases=names"]).leases is True and parse_options(["leases=names"]).cache_names
+    assert parse_options(["leases=on"]).leases is True and parse_options(["leases=on"]).cache_names
+    assert parse_options(["leases=attributes"]).leases is True
+    assert not parse_options(["leases=attributes"]).cache_names
     with pytest.raises(UsageError):
         parse_options(["leases=maybe"])

@@ -401,3 +401,15 @@ def test_the_table_of_handles_is_bounded_and_never_reuses() -> None:
     with pytest.raises(FsError) as caught:
         table[first]
     assert caught.value.code is Code.BAD_HANDLE
+
+
+async def test_only_of_new_inodes_a_change_may_tell_attributes() -> None:
+    """The kernel does not compare them with what was recalled since it asked."""
+    operations = Operations(FakeVolume(mkdir=attr(5), link=attr(5)), FakeDropper())  # type: ignore[arg-type]
+    operations.cache = SimpleNamespace(  # type: ignore[assignment]
+        creating=lambda *_: None, attr_s=lambda _: 5.0, name_s=lambda *_: 4.0
+    )
+    entry = await operations.mkdir(1, b"d", 0o755, CTX)
+    assert (entry.attr_timeout, entry.entry_timeout) == (5.0, 4.0)
+    entry = await operations.link(5, 1, b"e", CTX)
+    assert (entry.attr_timeout, entry.entry_timeout) == (0.0, 4.0)

@@ -1,0 +1,124 @@
+"""Notifications to the kernel, as writes to /dev/fuse: forget attributes, one name, all names.
+
+Forgetting attributes, and forgetting all names, waits for nobody. Forgetting one name waits for the lock of its
+directory, and so for whatever request holds it: only from a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+
+import pyfuse3
+
+from node.host.logging import get_logger
+
+log = get_logger(__name__)
+
+CLOSE_S = 1.0
+
+_HEADER = struct.Struct("<IiQ")  # length, notification, no request
+_INVAL_ENTRY, _INC_EPOCH = 3, 8
+_ENTRY = struct.Struct("<QII")  # directory, length of the name, flags
+_EXPIRE_ONLY = 1  # look it up again, but keep it, its pages and what is mounted on it
+_EPOCH = _HEADER.pack(_HEADER.size, _INC_EPOCH, 0)
+_GONE = (errno.ENOENT, errno.ENOTDIR)  # nothing there to forget
+_ENDED = (errno.ENOTCONN, errno.ENODEV, errno.EPERM, errno.EBADF)  # the mount is going away
+
+
+class Notifier:
+    """The way to the kernel of one mount. ``fd``: of /dev/fuse; None: names cannot be forgotten."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+        self._open = True
+        self._writing = 0
+        self._quiet = threading.Condition()
+        self.counts = {"attributes": 0, "names": 0, "epochs": 0}
+        self.names_too = fd is not None and self.forget_all_names()
+
+    def close(self) -> bool:
+        """The kernel has let go, or is about to: it is told nothing from now on. False: a thread still waits for a
+        lock, which somebody holds who waits for an answer of ours."""
+        with self._quiet:
+            self._open = False
+            return self._quiet.wait_for(lambda: not self._writing, CLOSE_S)
+
+    def _begin(self) -> bool:
+        with self._quiet:
+            self._writing += self._open
+            return self._open
+
+    def _end(self) -> None:
+        with self._quiet:
+            self._writing -= 1
+            self._quiet.notify_all()
+
+    def forget_attributes(self, inos: Iterable[int]) -> list[int]:
+        """Return those that the kernel does not know."""
+        unknown: list[int] = []
+        if not self._begin():
+            return unknown
+        try:
+            for ino in inos:
+                try:
+                    pyfuse3.invalidate_inode(ino, attr_only=True)
+                    self.counts["attributes"] += 1
+                except OSError as error:
+                    if error.errno == errno.ENOENT:
+                        unknown.append(ino)
+                    else:
+                        log.warning("invalidating attributes failed", ino=ino, error=str(error))
+        finally:
+            self._end()
+        return unknown
+
+    def forget_names(self, names: Mapping[int, Sequence[bytes]]) -> None:
+        """Have names looked up again. Waits for the locks of their directories."""
+        for parent, children in names.items():
+            for name in children:
+                if not self._begin():
+                    return
+                try:
+                    self._forget_name(parent, name)
+                finally:
+                    self._end()
+
+    def _forget_name(self, parent: int, name: bytes) -> None:
+        assert self._fd is not None
+        body = _ENTRY.pack(parent, len(name), _EXPIRE_ONLY) + name + b"\0"
+        self.counts["names"] += 1
+        try:
+            os.write(self._fd, _HEADER.pack(_HEADER.size + len(body), _INVAL_ENTRY, 0) + body)
+        except OSError as error:
+            if error.errno not in _GONE and error.errno not in _ENDED:
+                log.warning("invalidating a name failed", parent=parent, error=str(error))
+
+    def forget_all_names(self) -> bool:
+        """Make every name of the mount void, at once. False: this kernel cannot."""
+        if self._fd is None or not self._begin():
+            return False
+        try:
+            os.write(self._fd, _EPOCH)
+        except OSError as error:
+            log.info("the kernel forgets no names on demand, so it is given none to remember", error=str(error))
+            return False
+        finally:
+            self._end()
+        self.counts["epochs"] += 1
+        return True
+
+
+def fuse_descriptor() -> int | None:
+    """The descriptor of /dev/fuse that pyfuse3 serves; None where it cannot be told."""
+    found = []
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{entry}") == "/dev/fuse":
+                found.append(int(entry))
+        except OSError:
+            continue
+    return found[0] if len(found) == 1 else None

@@ -1,0 +1,94 @@
+"""Looking at a mount, the serving loop of ours, and memory that follows what the kernel knows."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusefs.mount.state import find_state
+from tests.harness import FUSEFS, LONG, Cluster, run, wait_for
+
+FILES = 20_000 if LONG else 300
+
+
+@pytest.fixture(params=["fast", "stock"])
+def served(request: pytest.FixtureRequest, volume: Cluster, work: Path, tmp_path: Path) -> Iterator[Path]:
+    """The same directory through a mount with our serving loop, and with pyfuse3's own."""
+    path = volume.mount(tmp_path / request.param, "-o", f"loop={request.param}")
+    yield path / work.name
+    volume.umount(path)
+
+
+def profile_of(mount: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(run(FUSEFS, "profile", mount, "--json").stdout)
+    return document
+
+
+def test_the_profile_counts_what_was_done(volume: Cluster, work: Path) -> None:
+    mount = volume.mounts[0]
+    before = profile_of(mount)["operations"]
+    (work / "f").write_bytes(b"x" * 10_000)
+    assert not (work / "missing").exists()
+    seen = profile_of(mount)
+    after = seen["operations"]
+
+    def added(operation: str, what: str) -> int:
+        count: int = after[operation][what] - before.get(operation, {what: 0})[what]
+        return count
+
+    assert added("create", "count") == 1 and added("write", "bytes") == 10_000
+    assert added("lookup", "errors") >= 1
+    assert 0 < after["create"]["p50_s"] <= after["create"]["p99_s"] <= after["create"]["max_s"]
+    assert seen["statistics"]["volume.blocks.cache_bytes"] >= 0
+    lines = run(FUSEFS, "profile", mount).stdout.splitlines()
+    assert lines[0].split()[:2] == ["operation", "count"] and any(line.startswith("create ") for line in lines)
+    state = find_state(volume.config, str(mount))
+    assert state is not None and stat.S_IMODE(state.socket_path.stat().st_mode) == 0o600
+    refused = run(FUSEFS, "profile", work.parent.parent, check=False)
+    assert refused.returncode == 1 and "not a fusefs mount" in refused.stderr
+
+
+def test_serving_loops(work: Path, served: Path) -> None:
+    """Requests that wait and requests that do not, at once, and what is written is there through the other mount."""
+
+    def write(number: int) -> None:
+        for i in range(5):
+            with open(served / f"f{number}-{i}", "wb") as f:
+                f.write(b"%d" % number * 5000)
+                f.flush()
+                os.fsync(f.fileno())
+            assert (served / f"f{number}-{i}").stat().st_size == 5000 * len(b"%d" % number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert len(os.listdir(served)) == 40
+    for number in range(8):
+        assert (work / f"f{number}-4").read_bytes() == b"%d" % number * 5000
+
+
+def test_memory_follows_what_the_kernel_knows(volume: Cluster, work: Path) -> None:
+    mount = volume.mounts[0]
+    for i in range(FILES):
+        (work / f"f{i}").touch()
+    for i in range(FILES):
+        assert (work / f"f{i}").exists()
+    for i in range(20 * FILES):
+        assert not (work / f"missing{i}").exists()
+    seen = profile_of(mount)["statistics"]
+    assert seen["mount.kernel.inodes"] >= FILES
+    assert seen["mount.cache.names_bytes"] <= 16 << 20
+    assert seen["volume.leases.bytes"] <= 64 << 20
+    assert seen["mount.cache.asked"] <= 4096
+
+    def forgotten() -> bool:
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+        return bool(profile_of(mount)["statistics"]["mount.kernel.inodes"] < FILES // 2)
+
+    wait_for(forgotten, 60, "the inodes to be forgotten with the kernel")
