@@ -26,6 +26,7 @@ NAMES = ("a", "b", "c")
 CERTAIN = {errno.ENOENT: "ENOENT", errno.EEXIST: "EEXIST"}
 OPERATIONS_PER_DIRECTORY = 30
 RECORD = 16
+UNKNOWN_PAUSE_S = 2.0  # each unknown outcome of a history doubles what its checker has to look at
 
 
 class Recorder:
@@ -43,11 +44,12 @@ class Recorder:
         start = time.monotonic()
         try:
             result, known = work(*arguments), True
+            end = time.monotonic()
         except OSError as error:
+            end = time.monotonic()
             result, known = CERTAIN.get(error.errno or 0), error.errno in CERTAIN
             if not known:
-                time.sleep(0.05)
-        end = time.monotonic()
+                time.sleep(UNKNOWN_PAUSE_S)
         line: dict[str, Any] = {"object": obj, "call": call, "start": start, "process": self.process}
         if known:
             line |= {"result": result, "end": end}
