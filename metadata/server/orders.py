@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from node.wire.limits import HEAL_GROUPS_MAX, HEAL_GROUPS_PER_SERVER_MAX, ORDERS_MAX
-from storage.api import DropGroup, GroupReport, Order, Report, Scrub, ScrubReport, SyncGroup
+from storage.api import DropGroup, DropReport, GroupReport, Order, Report, Scrub, ScrubReport, SyncGroup
 
 TERM_SHIFT = 32
 
@@ -110,6 +110,10 @@ class OrderBook:
         for report in reports:
             if isinstance(report, ScrubReport):
                 self.scrubs[server] = report
+            elif isinstance(report, DropReport):
+                order = self._drops.get((server, report.group))
+                if order is not None and order.order == report.order and not report.left:
+                    del self._drops[server, report.group]  # what a late put brings is dropped by another order
             elif isinstance(report, GroupReport):
                 task = self.tasks.get((server, report.group))
                 if task is not None and task.order == report.order:
