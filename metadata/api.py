@@ -179,6 +179,11 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     of results: raise ``lowest_unacked``); TOO_BIG (SUBMIT_OPS_MAX, SUBMIT_EXTENTS_MAX); INVALID (numbers that make no
     sense). Else each operation stands alone: one that Failed left no trace, the others count. What is left of a Submit
     after SUBMIT_WORK_MAX rows and extents were touched (by clones, truncates, releases) is Failed OVERLOADED.
+
+    ``journal``: operations that the session has answered already, under exclusive leases on all that they touch. They
+    wait for no recall and no grace: whoever else wants to see these inodes waits for them. ``times_ns`` (one for each
+    operation, or none) says when they happened, instead of the entry's time. ``bases``: (inode, version) as they were
+    before; where one is not so, VERSION_MISMATCH, nothing executed (rule 1).
     """
 
     session: int
@@ -190,6 +195,9 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     fence: int = 0
     lease: bool = False  # this and the next as in Read
     lease_term: int = 0
+    journal: bool = False
+    times_ns: tuple[int, ...] = ()
+    bases: tuple[tuple[int, int], ...] = ()
 
 
 class SubmitReply(msgspec.Struct, frozen=True, array_like=True):
@@ -202,6 +210,7 @@ class SubmitReply(msgspec.Struct, frozen=True, array_like=True):
     results: tuple[Result, ...]
     lease_term: int = 0
     touched: tuple[int, ...] = ()
+    shared: Optional[tuple[int, ...]] = None  # as in ReadReply
 
 
 class Read(msgspec.Struct, frozen=True, array_like=True):
@@ -225,10 +234,16 @@ class Read(msgspec.Struct, frozen=True, array_like=True):
 
 class ReadReply(msgspec.Struct, frozen=True, array_like=True):
     """``lease_term``: 0, or the results may be cached until they are recalled, and no longer than SESSION_LEASE_S
-    from when the request was sent; a later grant or renewal of the same term prolongs all of them alike."""
+    from when the request was sent; a later grant or renewal of the same term prolongs all of them alike.
+
+    ``shared``: of the inodes that were leased, those that others may hold too. The others are *exclusive*: nobody sees
+    or changes them before the session has acknowledged a recall, or was fenced. So it may change them by itself, as
+    long as the lease lasts, and bring the changes later (Submit.journal). None: nothing is exclusive.
+    """
 
     results: tuple[Result, ...]
     lease_term: int = 0
+    shared: Optional[tuple[int, ...]] = None
 
 
 class OpenSession(msgspec.Struct, frozen=True, array_like=True):
@@ -265,6 +280,7 @@ class RenewSessionReply(msgspec.Struct, frozen=True, array_like=True):
     pg_epoch: int
     orphans: tuple[int, ...] = ()
     lease_term: int = 0  # the leader's term; where the request named it too, its leases are prolonged, from sending
+    room_bytes: int = 0  # what this session may acknowledge before it is durable (rule 13)
 
 
 class Recall(msgspec.Struct, frozen=True, array_like=True):

@@ -1,4 +1,4 @@
-"""Who may cache what: the leader's table of read leases. Pure; time and sending are the caller's.
+"""Who may cache what: the leader's table of leases. Pure; time and sending are the caller's.
 
 A lease says: this session is told before anybody is told otherwise. A mutation is applied first; then every other
 session that holds a lease on an inode it touched is recalled, and until all of them have acknowledged (or their
@@ -14,16 +14,27 @@ without a lease. A session's leases end together, ``lease_s`` after its last gra
 ``margin_s`` longer, and longer still by the journey of the answer, because it counts from replying and the holder
 from sending.
 
+A lease of which the session is the only holder may be *exclusive*. Then the session changes the inode by itself and
+brings the changes later, in its journal. So the recall of an exclusive lease comes *before* what conflicts with it: a
+reader is answered from the state after the acknowledgement, and a mutation is not even proposed before (``seize``,
+``unsaid``). From when a mutation is proposed until it is applied nobody else is given what it touches exclusively
+(``pend``). An exclusive lease ends with its acknowledgement or with a fence in the log, never by time alone: whoever
+is silent until its leases have ended keeps them as long as nobody needs them, so a machine that slept loses nothing.
+An inode that two want to change is given to nobody exclusively for a while.
+
 Leases are this leader's memory. One that begins does not know what its predecessors granted, so until every session
 has said that it holds nothing of theirs, or the longest of their leases has ended, it answers neither reads nor
 mutations (``in_grace``). That a session holds nothing *now* is not enough: an old leader's grant may still be on its
-way to it. So the session has to name the new term, and takes grants of no other from then on.
+way to it. So the session has to name the new term, and takes grants of no other from then on. Before it does, it brings
+its journal. Those that have not named it when the longest lease has ended are fenced.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+
+COOL_MAX = 65_536  # inodes that are remembered to be wanted by two
 
 Fire = Callable[[], None]
 Debt = tuple[int, int]  # (session, number of a recall): what has not been acknowledged
@@ -33,10 +44,15 @@ Recall = tuple[int, int, tuple[int, ...]]  # (session, number, inodes)
 class LeaseTable:
     """Leases, recalls and those who wait for them, of one leadership after another."""
 
-    def __init__(self, lease_s: float, margin_s: float, per_session_max: int) -> None:
+    def __init__(
+        self, lease_s: float, margin_s: float, per_session_max: int, *, fencing: bool = False, cool_s: float = 1.0
+    ) -> None:
+        """``fencing``: the owner has sessions fenced (``unfenced``), so leases may be exclusive."""
         self._lease_s = lease_s
         self._margin_s = margin_s
         self._max = per_session_max
+        self._fencing = fencing
+        self._cool_s = cool_s
         self.term = 0  # of this leadership, 0: none
         self._grace_s = 0.0  # grace ends then at the latest
         self._doubtful: set[int] = set()  # sessions that may hold leases of an earlier leader
@@ -49,8 +65,16 @@ class LeaseTable:
         self._unsettled: dict[int, tuple[int, int]] = {}  # inode -> (session, sequence) of its last change
         self._changes: dict[int, deque[tuple[int, tuple[int, ...]]]] = {}  # session -> (sequence, inodes), in order
         self._graced: list[Fire] = []  # wait for the end of grace
+        self._exclusive: dict[int, int] = {}  # inode -> the session that may change it by itself, its only holder
+        self._owned: dict[int, int] = {}  # session -> how many inodes it has exclusively
+        self._unsaid: dict[int, set[Debt]] = {}  # inode -> debts of sessions that may have changed it by themselves
+        self._pending: dict[int, list[int]] = {}  # inode -> sessions with mutations of it that are not applied yet
+        self._applying: dict[int, list[Fire]] = {}  # inode -> who waits until nothing is pending
+        self._cool: dict[int, float] = {}  # inode -> until when nobody has it exclusively
+        self._silent: set[int] = set()  # their time is over, their exclusive leases stand
+        self._late = False  # grace is over, and not all have named the term
         self._number = 0
-        self.counts = {"grants": 0, "recalls": 0, "broken": 0, "released": 0}
+        self.counts = {"grants": 0, "recalls": 0, "broken": 0, "released": 0, "seized": 0, "fenced": 0}
 
     # --- leadership -------------------------------------------------------------------------------------------
 
@@ -60,12 +84,20 @@ class LeaseTable:
         self.term = term
         self._doubtful = set(sessions)
         self._grace_s = now_s + self._lease_s + self._margin_s
+        self._late = False
 
     def end(self) -> None:
         """The leadership is over; those who wait are answered by whoever failed them."""
         self.term = 0
         for table in (self._held, self._holders, self._until_s, self._owed, self._recalls, self._waiting):
             table.clear()
+        self._exclusive.clear()
+        self._owned.clear()
+        self._unsaid.clear()
+        self._pending.clear()
+        self._applying.clear()
+        self._cool.clear()
+        self._silent.clear()
         self._unsettled.clear()
         self._changes.clear()
         self._doubtful.clear()
@@ -100,6 +132,9 @@ class LeaseTable:
         owed = self._owed
         if owed and any(ino in owed for ino in inos):
             return False
+        exclusive = self._exclusive
+        if any(exclusive.get(ino, session) != session for ino in inos):
+            return False
         held = self._held.get(session)
         if held is None:
             held = self._held[session] = {}
@@ -118,8 +153,40 @@ class LeaseTable:
         self.prolong(session, now_s)
         return True
 
+    def own(self, session: int, inos: Iterable[int], now_s: float) -> tuple[int, ...]:
+        """Make leases exclusive that were just granted; return those that cannot be."""
+        assert self._fencing
+        shared = []
+        for ino in inos:
+            if self._exclusive.get(ino) == session:
+                continue
+            if (
+                len(self._holders[ino]) > 1
+                or any(other != session for other in self._pending.get(ino, ()))
+                or self._unsettled.get(ino, (session, 0))[0] != session
+                or self._cool.get(ino, now_s) > now_s
+            ):
+                shared.append(ino)
+            else:
+                self._possess(session, ino)
+        return tuple(shared)
+
+    def _possess(self, session: int, ino: int) -> None:
+        self._exclusive[ino] = session
+        self._owned[session] = self._owned.get(session, 0) + 1
+
+    def _dispossess(self, session: int, ino: int) -> bool:
+        if self._exclusive.get(ino) != session:
+            return False
+        del self._exclusive[ino]
+        self._owned[session] -= 1
+        if not self._owned[session]:
+            del self._owned[session]
+        return True
+
     def prolong(self, session: int, now_s: float) -> None:
         """A grant or renewal is answered now: all leases of the session last that much longer."""
+        self._silent.discard(session)
         self._until_s[session] = now_s + self._lease_s + self._margin_s
 
     def surplus(self, session: int) -> tuple[int, ...]:
@@ -135,8 +202,9 @@ class LeaseTable:
 
     # --- recalls ----------------------------------------------------------------------------------------------
 
-    def change(self, inos: tuple[int, ...], by: int, sequence: int) -> list[Recall]:
-        """Request ``sequence`` of session ``by`` changed these inodes. Return the recalls to send to others."""
+    def change(self, inos: tuple[int, ...], by: int, sequence: int, *, journal: bool = False) -> list[Recall]:
+        """Request ``sequence`` of session ``by`` changed these inodes. Return the recalls to send to others.
+        ``journal``: the session knew that before."""
         affected: dict[int, list[int]] = {}
         for ino in inos:
             for session in self._holders.get(ino, ()):
@@ -146,7 +214,7 @@ class LeaseTable:
             if last is not None and last[0] != by and ino not in affected.get(last[0], ()):
                 affected.setdefault(last[0], []).append(ino)
         recalls = [self.recall(session, tuple(mine)) for session, mine in affected.items()]
-        if by in self._until_s:  # one that holds nothing serves no old view
+        if by in self._until_s and not journal:  # one that holds nothing serves no old view
             for ino in inos:
                 self._unsettled[ino] = (by, sequence)
             self._changes.setdefault(by, deque()).append((sequence, inos))
@@ -178,20 +246,80 @@ class LeaseTable:
         debt = (session, self._number)
         self._recalls[debt] = inos
         for ino in inos:
-            self._release(session, ino)
+            if self._release(session, ino):
+                self._unsaid.setdefault(ino, set()).add(debt)
             self._owed.setdefault(ino, set()).add(debt)
             if self._unsettled.get(ino, (0, 0))[0] == session:
                 del self._unsettled[ino]
         self.counts["recalls"] += 1
         return session, self._number, inos
 
-    def _release(self, session: int, ino: int) -> None:
+    def _release(self, session: int, ino: int) -> bool:
+        """Take a lease from the table; return whether it was exclusive."""
         self._held.get(session, {}).pop(ino, None)
         holders = self._holders.get(ino)
         if holders is not None:
             holders.discard(session)
             if not holders:
                 del self._holders[ino]
+        return self._dispossess(session, ino)
+
+    def seize(self, inos: Iterable[int], asking: int, now_s: float) -> list[Recall]:
+        """``asking`` is about to see or to change these inodes: recall what others may change by themselves."""
+        if not self._exclusive:
+            return []
+        affected: dict[int, list[int]] = {}
+        for ino in dict.fromkeys(inos):
+            owner = self._exclusive.get(ino)
+            if owner is not None and owner != asking:
+                affected.setdefault(owner, []).append(ino)
+                self._cool[ino] = now_s + self._cool_s
+        if len(self._cool) > COOL_MAX:
+            self._cool = {ino: until_s for ino, until_s in self._cool.items() if until_s > now_s}
+        self.counts["seized"] += len(affected)
+        return [self.recall(owner, tuple(mine)) for owner, mine in affected.items()]
+
+    def unsaid(self, inos: Iterable[int], asking: int) -> set[Debt]:
+        """What must be acknowledged before ``asking`` may change these inodes."""
+        if not self._unsaid:
+            return set()
+        found: set[Debt] = set()
+        for ino in inos:
+            found |= self._unsaid.get(ino, set())
+        return {debt for debt in found if debt[0] != asking}
+
+    # --- mutations under way ----------------------------------------------------------------------------------
+
+    def pend(self, session: int, inos: Iterable[int]) -> None:
+        """A mutation of these inodes is proposed now."""
+        for ino in inos:
+            self._pending.setdefault(ino, []).append(session)
+
+    def unpend(self, session: int, inos: Iterable[int]) -> None:
+        """It was applied, or never will be."""
+        for ino in inos:
+            pending = self._pending.get(ino)
+            if pending is None or session not in pending:
+                continue  # of an earlier leadership
+            pending.remove(session)
+            if not pending:
+                del self._pending[ino]
+                for fire in self._applying.pop(ino, ()):
+                    fire()
+
+    def applying(self, inos: Iterable[int]) -> int:
+        """One of the inodes with a mutation under way; 0: there is none."""
+        if not self._pending:
+            return 0
+        return next((ino for ino in inos if ino in self._pending), 0)
+
+    def wait_applied(self, ino: int, fire: Fire) -> None:
+        """Call ``fire`` when nothing is under way on this inode."""
+        self._applying.setdefault(ino, []).append(fire)
+
+    def others_own(self, session: int) -> bool:
+        """Whether anybody else may change anything by itself, or had to say so and has not."""
+        return bool(self._unsaid) or len(self._owned) > (session in self._owned)
 
     def acknowledge(self, session: int, number: int) -> None:
         """The session has dropped what a recall named. Unknown ones are ignored."""
@@ -201,6 +329,11 @@ class LeaseTable:
             debts.discard(debt)
             if not debts:
                 del self._owed[ino]
+            unsaid = self._unsaid.get(ino)
+            if unsaid is not None:
+                unsaid.discard(debt)
+                if not unsaid:
+                    del self._unsaid[ino]
         for waiter in self._waiting.pop(debt, ()):
             waiter.debts.discard(debt)
             if not waiter.debts:
@@ -231,8 +364,10 @@ class LeaseTable:
     def lapse(self, now_s: float) -> list[int]:
         """Break the leases that have ended, and end grace when it is over. Returns the sessions that owed something."""
         if self._doubtful and now_s >= self._grace_s:
-            self._doubtful.clear()
-            self._end_grace()
+            self._late = True
+            if not self._fencing:
+                self._doubtful.clear()
+                self._end_grace()
         broken = []
         for session in list(self._until_s):
             # Looked up each time: dropping one session answers others, and a grant in that answer counts.
@@ -240,12 +375,42 @@ class LeaseTable:
                 continue
             if any(debt[0] == session for debt in self._recalls):
                 broken.append(session)
-            self.drop(session)
+            self._silence(session)
         self.counts["broken"] += len(broken)
         return broken
 
+    def _silence(self, session: int) -> None:
+        """The session's time is over. Its exclusive leases stand, and what it owes of such, until it is fenced."""
+        mine = [ino for ino in self._held.get(session, ()) if self._exclusive.get(ino) == session]
+        owed = {debt for debts in self._unsaid.values() for debt in debts if debt[0] == session}
+        if not mine and not owed:
+            self.drop(session)
+            return
+        kept = {debt: self._recalls.pop(debt) for debt in owed}
+        for ino in mine:
+            self._dispossess(session, ino)
+        self.drop(session)
+        self._recalls.update(kept)
+        self._held[session] = dict.fromkeys(mine)
+        for ino in mine:
+            self._possess(session, ino)
+            self._holders.setdefault(ino, set()).add(session)
+        self._silent.add(session)
+
+    def unfenced(self) -> list[int]:
+        """Sessions that must be fenced in the log, and then be reported by ``fenced``, before others can go on."""
+        owing = {debt[0] for debt in self._recalls}
+        return sorted(self._silent & owing | (self._doubtful if self._late else set()))
+
+    def fenced(self, session: int) -> None:
+        """What the session brings from now on is refused: its leases of this and of earlier leaders are over."""
+        self.counts["fenced"] += 1
+        self.drop(session)
+        self.clear(session)
+
     def drop(self, session: int) -> None:
         """The session's leases are over: they ended by time, or it said so by ending."""
+        self._silent.discard(session)
         for ino in list(self._held.get(session, ())):
             self._release(session, ino)
         self._held.pop(session, None)
@@ -260,7 +425,13 @@ class LeaseTable:
     def statistics(self) -> dict[str, float]:
         """Counters and gauges."""
         leases = sum(len(held) for held in self._held.values())
-        return {"leases": leases, "owed": len(self._recalls), "doubtful": len(self._doubtful), **self.counts}
+        return {
+            "leases": leases,
+            "exclusive": len(self._exclusive),
+            "owed": len(self._recalls),
+            "doubtful": len(self._doubtful),
+            **self.counts,
+        }
 
 
 class _Waiter:

@@ -22,6 +22,7 @@ from metadata.server.node import Node
 from metadata.state.command import (
     CommandKind,
     ExpireSession,
+    FenceSession,
     Format,
     Reclaim,
     RegisterServer,
@@ -33,7 +34,7 @@ from node.host.cluster import ClusterConfig
 from node.host.logging import get_logger
 from node.rpc.server import Call
 from node.wire.errors import Code, FsError
-from node.wire.limits import LEADER_DUTY_S, RECLAIM_ROWS, SESSION_EXPIRY_S
+from node.wire.limits import LEADER_DUTY_S, RECLAIM_ROWS, ROOM_BYTES_MAX, ROOM_MARGIN_BYTES, SESSION_EXPIRY_S
 from storage.api import Heartbeat, HeartbeatReply, Order, Report, ServerAddress, ServerStatus
 
 log = get_logger(__name__)
@@ -166,6 +167,15 @@ class Leader:
     def _expire(self, session: int) -> None:
         self._counts["expired"] += 1
         self._propose(("expire", session), CommandKind.EXPIRE_SESSION, ExpireSession(session))
+
+    def fence(self, session: int) -> None:
+        """Break a session's leases in the log (rule 1)."""
+        self._propose(("fence", session), CommandKind.FENCE_SESSION, FenceSession(session))
+
+    def room_bytes(self) -> int:
+        """What each session may acknowledge before it is durable, so that all of it together will find room (rule 13)."""
+        free_bytes = self.volume().free_bytes - ROOM_MARGIN_BYTES
+        return max(0, min(free_bytes // (2 * max(1, len(self._sessions))), ROOM_BYTES_MAX))
 
     # --- chunk servers ---------------------------------------------------------------------------------------
 

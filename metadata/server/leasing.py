@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple, Optional
 
 from metadata import api
 from metadata.leases import LeaseTable
@@ -23,11 +24,22 @@ log = get_logger(__name__)
 Notify = Callable[[bytes, api.Recall | api.LocksGranted], bool]
 
 
+class Grant(NamedTuple):
+    """What an answer grants: ``lease_term`` and ``shared`` of ReadReply."""
+
+    term: int
+    shared: Optional[tuple[int, ...]]
+
+
+NOTHING = Grant(0, None)
+
+
 class Leasing:
-    """Read leases of the sessions that this leader serves."""
+    """Leases of the sessions that this leader serves."""
 
     def __init__(self, node: Node, machine: Machine, notify: Notify) -> None:
-        self.table = LeaseTable(SESSION_LEASE_S, LEASE_MARGIN_S, LEASES_PER_SESSION_MAX)
+        self.table = LeaseTable(SESSION_LEASE_S, LEASE_MARGIN_S, LEASES_PER_SESSION_MAX, fencing=True)
+        self._fence: Callable[[int], None] = lambda session: None
         self._node = node
         self._machine = machine
         self._notify = notify
@@ -50,10 +62,16 @@ class Leasing:
         for call in parked.values():
             call.fail(self._node.not_leader())
 
+    def fences(self, fence: Callable[[int], None]) -> None:
+        """``fence`` has a session fenced in the log."""
+        self._fence = fence
+
     def look_after(self) -> None:
         """End what has ended by time."""
         for session in self.table.lapse(self._node.running_s):
-            log.warning("leases broken: no acknowledgement before they ended", session=session)
+            log.warning("leases ended without an acknowledgement", session=session)
+        for session in self.table.unfenced():
+            self._fence(session)
 
     # --- what sessions say ------------------------------------------------------------------------------------
 
@@ -90,8 +108,13 @@ class Leasing:
         if not table.term:
             return
         if outcome.touched:
-            for recall in table.change(outcome.touched, outcome.session, outcome.sequence):
+            for recall in table.change(
+                outcome.touched, outcome.session, outcome.sequence, journal=outcome.journal
+            ):
                 self._send(*recall)
+        for session in outcome.fenced:
+            log.warning("leases broken: what the session changed and did not bring is lost", session=session)
+            table.fenced(session)
         for session in outcome.ended:
             table.drop(session)
             table.clear(session)
@@ -108,15 +131,43 @@ class Leasing:
         peer = self._peers.get(session)
         return peer is not None and self._notify(peer, message)
 
-    def grant(self, session: int, inos: Sequence[int]) -> int:
-        """Lease inodes to a session that is answered now; returns the term, 0 when it may cache nothing."""
-        table = self.table
-        if session not in self._peers or not table.grant(session, inos, self._node.running_s):
-            return 0
+    def grant(self, session: int, inos: Sequence[int]) -> Grant:
+        """Lease inodes to a session that is answered now."""
+        table, now_s = self.table, self._node.running_s
+        if session not in self._peers or not table.grant(session, inos, now_s):
+            return NOTHING
+        # A full member takes no journal beyond what was promised
+        shared = None if self._node.full else table.own(session, inos, now_s)
         surplus = table.surplus(session)
         if surplus:
             self._send(*table.recall(session, surplus))
-        return table.term
+        return Grant(table.term, shared)
+
+    # --- before a mutation ------------------------------------------------------------------------------------
+
+    def withholds(self, call: Call, concerned: Concerned, session: int, then: Callable[[Call], None]) -> bool:
+        """Whether a mutation must not be proposed yet; then ``then(call)`` is called when it may be tried again.
+
+        Others may have changed by themselves what it is about. And what a name means can only be told while nobody
+        else is changing the directory.
+        """
+        table = self.table
+        if table.in_grace:
+            table.wait_grace(self._park(call, then))
+            return True
+        if not table.others_own(session):
+            return False
+        busy = table.applying(concerned.guessed)
+        if busy:
+            table.wait_applied(busy, self._park(call, then))
+            return True
+        for recall in table.seize(concerned.inos, session, self._node.running_s):
+            self._send(*recall)
+        debts = table.unsaid(concerned.inos, session)
+        if debts:
+            table.wait(debts, self._park(call, then))
+            return True
+        return False
 
     def waits(self, call: Call, inos: Sequence[int], session: int, then: Callable[[Call], None]) -> bool:
         """Whether an answer about ``inos`` has to wait; then ``then(call)`` is called when it need not any more."""
@@ -126,7 +177,7 @@ class Leasing:
         if table.in_grace:
             table.wait_grace(self._park(call, then))
             return True
-        for recall in table.demand(inos, session):
+        for recall in [*table.demand(inos, session), *table.seize(inos, session, self._node.running_s)]:
             self._send(*recall)
         debts = table.debts(inos, session)
         if debts:
@@ -154,6 +205,53 @@ class Leasing:
 
     def statistics(self) -> dict[str, float]:
         return {**self.table.statistics(), "parked": len(self._parked)}
+
+
+class Concerned(NamedTuple):
+    """What a mutation is about. ``guessed``: directories in which it depends on what a name means now."""
+
+    inos: tuple[int, ...]
+    guessed: tuple[int, ...]
+
+
+def concerned(ops: Sequence[api.Op], child: Callable[[int, bytes], int]) -> Concerned:
+    """The inodes that operations are about, in the state as it is. ``child`` tells what a name means."""
+    inos: dict[int, None] = {}
+    guessed: dict[int, None] = {}
+    names: dict[tuple[int, bytes], int] = {}  # as these operations leave them
+
+    def look(parent: int, name: bytes) -> int:
+        inos[parent] = None
+        guessed[parent] = None
+        ino = names.get((parent, name))
+        if ino is None:
+            ino = child(parent, name)
+        if ino:
+            inos[ino] = None
+        return ino
+
+    for op in ops:
+        kind = type(op)
+        if kind is api.Make:
+            if op.exclusive:  # type: ignore[union-attr]
+                inos[op.parent] = None  # type: ignore[union-attr,index]
+            else:
+                look(op.parent, op.name)  # type: ignore[union-attr]
+        elif kind is api.Remove:
+            look(op.parent, op.name)  # type: ignore[union-attr]
+        elif kind is api.Rename:
+            moved = look(op.parent, op.name)  # type: ignore[union-attr]
+            other = look(op.new_parent, op.new_name)  # type: ignore[union-attr]
+            names[op.new_parent, op.new_name] = moved  # type: ignore[union-attr]
+            names[op.parent, op.name] = other  # type: ignore[union-attr]
+        elif kind is api.CloneRange:
+            inos.update({op.source: None, op.target: None})  # type: ignore[union-attr]
+        else:
+            for field in ("ino", "parent"):
+                ino = getattr(op, field, 0)
+                if ino:
+                    inos[ino] = None
+    return Concerned(tuple(inos), tuple(guessed))
 
 
 def spoken_of(queries: Sequence[api.Query], results: Sequence[api.Result]) -> list[int]:

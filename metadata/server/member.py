@@ -336,6 +336,7 @@ class MetadataMember:
             gone=certainly_gone,
         )
         self.leasing = leasing = Leasing(node, machine, self._push)
+        leasing.fences(leader.fence)
         hooks.lead = self._lead
         notices = LockNotices(leasing.push)
 

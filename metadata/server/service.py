@@ -16,7 +16,7 @@ import msgspec
 from metadata import api
 from metadata.raft.core import Role
 from metadata.server.leader import Leader
-from metadata.server.leasing import Leasing, leasable, shown, spoken_of
+from metadata.server.leasing import NOTHING, Leasing, concerned, leasable, shown, spoken_of
 from metadata.server.node import Node
 from metadata.server.status import Reporter
 from metadata.state.command import CommandKind, encode_command
@@ -90,14 +90,42 @@ class Service:
         request: api.Submit = call.request
         if not 0 < len(request.ops) <= SUBMIT_OPS_MAX:
             raise FsError(Code.INVALID, f"{len(request.ops)} operations")
-        if self.node.full and not all(type(op) in FREEING for op in request.ops):
+        if self.node.full and not request.journal and not all(type(op) in FREEING for op in request.ops):
             raise FsError(Code.NO_SPACE, "the disk of the metadata leader is full: only removals are taken")
         if self.node.role is Role.LEADER:
             self.leasing.hear(call, request.session, request.lease_term)
             self.leasing.table.settle(request.session, request.lowest_unacked)
         self._counts["submits"] += 1
-        self._propose(call, CommandKind.SUBMIT, self._submitted)
         self.leader.heard_session(request.session)
+        if request.journal:
+            self._propose(call, CommandKind.SUBMIT, self._submitted)
+        else:
+            self._submit(call)
+
+    def _submit(self, call: Call) -> None:
+        """Propose a mutation when nobody can have changed by himself what it is about."""
+        request: api.Submit = call.request
+        table = self.leasing.table
+        if self.node.role is not Role.LEADER:
+            raise self.node.not_leader()
+        if not table.term:
+            raise FsError(Code.RETRY, "the new leader does not know yet what the last one has acknowledged")
+        about = concerned(request.ops, self.machine.child)
+        if self.leasing.withholds(call, about, request.session, self._submit):
+            return
+        table.pend(request.session, about.inos)
+        term = table.term
+
+        def applied(call: Call, outcome: Optional[Outcome], error: Optional[FsError]) -> None:
+            if table.term == term:
+                table.unpend(request.session, about.inos)
+            self._submitted(call, outcome, error)
+
+        try:
+            self._propose(call, CommandKind.SUBMIT, applied)
+        except FsError:
+            table.unpend(request.session, about.inos)
+            raise
 
     def _submitted(self, call: Call, outcome: Optional[Outcome], error: Optional[FsError]) -> None:
         """Answer a Submit when nobody sees any more what was before it."""
@@ -109,10 +137,15 @@ class Service:
         assert isinstance(reply, api.SubmitReply)
 
         def settled(call: Call) -> None:
-            term = self.leasing.grant(request.session, shown(reply.results)) if request.lease else 0
-            call.reply(api.SubmitReply(reply.results, term, outcome.touched) if request.lease else reply)
+            if not request.lease:
+                call.reply(reply)
+                return
+            grant = self.leasing.grant(request.session, shown(reply.results))
+            call.reply(api.SubmitReply(reply.results, grant.term, outcome.touched, grant.shared))
 
-        if not self.leasing.waits(call, outcome.touched, request.session, settled):
+        if request.journal:
+            settled(call)  # it concerns nobody else
+        elif not self.leasing.waits(call, outcome.touched, request.session, settled):
             settled(call)
 
     def open_session(self, call: Call) -> None:
@@ -178,7 +211,7 @@ class Service:
         if self.leasing.waits(call, inos, request.session, self._read_again):
             return
         leased = request.lease and leasable(request.queries)
-        call.reply(api.ReadReply(results, self.leasing.grant(request.session, inos) if leased else 0))
+        call.reply(api.ReadReply(results, *(self.leasing.grant(request.session, inos) if leased else NOTHING)))
 
     def _read_again(self, call: Call) -> None:
         """A read that waited for acknowledgements looks at the state as it is now."""
@@ -192,7 +225,10 @@ class Service:
         self.leader.heard_session(request.session)
         orphans = machine.orphans_of(request.session, request.orphans_after)
         term = self.leasing.renewed(request.session, request.lease_term)
-        call.reply(api.RenewSessionReply(SESSION_LEASE_S, machine.gc_epoch, machine.pg_epoch, orphans, term))
+        room_bytes = self.leader.room_bytes()
+        call.reply(
+            api.RenewSessionReply(SESSION_LEASE_S, machine.gc_epoch, machine.pg_epoch, orphans, term, room_bytes)
+        )
 
     def _answer_map(self, call: Call) -> None:
         request: api.GetClusterMap = call.request

@@ -30,7 +30,7 @@ from metadata.state.shard import Shard
 from metadata.state.tables import Tables
 from metadata.state.turn import Turn
 from node.wire.errors import Code, FsError
-from node.wire.limits import ORPHANS_PAGE_MAX
+from node.wire.limits import NAME_BYTES_MAX, ORPHANS_PAGE_MAX
 from node.wire.types import slot_of
 
 ENTRY_TIME_MAX_NS = 1 << 62  # the year 2116: a leader's clock beyond is wrong, and must not use up the time there is
@@ -47,9 +47,11 @@ class Outcome:
     freed: list[int] = field(default_factory=list)  # inodes that ceased to exist
     ended: list[int] = field(default_factory=list)  # sessions that ceased to exist
     granted: list[tuple[int, int]] = field(default_factory=list)  # (session, ticket): their lock's turn has come
+    fenced: list[int] = field(default_factory=list)  # sessions whose leases are broken from here on
     touched: tuple[int, ...] = ()  # inodes whose attributes, data or names changed, the freed ones included
     session: int = 0  # whose Submit it was
     sequence: int = 0
+    journal: bool = False
 
 
 class Machine:
@@ -95,11 +97,12 @@ class Machine:
         command = decode_command(data)
         time_ns = max(min(command.time_ns, ENTRY_TIME_MAX_NS), applied.time_ns + 1)
         turn = Turn(time_ns, 0, self._sessions.live, self._root.record.gc_epoch, self._root.groups)
-        encoded, sequence = b"", 0
+        encoded, sequence, journal = b"", 0, False
         reply: msgspec.Struct | FsError
         try:
             if type(command.body) is Submit:
                 turn.session, sequence = command.body.session, command.body.sequence
+                journal = command.body.journal
                 reply, encoded = self._shard.submit(command.body, turn)
             elif type(command.body) is Audit:
                 reply = self._auditor.apply(command.body, index)
@@ -113,7 +116,17 @@ class Machine:
         touched = (*self._shard.inodes.changed(), *turn.freed)
         self._finish(Applied(index, term, time_ns))
         return Outcome(
-            reply, encoded, turn.orphaned, turn.freed, turn.ended, turn.granted, touched, turn.session, sequence
+            reply,
+            encoded,
+            turn.orphaned,
+            turn.freed,
+            turn.ended,
+            turn.granted,
+            turn.fenced,
+            touched,
+            turn.session,
+            sequence,
+            journal,
         )
 
     def _drop_locks(self, body: msgspec.Struct | None, turn: Turn) -> None:
@@ -223,6 +236,11 @@ class Machine:
     def file_bytes(self) -> int:
         """Logical bytes that the extents of all inodes cover."""
         return self._shard.inodes.bytes
+
+    def child(self, parent: int, name: bytes) -> int:
+        """What a name means; 0: nothing."""
+        entry = self._shard.names.entry(parent, name) if 0 < len(name) <= NAME_BYTES_MAX else None
+        return 0 if entry is None else entry[0]
 
     def group_of(self, ino: int) -> int:
         """The group that owns an inode number, by the slot table."""

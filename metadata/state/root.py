@@ -136,7 +136,9 @@ class Root:
         return CloseSessionReply()
 
     def fence_session(self, body: FenceSession, turn: Turn) -> FenceReply:
-        return FenceReply(self._sessions.raise_fence(body.session).fence)
+        fence = self._sessions.raise_fence(body.session).fence
+        turn.fenced.append(body.session)
+        return FenceReply(fence)
 
     # --- chunk servers ----------------------------------------------------------------------------------------
 

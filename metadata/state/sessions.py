@@ -123,7 +123,7 @@ class Sessions:
         if recorded is not None:
             return recorded
         if submit.fence != session.fence:
-            raise FsError(Code.FENCED, f"fence {submit.fence}, now it is {session.fence}")
+            raise FsError(Code.FENCED, f"fence {submit.fence}, now it is {session.fence}", hint=session.fence)
         lowest = max(session.lowest, submit.lowest_unacked)
         if submit.sequence >= lowest + RESULT_WINDOW:
             raise FsError(Code.OVERLOADED, f"{RESULT_WINDOW} results are not acknowledged")

@@ -54,6 +54,7 @@ from node.wire.limits import INO_RANGE_MAX, RECLAIM_BLOCKS_MAX, RECLAIM_ROWS_MAX
 from node.wire.types import ROOT_INO
 
 _SKIPPED = Failed(Code.SKIPPED, "an operation before it failed")
+OP_TIME_MAX_NS = 1 << 62  # as of an entry
 _DETAIL_MAX = 200  # characters of an error that are kept with a result
 
 encode_reply = msgspec.msgpack.Encoder().encode
@@ -138,9 +139,12 @@ class Shard:
         recorded = self.sessions.admit(submit)
         if recorded is not None:
             return decode_reply(recorded), recorded
+        self._check_bases(submit)
         results: list[Result] = []
         operations = self._operations
-        for op in submit.ops:
+        for number, op in enumerate(submit.ops):
+            if submit.times_ns:
+                turn.time_ns = min(max(submit.times_ns[number], 1), OP_TIME_MAX_NS)
             try:
                 if turn.work > SUBMIT_WORK_MAX:
                     raise FsError(Code.OVERLOADED, "this Submit did enough: send the rest in another")
@@ -154,6 +158,14 @@ class Shard:
         answer = encode_reply(reply)
         self.sessions.record(submit, answer)
         return reply, answer
+
+    def _check_bases(self, submit: Submit) -> None:
+        """Refuse a journal that was written on another state than this one (rule 1)."""
+        for ino, version in submit.bases:
+            inode = self.inodes.find(ino)
+            if inode is None or inode.version != version:
+                found = "gone" if inode is None else f"at version {inode.version}"
+                raise FsError(Code.VERSION_MISMATCH, f"inode {ino} is {found}, the journal begins at {version}")
 
     def _release(self, op: Release, turn: Turn) -> Done:
         if len(op.inos) > RELEASE_INOS_MAX:

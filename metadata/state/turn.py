@@ -13,7 +13,9 @@ from node.wire.errors import Code, FsError
 class Turn:
     """One entry being applied. The epochs are those before the entry; ``live`` are all registered sessions."""
 
-    __slots__ = ("time_ns", "session", "live", "gc_epoch", "groups", "work", "orphaned", "freed", "ended", "granted")
+    __slots__ = (
+        "time_ns", "session", "live", "gc_epoch", "groups", "work", "orphaned", "freed", "ended", "granted", "fenced",
+    )  # fmt: skip
 
     def __init__(
         self, time_ns: int, session: int, live: Sequence[int], gc_epoch: int, groups: Sequence[Group]
@@ -28,6 +30,7 @@ class Turn:
         self.freed: list[int] = []  # inodes that ceased to exist
         self.ended: list[int] = []  # sessions that ceased to exist
         self.granted: list[tuple[int, int]] = []  # (session, ticket) of locks whose turn has come
+        self.fenced: list[int] = []  # sessions whose leases are broken from here on
 
     def check_blocks(self, extents: Sequence[Extent], touch_epoch: int, pg_epoch: int) -> None:
         """Refuse references to blocks whose touch is too old, or whose placement changed since (rule 16)."""

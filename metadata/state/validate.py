@@ -12,6 +12,7 @@ from node.wire.limits import (
     FILE_BYTES_MAX,
     NAME_BYTES_MAX,
     NOT_HELD_MAX,
+    SUBMIT_BASES_MAX,
     SUBMIT_EXTENTS_MAX,
     SUBMIT_OPS_MAX,
     SYMLINK_BYTES_MAX,
@@ -114,5 +115,9 @@ def check_submit(submit: Submit) -> None:
         raise FsError(Code.TOO_BIG, f"more than {SUBMIT_EXTENTS_MAX} extents in one Submit")
     if not 1 <= submit.sequence <= SEQUENCE_MAX or not 1 <= submit.lowest_unacked <= submit.sequence:
         raise FsError(Code.INVALID, f"sequence {submit.sequence}, lowest unacknowledged {submit.lowest_unacked}")
+    if submit.times_ns and len(submit.times_ns) != len(submit.ops):
+        raise FsError(Code.INVALID, f"{len(submit.times_ns)} times for {len(submit.ops)} operations")
+    if len(submit.bases) > SUBMIT_BASES_MAX:
+        raise FsError(Code.TOO_BIG, f"{len(submit.bases)} base versions")
     if not 0 <= submit.after < submit.sequence:
         raise FsError(Code.INVALID, f"sequence {submit.sequence} after {submit.after}")
