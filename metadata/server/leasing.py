@@ -231,26 +231,21 @@ def concerned(ops: Sequence[api.Op], child: Callable[[int, bytes], int]) -> Conc
         return ino
 
     for op in ops:
-        kind = type(op)
-        if kind is api.Make:
-            if op.exclusive:  # type: ignore[union-attr]
-                inos[op.parent] = None  # type: ignore[union-attr,index]
+        if isinstance(op, api.Make):
+            if op.exclusive:
+                inos[op.parent] = None
             else:
-                look(op.parent, op.name)  # type: ignore[union-attr]
-        elif kind is api.Remove:
-            look(op.parent, op.name)  # type: ignore[union-attr]
-        elif kind is api.Rename:
-            moved = look(op.parent, op.name)  # type: ignore[union-attr]
-            other = look(op.new_parent, op.new_name)  # type: ignore[union-attr]
-            names[op.new_parent, op.new_name] = moved  # type: ignore[union-attr]
-            names[op.parent, op.name] = other  # type: ignore[union-attr]
-        elif kind is api.CloneRange:
-            inos.update({op.source: None, op.target: None})  # type: ignore[union-attr]
+                look(op.parent, op.name)
+        elif isinstance(op, api.Remove):
+            look(op.parent, op.name)
+        elif isinstance(op, api.Rename):
+            moved, other = look(op.parent, op.name), look(op.new_parent, op.new_name)
+            names[op.new_parent, op.new_name] = moved
+            names[op.parent, op.name] = other
+        elif isinstance(op, api.CloneRange):
+            inos.update({op.source: None, op.target: None})
         else:
-            for field in ("ino", "parent"):
-                ino = getattr(op, field, 0)
-                if ino:
-                    inos[ino] = None
+            inos.update({ino: None for field in ("ino", "parent") if (ino := getattr(op, field, 0))})
     return Concerned(tuple(inos), tuple(guessed))
 
 
