@@ -19,7 +19,7 @@ from fusefs.client.reader import Reader
 from fusefs.client.session import Mutation, Session, expect, raise_failed
 from fusefs.client.tasks import together
 from fusefs.client.writer import Touched, Writer
-from metadata.api import AttrResult, Commit, Committed, Extent, Failed, GetAttr, Op, Result
+from metadata.api import Attr, AttrResult, Commit, Committed, Extent, Failed, GetAttr, Op, Result
 from node.wire.errors import Code, FsError
 from node.wire.limits import BLOCK_BYTES_MAX, EXTENTS_PER_CHUNK_MAX, GROUP_BYTES_MAX, PUT_BLOCKS_MAX
 from node.wire.types import Buffer
@@ -51,6 +51,7 @@ class Group:
         self.crowded: set[int] = set()  # chunks that would have too many extents
         self.done = trio.Event()
         self.error: Optional[FsError] = None
+        self.mtime_ns = 0  # 0: the file's, when it is committed
 
     @property
     def start(self) -> int:
@@ -150,17 +151,20 @@ class Committer:
             if chunk not in wanted:
                 continue
             start = chunk * BLOCK_BYTES_MAX
-            attr, extents = await self._reader.extents(file.ino, start, start + BLOCK_BYTES_MAX, deadline)
+            attr, extents = await self._extents(file, start, start + BLOCK_BYTES_MAX, deadline)
             if file.append_base is not None and attr.size > start:
                 # An append lands in the chunk of the true end, which need not be the one we believe in
                 start = attr.size - attr.size % BLOCK_BYTES_MAX
                 runs = [Run(attr.size, attr.size + 1, [])]
                 if start != chunk * BLOCK_BYTES_MAX:
-                    _, extents = await self._reader.extents(file.ino, start, start + BLOCK_BYTES_MAX, deadline)
+                    _, extents = await self._extents(file, start, start + BLOCK_BYTES_MAX, deadline)
             count = chunking.extents_after(extents, [(run.start, run.end) for run in runs])
             file.extents[chunk] = count
             if count > EXTENTS_PER_CHUNK_MAX:
                 group.crowded.add(chunk)
+
+    async def _extents(self, file: File, start: int, end: int, deadline: float) -> tuple[Attr, list[Extent]]:
+        return await self._reader.extents(file.ino, start, end, deadline, journal=in_journal(file))
 
     async def commit(
         self, file: File, groups: Sequence[Group], ops: tuple[Op, ...], deadline: float
@@ -191,7 +195,9 @@ class Committer:
 
     async def execute(self, file: File, ops: tuple[Op, ...], deadline: float) -> tuple[Result, ...]:
         """Execute ops on a file that has nothing to commit."""
-        return await self._session.submit(*ops, stop_on_error=True, incarnation=file.incarnation, deadline=deadline)
+        return await self._session.submit(
+            *ops, stop_on_error=True, incarnation=file.incarnation, deadline=deadline, journal=in_journal(file)
+        )
 
     async def settle(self, file: File, deadline: float) -> None:
         """Learn what became of an append whose outcome is unknown: it must not be made twice."""
@@ -206,32 +212,32 @@ class Committer:
             raise
         del self._doubtful[file]
         if isinstance(results[0], Committed):
-            self._landed(file, groups, results[0])
+            self.landed(file, groups, results[0])
 
     async def _commit(
         self, file: File, groups: Sequence[Group], ops: tuple[Op, ...], deadline: float, base_version: int = 0
     ) -> tuple[Result, ...]:
         while True:
-            commit = self._message(file, groups, base_version)
+            commit = self.message(file, groups, base_version)
             results = await self._submit(file, groups, (commit, *ops), deadline)
             first = results[0]
             if not isinstance(first, Failed):
                 break
             if first.code != Code.STALE_EPOCH or trio.current_time() >= deadline:
                 raise_failed(first)
-            await self._session.renew()
+            await self._session.learn_epochs(deadline)
             for group in groups:  # a put of what is there is a touch
                 await self._store(group, deadline)
         self.commits += 1
-        self._landed(file, groups, expect(first, Committed))
+        self.landed(file, groups, expect(first, Committed))
         return results[1:]
 
-    def _message(self, file: File, groups: Sequence[Group], base_version: int) -> Commit:
+    def message(self, file: File, groups: Sequence[Group], base_version: int = 0) -> Commit:
         return Commit(
             file.ino,
             tuple(extent for group in groups for extent in group.extents()),
             groups[-1].end,
-            file.mtime_ns,
+            groups[-1].mtime_ns or file.mtime_ns,
             min(group.touched.epoch for group in groups),
             append=file.append_base is not None,
             expected_size=file.append_base or 0,
@@ -245,7 +251,7 @@ class Committer:
         if file.append_base is None:  # may be made again: it writes the same bytes to the same place
             return await self.execute(file, ops, deadline)
         mutation = await self._session.begin(
-            *ops, stop_on_error=True, incarnation=file.incarnation, deadline=deadline
+            *ops, stop_on_error=True, incarnation=file.incarnation, deadline=deadline, journal=in_journal(file)
         )
         try:
             return await self._session.finish(mutation, deadline)
@@ -254,7 +260,7 @@ class Committer:
                 self._doubtful[file] = mutation, groups
             raise
 
-    def _landed(self, file: File, groups: Sequence[Group], committed: Committed) -> None:
+    def landed(self, file: File, groups: Sequence[Group], committed: Committed) -> None:
         """Sync: the buffer forgets what is committed now."""
         file.note(committed.attr)
         if file.append_base is not None:
@@ -291,7 +297,7 @@ class Committer:
     async def _rewrite_chunk(self, file: File, chunk: int, part: Group, deadline: float) -> bool:
         """Read, overlay, put, and commit unless another mount changed the file meanwhile (False)."""
         start = chunk * BLOCK_BYTES_MAX
-        attr, extents = await self._reader.extents(file.ino, start, start + BLOCK_BYTES_MAX, deadline)
+        attr, extents = await self._extents(file, start, start + BLOCK_BYTES_MAX, deadline)
         end = max(part.end, min(attr.size, start + BLOCK_BYTES_MAX))
         pieces = [Piece(run.start, b"".join(run.parts), 0) for run in part.runs]
         whole = Run(start, end, await self._reader.assemble(pieces, extents, start, end, deadline))
@@ -300,27 +306,26 @@ class Committer:
         await self._store(merged, deadline)
         self.rewrites += 1
         # Clean only what this group took: the rest of the chunk may have been written meanwhile, or lie under a cut
-        commit = self._message(file, [merged], attr.data_version)
-        results = await self._session.submit(commit, incarnation=file.incarnation, deadline=deadline)
-        first = results[0]
+        commit = self.message(file, [merged], attr.data_version)
+        first = (await self.execute(file, (commit,), deadline))[0]
         if isinstance(first, Failed):
             if first.code == Code.STALE_EPOCH:
-                await self._session.renew()
+                await self._session.learn_epochs(deadline)
                 return False
             if first.code == Code.VERSION_MISMATCH and trio.current_time() < deadline:
                 return False
             raise_failed(first)
         self.commits += 1
-        self._landed(file, [part], expect(first, Committed))
+        self.landed(file, [part], expect(first, Committed))
         return True
 
     async def _rewrite_end(self, file: File, deadline: float) -> None:
         """Make one block of the chunk that the true end of the file is in, before bytes are appended to it."""
-        attr = (await self._session.query(GetAttr(file.ino), AttrResult, deadline)).attr
+        attr = (await self._session.query(GetAttr(file.ino), AttrResult, deadline, journal=in_journal(file))).attr
         if not attr.size % BLOCK_BYTES_MAX:
             return
         start, end = attr.size - attr.size % BLOCK_BYTES_MAX, attr.size
-        attr, extents = await self._reader.extents(file.ino, start, end, deadline)
+        attr, extents = await self._extents(file, start, end, deadline)
         whole = Run(start, end, await self._reader.assemble([], extents, start, end, deadline))
         encoded = await self._codec.encode([whole.parts])
         touched = await self._writer.put(encoded, deadline)
@@ -334,8 +339,7 @@ class Committer:
             base_version=attr.data_version,
             pg_epoch=touched.pg_epoch,
         )
-        results = await self._session.submit(commit, incarnation=file.incarnation, deadline=deadline)
-        first = results[0]
+        first = (await self.execute(file, (commit,), deadline))[0]
         if isinstance(first, Failed) and first.code not in (Code.VERSION_MISMATCH, Code.STALE_EPOCH):
             raise_failed(first)  # those two: someone else writes here, the append need not wait for our tidiness
         file.extents.clear()
@@ -343,6 +347,11 @@ class Committer:
     def forget(self, file: File) -> None:
         """The file's session has ended: nothing is in doubt any more."""
         self._doubtful.pop(file, None)
+
+
+def in_journal(file: File) -> bool:
+    """Whether commits of a file belong to the journal: nobody else sees it before they have arrived."""
+    return file.exclusive or file.journaled > 0
 
 
 def _by_chunk(runs: Sequence[Run]) -> Iterator[tuple[int, list[Run]]]:

@@ -35,7 +35,7 @@ class Record:
 
     __slots__ = (
         "attr", "names", "complete", "asked", "layout", "target", "xattrs", "xattrs_complete", "weight",
-        "listed", "_order",
+        "listed", "exclusive", "_order",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -49,6 +49,7 @@ class Record:
         self.xattrs_complete = False
         self.weight = _RECORD_BYTES
         self.listed: Optional[bytes] = None  # all names up to this one are in ``names``, or absent
+        self.exclusive = False  # nobody else sees or changes the inode before we are asked
         self._order: Optional[list[bytes]] = None
 
     def ordered(self) -> list[bytes]:
@@ -123,6 +124,11 @@ class Facts:
     def put_name(self, parent: int, name: bytes, ino: int) -> None:
         """What a name means; ABSENT: nothing."""
         record = self.take(parent)
+        if not ino and record.complete:  # what is not there does not exist
+            if record.names.pop(name, None) is not None:
+                record.reorder()
+                self._weigh(record, -_NAME_BYTES - len(name))
+            return
         if name not in record.names:
             self._weigh(record, _NAME_BYTES + len(name))
         record.names[name] = ino
@@ -156,6 +162,19 @@ class Facts:
         new = 0 if layout is None else _EXTENT_BYTES * len(layout.extents)
         record.layout = layout
         self._weigh(record, new - old)
+
+    def put_extents(self, ino: int, extents: Sequence[Extent]) -> None:
+        """Data of a file was committed from here: where it is now, as far as that can be told simply."""
+        record = self._records.get(ino)
+        if record is None or record.layout is None or not extents:
+            return
+        layout = record.layout
+        end = layout.extents[-1].offset + layout.extents[-1].length if layout.extents else 0
+        known = layout.start == 0 and layout.end == NO_END
+        if known and extents[0].offset >= end:
+            self.put_layout(ino, layout._replace(extents=layout.extents + tuple(extents)))
+        else:
+            self.put_layout(ino, None)
 
     def put_target(self, ino: int, target: bytes) -> None:
         """The target of a symbolic link."""

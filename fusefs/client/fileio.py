@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
+from fusefs.client.closing import Closing
 from fusefs.client.files import File, Files
 from fusefs.client.handles import Handle
 from fusefs.client.holds import Holds
@@ -28,7 +29,9 @@ class FileIO:
         holds: Holds,
         namespace: Namespace,
         reader: Reader,
+        closing: Closing,
     ) -> None:
+        self._closing = closing
         self._session = session
         self._files = files
         self._writeback = writeback
@@ -89,8 +92,18 @@ class FileIO:
             await self.flush(handle)
         return len(data)
 
+    async def close(self, handle: Handle) -> None:
+        """Where nobody else can see the file before it has arrived, closing does not wait for that."""
+        file = handle.file
+        if not file.idle_data and not (file.removed and file.handles) and self._closing.close(file):
+            self._writeback.check(handle)
+            return
+        await self.flush(handle)
+
     async def flush(self, handle: Handle) -> None:
         file = handle.file
+        self._closing.seal(file)
+        await self._session.journal.drain(self._session.deadline())
         if file.idle_data:
             self._writeback.check(handle)
             return
@@ -107,7 +120,7 @@ class FileIO:
         handle.closed = True
         file = handle.file
         try:
-            if file.handles == 1 and not file.removed and not file.idle_data:
+            if file.handles == 1 and not file.removed and not file.idle_data and not self._closing.close(file):
                 await self._writeback.flush(file)
         except FsError:
             pass  # logged where it happened; what may still succeed is tried again by the timer

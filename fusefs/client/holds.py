@@ -76,6 +76,10 @@ class Holds:
             del self._removing[ino]
             event.set()
 
+    def is_removing(self, ino: int) -> bool:
+        """Whether a removal of the inode is under way."""
+        return ino in self._removing
+
     def removed(self, ino: int, nlink: int, held: bool) -> None:
         """Take note of a removal's outcome."""
         if nlink:

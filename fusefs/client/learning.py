@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Optional
 
 from fusefs.client.facts import ABSENT, NO_END, Layout
@@ -19,14 +19,19 @@ Guess = Callable[[int, bytes], int]  # what a name is believed to mean, 0: unkno
 # --- answers to questions ---------------------------------------------------------------------------------------
 
 
+def named(queries: Sequence[api.Query]) -> Iterator[int]:
+    """The inodes that questions name."""
+    for query in queries:
+        if isinstance(query, (api.Lookup, api.Walk)):
+            yield query.parent
+        elif not isinstance(query, (api.StatVolume, api.GetLock)):
+            yield query.ino
+
+
 def subjects(queries: Sequence[api.Query], results: Sequence[api.Result]) -> set[int]:
     """The inodes that answers speak of."""
-    inos: set[int] = set()
-    for query, result in zip(queries, results):
-        if isinstance(query, (api.Lookup, api.Walk)):
-            inos.add(query.parent)
-        elif not isinstance(query, (api.StatVolume, api.GetLock)):
-            inos.add(query.ino)
+    inos = set(named(queries))
+    for result in results:
         if isinstance(result, api.AttrResult):
             inos.add(result.attr.ino)
         elif isinstance(result, api.Entries):
@@ -180,6 +185,11 @@ class Lesson:
         self._before = {name: self._known(*name) for name in change.names}
         for op, result in zip(ops, reply.results):
             self._take(op, result)
+
+    @property
+    def trusted(self) -> set[int]:
+        """The inodes of which the answer is the newest word."""
+        return self._newest | self._new
 
     def _known(self, parent: int, name: bytes) -> Optional[int]:
         record = self._facts.peek(parent)

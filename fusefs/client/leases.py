@@ -8,6 +8,8 @@ together, a while after the newest grant or renewal was *asked for*. What makes 
 * The service does not recall what this mount changes itself. So from when such a change is sent until it is answered
   the inodes that it touches are not answered from memory, and nothing is remembered of them; one whose answer never
   comes keeps them so until the service cannot execute it any more.
+* What is leased exclusively this mount changes by itself (``owned``): the facts are changed at once and are the truth;
+  the service is told by the journal. An answer to what was sent before such a change is older than the facts.
 * Leases that have run out, by the clock that goes on while the machine sleeps (rule 7), are dropped before anything
   else happens.
 
@@ -18,13 +20,15 @@ that this session holds nothing.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from fusefs.client.facts import ABSENT, Facts, Record, meeting
 from metadata.api import Attr, Extent
 
 BARRED_MAX = 8192
+HERE_MAX = 65_536
+OWN_MARGIN_S = 1.0  # before they end, exclusive leases are not used any more
 
 Name = tuple[int, bytes]
 T = TypeVar("T")
@@ -64,6 +68,9 @@ class Leases:
         self._recalled: dict[int, int] = {}  # inode -> when it was last recalled
         self._changing: dict[int, int] = {}  # inode -> how many changes of ours are under way
         self._changing_names: dict[Name, int] = {}
+        self._here: dict[int, int] = {}  # inode -> when it was last changed by right of an exclusive lease
+        self._here_floor = 0  # what is older than this is not in there any more
+        self._here_last = 0
         self._doubtful: dict[int, Change] = {}  # sequence -> a change whose answer never came
         self.hits = 0
         self.misses = 0
@@ -153,7 +160,63 @@ class Leases:
             ticket.at >= self._floor
             and ino not in self._changing
             and self._barred.get(ino, 0) <= ticket.at
+            and not (ticket.at < self._here_last and self._overtaken(ticket, ino))
         )
+
+    # --- exclusive leases ---------------------------------------------------------------------------------------
+
+    def owned(self, ino: int, now_s: float) -> Record | None:
+        """What is known of an inode that this mount may change by itself, now and for a while; None: it may not."""
+        if not self.held(now_s) or now_s >= self.until_s - OWN_MARGIN_S or ino in self._changing:
+            return None
+        record = self.facts.find(ino)
+        return record if record is not None and record.exclusive and record.attr is not None else None
+
+    def own(self, inos: Iterable[int], shared: Collection[int]) -> None:
+        """An answer that is the newest word on ``inos`` granted leases; all but ``shared`` are exclusive."""
+        for ino in inos:
+            record = self.facts.peek(ino)
+            if record is not None and record.attr is not None:
+                record.exclusive = ino not in shared
+
+    def confirmed(self, ticket: Ticket, inos: Iterable[int], shared: Collection[int] | None) -> None:
+        """A journal was answered; of its inodes all but ``shared`` (None: all) stay exclusive."""
+        lost = shared is None or ticket.at < self._floor
+        for ino in inos:
+            record = self.facts.peek(ino)
+            if record is None:
+                continue
+            if lost or (shared and ino in shared) or self._recalled.get(ino, 0) > ticket.at:
+                record.exclusive = False
+                if lost:
+                    self.facts.drop(ino)
+
+    def changed(self, *inos: int) -> None:
+        """These were changed by right of exclusive leases."""
+        self._count += 1
+        self._here_last = self._count
+        here = self._here
+        for ino in inos:
+            here[ino] = self._count
+        if len(here) > HERE_MAX:
+            self._here = {}
+            self._here_floor = self._count
+
+    def changed_since(self, ticket: Ticket) -> bool:
+        """Whether anything was changed by right of an exclusive lease after a request was sent."""
+        return ticket.at < self._here_last
+
+    @property
+    def changing(self) -> Collection[int]:
+        """Inodes with changes of ours under way at the service."""
+        return self._changing.keys()
+
+    def overtaken(self, ticket: Ticket, inos: Iterable[int]) -> bool:
+        """Whether one of these was changed by right of an exclusive lease after a request was sent."""
+        return ticket.at < self._here_last and any(self._overtaken(ticket, ino) for ino in inos)
+
+    def _overtaken(self, ticket: Ticket, ino: int) -> bool:
+        return ticket.at < self._here_floor or self._here.get(ino, 0) > ticket.at
 
     # --- answering from memory ----------------------------------------------------------------------------------
 

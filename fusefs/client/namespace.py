@@ -6,8 +6,10 @@ import stat
 from typing import Optional
 
 from fusefs.client.facts import ABSENT
-from fusefs.client.files import Files
+from fusefs.client.closing import Closing
+from fusefs.client.files import File, Files
 from fusefs.client.holds import Holds
+from fusefs.client.local import Local
 from fusefs.client.prefetch import Prefetch
 from fusefs.client.session import Session, expect
 from fusefs.client.writeback import WriteBack
@@ -22,8 +24,17 @@ class Namespace:
     """See Volume for the contracts."""
 
     def __init__(
-        self, session: Session, files: Files, writeback: WriteBack, holds: Holds, prefetch: Prefetch
+        self,
+        session: Session,
+        files: Files,
+        writeback: WriteBack,
+        holds: Holds,
+        prefetch: Prefetch,
+        local: Local,
+        closing: Closing,
     ) -> None:
+        self._local = local
+        self._closing = closing
         self._session = session
         self._files = files
         self._writeback = writeback
@@ -73,7 +84,10 @@ class Namespace:
 
     async def setattr(self, op: api.SetAttr) -> Attr:
         file = self._files.get(op.ino)
-        if file is None or file.idle_data or file.dead is not None:
+        result = self._set_here(op, file)
+        if result is not None:
+            pass
+        elif file is None or file.idle_data or file.dead is not None:
             result = await self._session.change(op, api.AttrResult)
         else:
             results = await self._writeback.flush(file, op, cut=op.size)
@@ -92,9 +106,10 @@ class Namespace:
         attr = self._session.leases.attr(parent, self._session.now_s()) if umask else None
         if attr is not None and not attr.flags & api.ATTR_DEFAULT_ACL:
             mode, umask = mode & ~(umask & 0o777), 0  # else the service knows whether the umask counts
-        made = await self._session.change(
-            api.Make(parent, name, mode, uid, gid, rdev=rdev, target=target, exclusive=exclusive, umask=umask), api.Made
-        )
+        op = api.Make(parent, name, mode, uid, gid, rdev=rdev, target=target, exclusive=exclusive, umask=umask)
+        made = self._local.make(op)
+        if made is None:
+            made = await self._session.change(op, api.Made)
         self._holds.hint(parent, name, made.attr.ino)
         return made
 
@@ -107,14 +122,17 @@ class Namespace:
     async def link(self, ino: int, parent: int, name: bytes) -> Attr:
         op = api.Link(ino, parent, name)
         file = self._files.get(ino)
-        if file is None or file.idle_data or file.dead is not None:
+        result = self._local.link(op) if self._sealed(file) else None
+        if result is None:
+            if file is not None and not file.idle_data and file.dead is None:
+                await self._writeback.flush(file)
             result = await self._session.change(op, api.AttrResult)
-        else:
-            result = expect((await self._writeback.flush(file, op))[0], api.AttrResult)
         self._holds.hint(parent, name, ino)
         return self._files.overlay(result.attr)
 
     async def remove(self, parent: int, name: bytes, *, directory: bool) -> None:
+        if self._remove_here(parent, name, directory):
+            return
         ino = self._holds.hinted(parent, name)
         self._holds.drop_hint(parent, name)
         with self._holds.removing(ino) as not_held:
@@ -122,6 +140,8 @@ class Namespace:
             self._holds.removed(removed.ino, removed.nlink, removed.held)
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        if self._rename_here(parent, name, new_parent, new_name, flags):
+            return
         await self._flush_source(parent, name)
         if flags & api.RENAME_EXCHANGE:
             await self._flush_source(new_parent, new_name)
@@ -134,6 +154,56 @@ class Namespace:
             renamed = await self._session.change(op, api.Renamed)
             if renamed.replaced:
                 self._holds.removed(renamed.replaced, renamed.replaced_nlink, renamed.held)
+
+    # --- changed here -------------------------------------------------------------------------------------------
+
+    def _sealed(self, file: Optional[File]) -> bool:
+        """Whether the data of a file is in the journal, or nowhere but at the service."""
+        return file is None or file.dead is not None or file.idle_data or self._closing.seal(file)
+
+    def _set_here(self, op: api.SetAttr, file: Optional[File]) -> Optional[api.AttrResult]:
+        """Attributes may be set before data that the journal has not; a size may not, while data is under way."""
+        if file is not None and file.dead is None and not file.idle_data:
+            if op.size is not None or not self._closing.seal(file):
+                return None
+        return self._local.set_attr(op)
+
+    def _vouched(self, ino: int) -> Optional[tuple[int, ...]]:
+        """What a removal says of an inode; None: another removal of it is under way."""
+        if self._holds.is_removing(ino):
+            return None
+        return () if self._holds.held(ino) else (ino,)
+
+    def _remove_here(self, parent: int, name: bytes, directory: bool) -> bool:
+        ino = self._session.leases.name(parent, name, self._session.now_s())
+        not_held = self._vouched(ino) if ino else ()
+        if ino is None or not_held is None:
+            return False
+        removed = self._local.remove(api.Remove(parent, name, directory, not_held))
+        if removed is None:
+            return False
+        self._holds.drop_hint(parent, name)
+        self._holds.removed(removed.ino, removed.nlink, removed.held)
+        return True
+
+    def _rename_here(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> bool:
+        leases, now_s = self._session.leases, self._session.now_s()
+        ino, other = leases.name(parent, name, now_s), leases.name(new_parent, new_name, now_s)
+        if not ino or other is None or not self._sealed(self._files.get(ino)):
+            return False
+        not_held = self._vouched(other) if other else ()
+        if not_held is None:
+            return False
+        renamed = self._local.rename(api.Rename(parent, name, new_parent, new_name, flags, not_held))
+        if renamed is None:
+            return False
+        self._holds.drop_hint(parent, name)
+        self._holds.hint(new_parent, new_name, ino)
+        if renamed.replaced:
+            self._holds.removed(renamed.replaced, renamed.replaced_nlink, renamed.held)
+        return True
+
+    # --- helpers ------------------------------------------------------------------------------------------------
 
     async def _flush_source(self, parent: int, name: bytes) -> None:
         """Rule 11: a name moves only after its data is committed."""

@@ -40,6 +40,7 @@ class ClientOptions:
     flush_after_s: float = 1.0  # dirty data older than this goes out by itself
     stop_flush_s: float = limits.STOP_FLUSH_S  # what closing the volume may take to flush
     leases: bool = True  # keep names, attributes and extents until they are recalled
+    local_names: bool = True  # change what is leased exclusively here, and tell the service later
     lease_bytes_max: int = limits.LEASE_CACHE_BYTES  # of memory for them
     host: str = ""  # shown by `fusefs status`
     version: str = ""

@@ -68,12 +68,20 @@ class Reader:
         return join(await self._gather(segments, whole, deadline))
 
     async def extents(
-        self, ino: int, offset: int, end: int, deadline: float, *, ahead: int = 0, wide: bool = False
+        self,
+        ino: int,
+        offset: int,
+        end: int,
+        deadline: float,
+        *,
+        ahead: int = 0,
+        wide: bool = False,
+        journal: bool = False,
     ) -> tuple[Attr, list[Extent]]:
         """Return attributes and the extents that meet [offset, end), perhaps some of ``ahead`` chunks beyond.
 
         Where they are leased, and with ``wide``, more is asked for than is needed now: all of a file that is not large,
-        much of a large one.
+        much of a large one. ``journal``: as in Session.read.
         """
         until = end + ahead * BLOCK_BYTES_MAX
         known = self._known(ino, offset, end, until)
@@ -90,7 +98,7 @@ class Reader:
         extents: list[Extent] = []
         at = offset
         while True:
-            page = await self._session.query(GetExtents(ino, at, until - at), Extents, deadline)
+            page = await self._session.query(GetExtents(ino, at, until - at), Extents, deadline, journal=journal)
             extents.extend(page.extents)
             if not page.more or not page.extents:
                 return page.attr, extents

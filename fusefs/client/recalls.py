@@ -9,7 +9,7 @@ what an earlier one granted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import trio
@@ -46,11 +46,19 @@ class Kernel(Protocol):
 class Recalls:
     """Recalls and losses of leases, each in a task of its own."""
 
-    def __init__(self, leases: Leases, members: Mapping[int, Caller], nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        leases: Leases,
+        members: Mapping[int, Caller],
+        nursery: trio.Nursery,
+        surrender: Callable[[Collection[int]], Awaitable[None]],
+    ) -> None:
+        """``surrender`` brings to the service what was changed here of inodes that were leased exclusively."""
         self.kernel: Kernel | None = None
         self._leases = leases
         self._members = members
         self._nursery = nursery
+        self._surrender = surrender
         self._running: dict[int, trio.Event] = {}
         self._number = 0
         self._failed = 0
@@ -108,6 +116,7 @@ class Recalls:
         try:
             if self.kernel is not None:
                 await self.kernel.forget(message.inos)
+            await self._surrender(message.inos)
             await self._acknowledge(self._members[member], message)
         finally:
             self._end(number)

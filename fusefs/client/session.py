@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Optional, TypeVar
@@ -19,7 +19,8 @@ import msgspec
 import trio
 
 from fusefs.client.caller import Answer, Caller
-from fusefs.client.learning import Lesson, learn, subjects, touched
+from fusefs.client.journal import Journal
+from fusefs.client.learning import Lesson, learn, named, subjects, touched
 from fusefs.client.leases import Change, Leases, Ticket
 from fusefs.client.options import ClientOptions
 from fusefs.client.recalls import Recalls
@@ -41,6 +42,7 @@ ASKED_AGAIN_MAX = 8  # an answer that a recall met on its way
 _AGAIN = frozenset(
     {Code.NOT_LEADER, Code.UNREACHABLE, Code.TIMEOUT, Code.OVERLOADED, Code.RETRY, Code.SHUTTING_DOWN}
 )
+_BRING_AGAIN = frozenset({Code.TIMEOUT, Code.NO_SPACE, Code.OVERLOADED})
 _ENDED = frozenset({Code.UNKNOWN_SESSION, Code.FENCED})  # nothing of this session will be executed any more
 _LEADER_LOST = frozenset({Code.NOT_LEADER, Code.UNREACHABLE, Code.SHUTTING_DOWN})
 _NEXT_MEMBER = frozenset({Code.NOT_LEADER, Code.UNREACHABLE, Code.TIMEOUT, Code.SHUTTING_DOWN})
@@ -58,6 +60,9 @@ class Mutation:
     stop_on_error: bool
     doubtful: bool = False
     change: Optional[Change] = None  # under way, as far as what is remembered is concerned
+    journal: bool = False  # of what is leased exclusively
+    times_ns: tuple[int, ...] = ()
+    bases: tuple[tuple[int, int], ...] = ()
 
 
 class Leader:
@@ -166,7 +171,11 @@ class Session:
         that certainly do not exist any more."""
         self._leader = Leader(members)
         self.leases = Leases(on=options.leases, lease_s=LEASE_S, bytes_max=options.lease_bytes_max)
-        self.recalls = Recalls(self.leases, members, nursery)
+        self.journal = Journal(_Channel(self))
+        self.journal.enabled = options.leases and options.local_names
+        self.journal.on_settled = self._settled
+        self.surrender: Callable[[Optional[Collection[int]], float], Awaitable[None]] = self._drain_all
+        self.recalls = Recalls(self.leases, members, nursery, self._surrendered)
         self._leader.on_lost = self.leases.drop_all
         self._nursery = nursery
         self._gone = gone
@@ -184,6 +193,9 @@ class Session:
         self._wake = trio.Event()
         self._orphans_after = 0
         self._fence = 0
+        self._exclusive_term = 0  # of the leader under whose leases something was changed here; 0: nothing was
+        self._newest: dict[int, api.Attr] = {}  # what the service last said of inodes that are in the journal
+        self.room_bytes = 0
         self.id = 0
         self.incarnation = 0
         self.gc_epoch = 0
@@ -241,6 +253,7 @@ class Session:
         reply = answer.body
         if asked != self.id:
             return
+        self.room_bytes = reply.room_bytes
         self.leases.prolonged(tickets[-1], reply.lease_term, self.now_s())
         self.leases.adopt(reply.lease_term)
         self.take_epochs(reply.gc_epoch, reply.pg_epoch)
@@ -278,6 +291,8 @@ class Session:
         reply = (await self.call(request)).body
         self.id = reply.session
         self._fence = reply.fence
+        self._exclusive_term = 0
+        self._newest.clear()
         self.leases.renounce()
         self.incarnation += 1
         self._sequence = 0
@@ -296,6 +311,8 @@ class Session:
         self._opened = trio.Event()
         self._wake.set()
         self.leases.renounce()
+        self.journal.clear()
+        self._exclusive_term = 0
         self.on_lost()
 
     def take_epochs(self, gc_epoch: int, pg_epoch: int) -> None:
@@ -342,6 +359,9 @@ class Session:
         """
         while True:
             await self.recalls.quiet(deadline)
+            if self._exclusive_term and self._exclusive_term != self.leases.term:
+                await self._renounce(deadline)
+                continue
             named = self.leases.term
             ticket = self.leases.ask(self.now_s())
             if tickets is not None:
@@ -358,12 +378,21 @@ class Session:
     def _reading(self, queries: tuple[api.Query, ...]) -> api.Read:
         return api.Read(self.id, queries, self.leases.on, self.leases.term)
 
-    async def read(self, *queries: api.Query, deadline: Optional[float] = None) -> tuple[api.Result, ...]:
-        """Answer queries from one state, as new as any mutation acknowledged before. Results may be Failed."""
+    async def read(
+        self, *queries: api.Query, deadline: Optional[float] = None, journal: bool = False
+    ) -> tuple[api.Result, ...]:
+        """Answer queries from one state, as new as any mutation acknowledged before. Results may be Failed.
+
+        ``journal``: on behalf of the journal, so without waiting for it.
+        """
         deadline = deadline or self.deadline()
+        if journal:
+            return await self._read_for_journal(queries, deadline)
         again = 0
         while True:
             await self._ready(deadline, changing=False)
+            if self.journal.concerns(named(queries)):
+                await self.journal.drain(deadline)
             asked = self.id
             tickets: list[Ticket] = []
             try:
@@ -374,21 +403,43 @@ class Session:
                 self._lost(asked)
                 continue
             results = _whole(answer.body.results, len(queries))
-            if self._learn(tickets[-1], queries, answer.body) or again == ASKED_AGAIN_MAX:
+            ticket = tickets[-1]
+            if self._older(ticket, queries, results):
+                await self.journal.drain(deadline)
+                if not self.before(deadline):
+                    raise FsError(Code.TIMEOUT, "an inode was changed here again and again while it was asked for")
+                continue
+            if self._learn(ticket, queries, answer.body) or again == ASKED_AGAIN_MAX:
                 return results
             again += 1
+
+    def _older(self, ticket: Ticket, queries: tuple[api.Query, ...], results: tuple[api.Result, ...]) -> bool:
+        """Whether answers lack what was changed here by right of exclusive leases."""
+        if not self.journal and not self.leases.changed_since(ticket):
+            return False
+        inos = subjects(queries, results)
+        return self.journal.concerns(inos) or self.leases.overtaken(ticket, inos)
+
+    async def _read_for_journal(self, queries: tuple[api.Query, ...], deadline: float) -> tuple[api.Result, ...]:
+        answer = await self._leader.call(api.Read(self.id, queries), deadline)
+        return _whole(answer.body.results, len(queries))
 
     def _learn(self, ticket: Ticket, queries: tuple[api.Query, ...], reply: api.ReadReply) -> bool:
         """Remember what may be. False: a recall met the answer, which may be of a state that others must not see yet;
         whoever asks again is answered when all have acknowledged."""
         if self.leases.granted(ticket, reply.lease_term, self.now_s()):
             learn(self.leases, ticket, queries, reply.results)
+            if reply.shared is not None and self.journal.enabled:
+                inos = subjects(queries, reply.results)
+                self.leases.own([ino for ino in inos if self.leases.fresh(ticket, ino)], frozenset(reply.shared))
             return True
         return not self.leases.recalled_since(ticket, subjects(queries, reply.results))
 
-    async def query(self, query: api.Query, kind: type[R], deadline: Optional[float] = None) -> R:
+    async def query(
+        self, query: api.Query, kind: type[R], deadline: Optional[float] = None, *, journal: bool = False
+    ) -> R:
         """Answer one query; raises what it failed with."""
-        return expect((await self.read(query, deadline=deadline))[0], kind)
+        return expect((await self.read(query, deadline=deadline, journal=journal))[0], kind)
 
     async def submit(
         self,
@@ -396,15 +447,20 @@ class Session:
         stop_on_error: bool = False,
         incarnation: Optional[int] = None,
         deadline: Optional[float] = None,
+        journal: bool = False,
     ) -> tuple[api.Result, ...]:
         """Execute mutations, exactly once, as one step. Results may be Failed; durable when this returns.
+
+        What the journal holds goes first. ``journal``: these are part of it, changes of what is leased exclusively.
 
         With ``incarnation`` they are for that session only: UNKNOWN_SESSION where it has ended. After TIMEOUT, IO or
         a cancellation they may or may not have been executed, and will not be executed later.
         """
         deadline = deadline or self.deadline()
         while True:
-            mutation = await self.begin(*ops, stop_on_error=stop_on_error, incarnation=incarnation, deadline=deadline)
+            mutation = await self.begin(
+                *ops, stop_on_error=stop_on_error, incarnation=incarnation, deadline=deadline, journal=journal
+            )
             try:
                 return await self.finish(mutation, deadline)
             except FsError as error:
@@ -418,7 +474,12 @@ class Session:
         return expect((await self.submit(op, incarnation=incarnation))[0], kind)
 
     async def begin(
-        self, *ops: api.Op, stop_on_error: bool = False, incarnation: Optional[int] = None, deadline: float
+        self,
+        *ops: api.Op,
+        stop_on_error: bool = False,
+        incarnation: Optional[int] = None,
+        deadline: float,
+        journal: bool = False,
     ) -> Mutation:
         """Number a mutation. Until answered or abandoned it may be finished again and again; it executes once."""
         await self._ready(deadline, changing=True)
@@ -426,43 +487,40 @@ class Session:
             raise FsError(Code.UNKNOWN_SESSION, "the session that this belongs to has ended")
         self._sequence += 1
         self._unacked[self._sequence] = None
-        return Mutation(self.id, self._sequence, ops, stop_on_error)
+        return Mutation(self.id, self._sequence, ops, stop_on_error, journal=journal)
 
     async def finish(self, mutation: Mutation, deadline: float) -> tuple[api.Result, ...]:
         """Have a mutation executed and return its results. After TIMEOUT it may be tried again."""
         if mutation.session != self.id:
             raise FsError(Code.UNKNOWN_SESSION, "the session that this belongs to has ended")
+        if mutation.journal:
+            return await self._bring(mutation, deadline)
+        self._begin_change(mutation)  # before anything is awaited: from here on nothing of it is changed by ourselves
+        if self.journal:
+            await self.journal.drain(deadline)
         lowest = self._lowest_unacked()
         misses: list[FsError] = []
         tickets: list[Ticket] = []
-        self._begin_change(mutation)
-        try:
-            answer = await self._ask(
-                lambda: api.Submit(
-                    mutation.session,
-                    mutation.sequence,
-                    lowest,
-                    mutation.ops,
-                    stop_on_error=mutation.stop_on_error,
-                    fence=self._fence,
-                    lease=self.leases.on,
-                    lease_term=self.leases.term,
-                ),
-                deadline,
-                misses,
-                tickets,
-            )
-        except FsError as error:
-            mutation.doubtful = mutation.doubtful or bool(misses)
-            if error.code in _ENDED:
-                self._lost(mutation.session)
-            raise
+        while True:
+            try:
+                answer = await self._ask(partial(self._submission, mutation, lowest), deadline, misses, tickets)
+                break
+            except FsError as error:
+                if error.code is Code.FENCED and self._refence(error):
+                    continue
+                mutation.doubtful = mutation.doubtful or bool(misses)
+                if error.code in _ENDED:
+                    self._lost(mutation.session)
+                raise
         reply = answer.body
         results = _whole(reply.results, len(mutation.ops))
         change, mutation.change = mutation.change, None
         if change is not None:
             granted = self.leases.granted(tickets[-1], reply.lease_term, self.now_s())
-            Lesson(self.leases, change, mutation.ops, reply, granted=granted)
+            lesson = Lesson(self.leases, change, mutation.ops, reply, granted=granted)
+            if granted and reply.shared is not None and self.journal.enabled:
+                trusted = lesson.trusted.intersection(shown(reply.results))
+                self.leases.own(trusted, frozenset(reply.shared))
             self.leases.certain(lowest)
         self._fresh.append((trio.current_time(), mutation.sequence))
         self.abandon(mutation)
@@ -475,6 +533,120 @@ class Session:
         while self._fresh and self._fresh[0][0] <= past:
             self._fresh.popleft()
         return min(next(iter(self._unacked)), *(sequence for _, sequence in self._fresh), self._sequence)
+
+    def _submission(self, mutation: Mutation, lowest: int) -> api.Submit:
+        return api.Submit(
+            mutation.session,
+            mutation.sequence,
+            lowest,
+            mutation.ops,
+            stop_on_error=mutation.stop_on_error,
+            fence=self._fence,
+            lease=self.leases.on,
+            lease_term=self.leases.term,
+        )
+
+    # --- the journal ----------------------------------------------------------------------------------------------
+
+    def changed_here(self) -> None:
+        """Something is changed by right of exclusive leases now: sync, before any await."""
+        self._exclusive_term = self.leases.term
+
+    async def _bring(self, mutation: Mutation, deadline: float) -> tuple[api.Result, ...]:
+        """Have a part of the journal executed. Waits for no recall and names no new leader's term."""
+        term = self.leases.term if self._exclusive_term == self.leases.term else 0
+        while True:
+            ticket = self.leases.ask(self.now_s())
+            request = api.Submit(
+                mutation.session,
+                mutation.sequence,
+                self._lowest_unacked(),
+                mutation.ops,
+                stop_on_error=mutation.stop_on_error,
+                fence=self._fence,
+                lease=self.leases.on,
+                lease_term=term,
+                journal=True,
+                times_ns=mutation.times_ns,
+                bases=mutation.bases,
+            )
+            try:
+                answer = await self._leader.call(request, deadline)
+                break
+            except FsError as error:
+                if error.code is Code.LEASES_GONE and term:
+                    term = 0
+                    continue
+                if error.code in _ENDED or error.code is Code.VERSION_MISMATCH:
+                    if error.code is Code.VERSION_MISMATCH:
+                        log.critical("the journal does not fit the state of the volume: %s", error)
+                    self._lost(mutation.session)
+                raise
+        reply = answer.body
+        results = _whole(reply.results, len(mutation.ops))
+        granted = term != 0 and self.leases.granted(ticket, reply.lease_term, self.now_s())
+        self.leases.confirmed(ticket, shown(results), reply.shared if granted else None)
+        for op, result in zip(mutation.ops, results):
+            for ino in concerned(op, result):
+                self._newest.pop(ino, None)
+            for attr in told(result):
+                self._newest[attr.ino] = attr
+            if isinstance(op, api.Commit) and isinstance(result, api.Committed):
+                self.leases.facts.put_extents(op.ino, op.extents)
+        for result in results:
+            for attr in told(result):
+                if not self.journal.concerns((attr.ino,)):
+                    self._settled(attr.ino)
+        self.abandon(mutation)
+        return results
+
+    def _settled(self, ino: int) -> None:
+        """The service knows everything of this inode: what it says is what was foretold, or better."""
+        attr = self._newest.pop(ino, None)
+        record = self.leases.facts.peek(ino)
+        if attr is None or record is None or record.attr is None or ino in self.leases.changing:
+            return
+        foretold, record.attr = record.attr, attr
+        if record.layout is not None and record.layout.data_version == foretold.data_version:
+            record.layout = record.layout._replace(data_version=attr.data_version)
+        if attr != foretold:
+            self.recalls.changing((ino,))
+
+    def _refence(self, error: FsError) -> bool:
+        """Leases were broken while this mount was not heard of. Where it had changed nothing by itself, nothing is
+        lost; it goes on with the new fence."""
+        if self.journal or self._exclusive_term or error.hint <= self._fence:
+            return False
+        log.warning("leases of %s were broken", self._mount)
+        self._fence = error.hint
+        return True
+
+    async def _drain_all(self, inos: Optional[Collection[int]], deadline: float) -> None:
+        await self.journal.drain(deadline)
+
+    async def _surrendered(self, inos: Collection[int]) -> None:
+        """Bring what was changed here of these inodes, and all before it. Returns also when it is lost."""
+        while self._exclusive_term:
+            try:
+                with self.journal.suspended():
+                    await self.surrender(inos, self.deadline())
+                return
+            except FsError as error:
+                log.warning("changes made here are recalled, but cannot be brought: %s", error)
+            await trio.sleep(PAUSE_S_MIN)
+
+    async def _renounce(self, deadline: float) -> None:
+        """There is another leader: bring what was changed under the leases of the last one."""
+        term = self._exclusive_term
+        with self.journal.suspended():
+            await self.surrender(None, deadline)
+        if self._exclusive_term == term:
+            self._exclusive_term = 0
+
+    async def learn_epochs(self, deadline: float) -> None:
+        """Hear of the newest epochs; waits for nothing else."""
+        reply = (await self._leader.call(api.RenewSession(self.id, self._orphans_after), deadline)).body
+        self.take_epochs(reply.gc_epoch, reply.pg_epoch)
 
     def _begin_change(self, mutation: Mutation) -> None:
         """From now on what the mutation touches is not answered from memory, nor by the kernel."""
@@ -526,6 +698,62 @@ class Session:
             "pg_epoch": self.pg_epoch,
             "leader": self._leader.statistics(),
         }
+
+
+class _Channel:
+    """What the journal may ask of its session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def changed_here(self) -> None:
+        self._session.changed_here()
+
+    async def bring(
+        self, ops: tuple[api.Op, ...], times_ns: tuple[int, ...], bases: tuple[tuple[int, int], ...]
+    ) -> tuple[api.Result, ...]:
+        session = self._session
+        mutation = await session.begin(*ops, stop_on_error=True, deadline=session.deadline(), journal=True)
+        mutation.times_ns, mutation.bases = times_ns, bases
+        try:
+            while True:
+                try:
+                    return await session.finish(mutation, session.deadline())
+                except FsError as error:
+                    if error.code not in _BRING_AGAIN:
+                        raise
+                    log.warning("changes made here do not reach the metadata service: %s", error)
+                await trio.sleep(PAUSE_S_MAX)
+        finally:
+            session.abandon(mutation)
+
+    async def more_inos(self, count: int) -> api.InoRange:
+        return await self._session.change(api.AllocateInos(count), api.InoRange)
+
+
+def shown(results: Iterable[api.Result]) -> list[int]:
+    """The inodes whose attributes are in the results of a Submit."""
+    return [attr.ino for result in results for attr in told(result)]
+
+
+def concerned(op: api.Op, result: api.Result) -> Iterator[int]:
+    """The inodes that an operation has changed."""
+    for field in ("ino", "parent", "new_parent"):
+        ino = getattr(op, field, 0)
+        if ino:
+            yield ino
+    if isinstance(result, (api.Removed, api.Renamed)):
+        yield result.ino
+    if isinstance(result, api.Renamed) and result.replaced:
+        yield result.replaced
+
+
+def told(result: api.Result) -> Iterator[api.Attr]:
+    """The attributes that a result carries."""
+    if isinstance(result, (api.Made, api.AttrResult, api.Committed)):
+        yield result.attr
+    if isinstance(result, (api.Made, api.Removed)) and result.parent is not None:
+        yield result.parent
 
 
 def expect(result: Any, kind: type[R]) -> R:

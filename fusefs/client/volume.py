@@ -8,7 +8,7 @@ after it was called. Cancelling a caller never loses dirty data: write-back runs
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Optional
 
 import trio
@@ -16,6 +16,7 @@ import trio
 from fusefs.client.blocks import Blocks
 from fusefs.client.caller import Caller
 from fusefs.client.cloning import Cloned, Cloner
+from fusefs.client.closing import Closing
 from fusefs.client.codec import Codec
 from fusefs.client.commit import Committer
 from fusefs.client.directories import Directories, DirHandle
@@ -24,6 +25,7 @@ from fusefs.client.files import Files
 from fusefs.client.handles import Handle
 from fusefs.client.holds import Holds
 from fusefs.client.locking import Locking
+from fusefs.client.local import Local
 from fusefs.client.namespace import Namespace
 from fusefs.client.neighbours import Neighbours
 from fusefs.client.options import ClientOptions
@@ -94,30 +96,49 @@ class Volume:
         self._writeback = WriteBack(self._files, committer, nursery, options, now_ns)
         self._holds = Holds(self._session, self._files, self._writeback, nursery)
         self._prefetch = Prefetch(self._session, nursery)
-        self._namespace = Namespace(self._session, self._files, self._writeback, self._holds, self._prefetch)
-        self._fileio = FileIO(self._session, self._files, self._writeback, self._holds, self._namespace, reader)
+        self._local = Local(self._session.leases, self._session.journal, self._session.now_s, now_ns)
+        self._closing = Closing(self._session, self._files, self._local, self._writeback, now_ns)
+        self._namespace = Namespace(
+            self._session, self._files, self._writeback, self._holds, self._prefetch, self._local, self._closing
+        )
+        self._fileio = FileIO(
+            self._session, self._files, self._writeback, self._holds, self._namespace, reader, self._closing
+        )
         self._directories = Directories(self._session, self._files)
         self._space = Space(self._session, self._writeback, reader, now_ns)
         self.locking = Locking(self._session, self._writeback)
         self._session.guess = self._holds.hinted
         self._session.on_lost = self._lost
         self._session.on_orphans = self._holds.orphans
+        self._session.journal.data = self._writeback
+        self._session.journal.on_failed = self._failed
 
     async def start(self) -> None:
         """Register the session; from then on the volume serves. Raises what the service refuses it with."""
         await self._nursery.start(self._session.run)
         self._nursery.start_soon(self._writeback.run)
+        self._nursery.start_soon(self._session.journal.run)
 
     async def stop(self) -> None:
         """Flush, for at most ``options.stop_flush_s``, and end the session. What cannot be flushed is logged."""
         with trio.move_on_after(self._options.stop_flush_s):
             try:
-                await self._writeback.flush_all()
+                await self.syncfs()
             except FsError as error:
                 log.error("not all data could be written back: %s", error)
         for file in self._files.clear():
             self._writeback.end(file, FsError(Code.SHUTTING_DOWN, "the volume is closed"))
         await self._session.close()
+
+    def _failed(self, inos: Collection[int], error: FsError) -> None:
+        """A change that was made here failed at the service. What is known of these inodes is wrong, and whoever has
+        them open is told."""
+        for ino in inos:
+            self._session.leases.facts.drop(ino)
+            file = self._files.get(ino)
+            if file is not None:
+                file.ledger.record(error, lost=True)
+        self._session.recalls.doubted(inos)
 
     def _lost(self) -> None:
         for file in self._files.clear():
@@ -206,7 +227,8 @@ class Volume:
     ) -> tuple[Handle, Attr]:
         """open(2) with O_CREAT: with O_EXCL in ``flags`` EXISTS, otherwise an existing file is opened (O_TRUNC obeyed).
 
-        The name is durable when this returns. A directory with a default ACL ignores ``umask``.
+        The name is visible everywhere when this returns, and durable after the next fsync of anything. A directory
+        with a default ACL ignores ``umask``.
         """
         return await self._fileio.create(parent, name, mode, flags, uid, gid, umask)
 
@@ -247,11 +269,12 @@ class Volume:
         return await self._space.copy(source, offset, target, target_offset, length)
 
     async def flush(self, handle: Handle, owner: int = 0) -> None:
-        """close(2) of a descriptor: all data written here before is durable, and visible everywhere, from now on.
+        """close(2) of a descriptor: all data written here before is visible everywhere from now on. It is durable too,
+        unless the file is leased exclusively: then it will be soon, and nobody else sees the file before.
         ``owner``: who closes, as the kernel calls it in locks; its fcntl locks of the file end."""
         failed: Optional[FsError] = None
         try:
-            await self._fileio.flush(handle)
+            await self._fileio.close(handle)
         except FsError as error:
             failed = error
         await self.locking.closed(handle, owner)
@@ -259,7 +282,9 @@ class Volume:
             raise failed
 
     async def fsync(self, handle: Handle, datasync: bool = False) -> None:
-        """As flush. An error leaves the data dirty, to be tried again by the next fsync or close."""
+        """All data written here before is durable and visible everywhere, and so are all changes of names and
+        attributes that were made here before. An error leaves the data dirty, to be tried again by the next fsync or
+        close."""
         await self._fileio.flush(handle)
 
     async def release(self, handle: Handle) -> None:
@@ -291,7 +316,7 @@ class Volume:
 
     async def fsyncdir(self, handle: DirHandle) -> None:
         """All operations on names in this directory that have returned are durable."""
-        await trio.lowlevel.checkpoint()  # names are durable when the call that made them returns
+        await self._session.journal.drain(self._session.deadline())
 
     # --- extended attributes, the volume ------------------------------------------------------------------------
 
@@ -319,7 +344,9 @@ class Volume:
         return await self._session.query(StatVolume(), VolumeStat)
 
     async def syncfs(self) -> None:
-        """All data written through this volume before is durable and visible. Raises the first error, tries all."""
+        """All that was written and changed through this volume before is durable and visible. Raises the first error,
+        tries all."""
+        await self._closing.sync(self._session.deadline())
         await self._writeback.flush_all()
 
     # --- what the mount asks and tells --------------------------------------------------------------------------
@@ -382,5 +409,6 @@ class Volume:
             "neighbours": self._neighbours.statistics(),
             "directories": self._directories.statistics(),
             "locks": self.locking.statistics(),
+            "journal": self._session.journal.statistics(),
             "files": len(self._files),
         }

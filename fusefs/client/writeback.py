@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import trio
 
@@ -21,9 +21,12 @@ from fusefs.client.files import File, Files, Flush
 from fusefs.client.handles import Handle
 from fusefs.client.options import ClientOptions
 from fusefs.client.pipeline import Pipeline
-from metadata.api import Failed, Op, Result
+from metadata.api import Commit, Committed, Failed, Op, Result
 from node.wire.errors import Code, FsError
 from node.wire.limits import BLOCK_BYTES_MAX, FILE_BYTES_MAX, GROUP_BYTES_MAX, MIB
+
+if TYPE_CHECKING:
+    from fusefs.client.closing import Closing
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ class WriteBack:
         self._waits = 0
         self._lost_bytes = 0
         self.on_lost: Callable[[int], None] = lambda ino: None
+        self._closing: Optional[Closing] = None
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -85,6 +89,9 @@ class WriteBack:
             file.dirtied_at = trio.current_time()
             self._dirty[file] = None
         file.dirty.write(offset, data)
+        file.unsealed = True
+        if not file.exclusive and self._closing is not None:
+            file.exclusive = self._closing.owned(file.ino)
         file.mtime_ns = self._now_ns()
         file.behind = file.behind or offset < file.position
         self._account(file)
@@ -92,7 +99,7 @@ class WriteBack:
         if file.dirty.bytes >= BLOCK_BYTES_MAX and not file.running and (
             chunking.chunk_of(offset) != chunking.chunk_of(end) or file.dirty.bytes > EAGER_BYTES
         ):
-            if file.retry_at <= trio.current_time():
+            if file.retry_at <= trio.current_time() and not (self._closing and self._closing.behind(file)):
                 self._start(file)
 
     def check(self, handle: Handle) -> None:
@@ -130,7 +137,8 @@ class WriteBack:
                 if file.retry_at > now:
                     failed = failed or file.ledger.last
                     continue
-                self._request(file)
+                if not (self._closing and self._closing.take(file)):
+                    self._request(file)
             coming += file.cost
         return failed if not coming else None
 
@@ -143,6 +151,11 @@ class WriteBack:
             self._dirty.pop(file, None)
         if shrunk and self._room and self._bytes < self._options.dirty_bytes_max:
             self._room.unpark_all()
+
+    @property
+    def bytes(self) -> int:
+        """What all dirty bytes cost."""
+        return self._bytes
 
     @property
     def dirty(self) -> bool:
@@ -158,6 +171,11 @@ class WriteBack:
         Raises the error of the commit; results of ops may be Failed. The bytes of a failed commit stay dirty.
         When cancelled or timed out the commit goes on, and ops may or may not be executed.
         """
+        if self._closing is not None:
+            await self._closing.settle(file, self._deadline())
+        return await self._flush(file, ops, cut)
+
+    async def _flush(self, file: File, ops: tuple[Op, ...] = (), cut: Optional[int] = None) -> tuple[Result, ...]:
         request = self._request(file, ops, cut)
         try:
             await self._wait(file, request)
@@ -201,7 +219,67 @@ class WriteBack:
             for file in list(self._dirty):
                 if now >= max(file.dirtied_at + self._options.flush_after_s, file.retry_at) and not file.requests:
                     file.dirtied_at = now
-                    self._request(file)
+                    if not (self._closing and self._closing.take(file)):
+                        self._request(file)
+
+    # --- for the journal ----------------------------------------------------------------------------------------
+
+    def journaling(self, closing: Closing) -> None:
+        """From now on what is leased exclusively is written back by the journal."""
+        self._closing = closing
+
+    def reserve(self, file: File, generation: int) -> Optional[Group]:
+        """Put what is dirty, where one group is all there is and nobody else writes the file back; else None.
+        Until ``unreserve`` nobody does."""
+        if file.running or file.requests or file.append_base is not None or file.dead is not None:
+            return None
+        pieces = file.dirty.pieces(0, None, generation)
+        if not 0 < sum(len(piece.data) for piece in pieces) <= BLOCK_BYTES_MAX:
+            return None
+        first, *others = groups_of(pieces, generation)
+        if others:
+            return None
+        first.mtime_ns = file.mtime_ns
+        file.running = True
+        self._nursery.start_soon(self._put, file, first)
+        return first
+
+    async def _put(self, file: File, group: Group) -> None:
+        try:
+            await self._committer.put(file, group, self._step(file))
+        except FsError as error:
+            group.error = error
+        except Exception:  # a bug costs this attempt, not the mount
+            log.exception("a put of inode %d failed unexpectedly", file.ino)
+            group.error = FsError(Code.IO, "a put failed unexpectedly")
+        finally:
+            group.done.set()
+
+    def message(self, file: File, put: Group) -> Optional[Commit]:
+        """The commit of a finished put; None where its chunk has to be rewritten."""
+        return None if put.crowded else self._committer.message(file, [put])
+
+    def landed(self, file: File, put: Group, committed: Committed) -> None:
+        """A batch has committed a put."""
+        self._flushes += 1
+        self._committer.commits += 1
+        self._committer.landed(file, [put], committed)
+        self._committed(file, ())
+        if not file.dirty:
+            file.ledger.resolve()
+
+    def unreserve(self, file: File) -> None:
+        """The file may be written back by others again."""
+        file.running = False
+        if file.requests:
+            self._start(file)
+        self._account(file)
+        self._files.settle(file)
+        self._room.unpark_all()
+
+    async def flush_for_journal(self, file: File) -> None:
+        """Commit everything written before, by the file's own task."""
+        await self._flush(file)
 
     # --- the task of one file -----------------------------------------------------------------------------------
 

@@ -173,7 +173,7 @@ class Leader:
         self._propose(("fence", session), CommandKind.FENCE_SESSION, FenceSession(session))
 
     def room_bytes(self) -> int:
-        """What each session may acknowledge before it is durable, so that all of it together will find room (rule 13)."""
+        """What a session may acknowledge before it is durable, so that all of it finds room (rule 13)."""
         free_bytes = self.volume().free_bytes - ROOM_MARGIN_BYTES
         return max(0, min(free_bytes // (2 * max(1, len(self._sessions))), ROOM_BYTES_MAX))
 

@@ -7,7 +7,9 @@ every read that had ended before it began, on whichever mount.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,8 +23,11 @@ from fusefs.client.leases import Change, Leases
 from fusefs.client.options import ClientOptions
 from fusefs.client.volume import Volume
 from metadata import api
-from metadata.server.leasing import Leasing, leasable, shown, spoken_of
-from metadata.state.command import CommandKind, encode_command
+from metadata.raft.core import Role
+from metadata.server.leasing import Leasing
+from metadata.server.service import Service
+from metadata.state.command import CommandKind, FenceSession, encode_command
+from metadata.state.machine import Outcome
 from node.wire.codec import Codec
 from node.wire.errors import Code, FsError
 from node.wire.types import ROOT_INO
@@ -38,11 +43,17 @@ SHORT_S = (0.0, 0.001, 0.01, 0.1)
 
 
 class Node:
-    """What leasing asks of a node."""
+    """What the service asks of a node. What is proposed is applied in order, a little later."""
 
-    def __init__(self) -> None:
+    def __init__(self, truth: Truth) -> None:
+        self.truth = truth
         self.core = self
         self.term = 1
+        self.role = Role.LEADER
+        self.waiting = 0
+        self.full = False
+        self.readable_now = True
+        self.proposals: deque[tuple[bytes, Callable[[Outcome | None, FsError | None], None]]] = deque()
 
     @property
     def running_s(self) -> float:
@@ -50,6 +61,36 @@ class Node:
 
     def not_leader(self) -> FsError:
         return FsError(Code.NOT_LEADER, "not any more")
+
+    def propose(self, data: bytes, done: Callable[[Outcome | None, FsError | None], None]) -> None:
+        self.proposals.append((data, done))
+        self.truth.nursery.start_soon(self.apply_one, self.term)
+
+    async def apply_one(self, term: int) -> None:
+        await trio.sleep(self.truth.rng.choice(SHORT_S) * self.truth.rng.random())
+        if term == self.term:  # each proposal has one of these, whichever comes first takes the oldest
+            data, done = self.proposals.popleft()
+            done(self.truth.apply(data), None)
+
+    def elect(self) -> None:
+        """Some of what was proposed is in the log of the next leader, and whoever waits is told nothing of it."""
+        proposals, self.proposals = self.proposals, deque()
+        kept = self.truth.rng.randint(0, len(proposals))
+        for number, (data, done) in enumerate(proposals):
+            done(None, self.not_leader())
+            if number < kept:
+                self.truth.apply(data)
+        self.term += 1
+
+
+class Duties:
+    """What the service asks of a leader's duties."""
+
+    def heard_session(self, session: int) -> None:
+        pass
+
+    def room_bytes(self) -> int:
+        return 1 << 30
 
 
 class Call:
@@ -120,24 +161,39 @@ class Truth:
     def __init__(self, rng: random.Random, nursery: trio.Nursery, loss: float) -> None:
         self.rng, self.nursery, self.loss = rng, nursery, loss
         self.world = World(servers=1)
-        self.node = Node()
-        self.leasing = self._leasing()
+        self.node = Node(self)
+        self.leasing = Leasing(self.node, self.world.machine, self._notify)  # type: ignore[arg-type]
+        self.leasing.table._cool_s = rng.choice((0.0, 0.0, 0.1, 1.0))
+        self.leasing.begin()
+        self.leasing.fences(self.fence)
+        self.service = Service(
+            self.node,  # type: ignore[arg-type]
+            self.world.machine,
+            Duties(),  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            self.leasing,
+            wall_ns=self.world.clock,
+            change_members=lambda call: None,
+        )
         self.links = [Link(self, number) for number in (0, 1)]
         self.names: list[dict[bytes, int]] = [{}]  # of the root, after each change of them
         self.times: dict[int, list[int]] = {}  # inode -> its atimes, each one once
         self.seen: dict[int, int] = {}  # inode (the root: names) -> the newest place in the list that was shown
         self.next = 1
-
-    def _leasing(self) -> Leasing:
-        made = Leasing(self.node, self.world.machine, self._notify)  # type: ignore[arg-type]
-        made.begin()
-        return made
+        self.fencing: set[int] = set()
+        self.local = 0  # changes that the mounts made by themselves
 
     def elect(self) -> None:
         """Another leader, who knows nothing of leases."""
         self.leasing.end()
-        self.node.term += 1
+        self.node.elect()
         self.leasing.begin()
+
+    def fence(self, session: int) -> None:
+        if session not in self.fencing:
+            self.fencing.add(session)
+            data = encode_command(CommandKind.FENCE_SESSION, self.world.clock(), FenceSession(session))
+            self.node.propose(data, lambda outcome, error: self.fencing.discard(session))
 
     def _notify(self, peer: bytes, recall: api.Recall) -> bool:
         link = self.links[int(peer)]
@@ -150,58 +206,57 @@ class Truth:
         except FsError as error:
             call.fail(error)
 
-    def _serve(self, call: Call) -> None:
-        request = call.request
+    def _serve(self, call: Any) -> None:
         self.leasing.look_after()
-        if isinstance(request, api.Recalled):
-            self.leasing.recalled(call)  # type: ignore[arg-type]
-        elif isinstance(request, api.Read):
-            self.leasing.hear(call, request.session, request.lease_term)  # type: ignore[arg-type]
-            self._read(call)
-        elif isinstance(request, api.Submit):
-            self.leasing.hear(call, request.session, request.lease_term)  # type: ignore[arg-type]
-            self._submit(call)
-        elif isinstance(request, api.RenewSession):
-            self.leasing.hear(call, request.session, request.lease_term)  # type: ignore[arg-type]
-            reply = self.world.serve(request)
-            term = self.leasing.renewed(request.session, request.lease_term)
-            call.reply(api.RenewSessionReply(reply.lease_s, reply.gc_epoch, reply.pg_epoch, reply.orphans, term))
+        if isinstance(call.request, (api.Recalled, api.Read, api.Submit, api.RenewSession)):
+            self.service.handle(call)
         else:
-            call.reply(self.world.serve(request))
+            call.reply(self.world.serve(call.request))
 
-    def _read(self, call: Any) -> None:
-        request = call.request
-        results = self.world.machine.query(request.queries)
-        inos = spoken_of(request.queries, results)
-        if not self.leasing.waits(call, inos, request.session, self._read):
-            leased = request.lease and leasable(request.queries)
-            call.reply(api.ReadReply(results, self.leasing.grant(request.session, inos) if leased else 0))
-
-    def _submit(self, call: Call) -> None:
-        request = call.request
-        self.leasing.table.settle(request.session, request.lowest_unacked)
-        self.world.now_ns += 1000
+    def apply(self, data: bytes) -> Outcome:
         machine = self.world.machine
-        outcome = machine.apply(machine.applied + 1, 1, encode_command(CommandKind.SUBMIT, self.world.now_ns, request))
-        if isinstance(outcome.reply, FsError):
-            raise outcome.reply
+        outcome = machine.apply(machine.applied + 1, 1, data)
         self.leasing.applied(outcome)
-        self._note(outcome.touched)
-        results = outcome.reply.results  # type: ignore[attr-defined]
+        if outcome.journal:
+            self.check_journal(outcome)
+        else:
+            self._note(outcome.touched)
+        return outcome
 
-        def settled(waiting: Any) -> None:
-            term = self.leasing.grant(request.session, shown(results)) if request.lease else 0
-            waiting.reply(api.SubmitReply(results, term, outcome.touched))
+    def check_journal(self, outcome: Outcome) -> None:
+        """What was foretold happened: no operation fails, and the names are as they were at some time."""
+        if isinstance(outcome.reply, FsError):
+            assert outcome.reply.code in (Code.FENCED, Code.UNKNOWN_SESSION), outcome.reply
+            return
+        failed = [result for result in outcome.reply.results if isinstance(result, api.Failed)]  # type: ignore
+        assert not failed, failed
+        assert self.names_now() in self.names
 
-        if not self.leasing.waits(call, outcome.touched, request.session, settled):  # type: ignore[arg-type]
-            settled(call)
+    def names_now(self) -> dict[bytes, int]:
+        (page,) = self.world.machine.query([api.ReadDir(ROOT_INO, b"", 1000, True)])
+        assert isinstance(page, api.Entries)
+        return {entry.name: entry.ino for entry in page.entries}
+
+    def changed_here(self, op: Any, result: Any) -> None:
+        """A mount has answered a change by itself: from now on everybody must see it."""
+        self.local += 1
+        names = dict(self.names[-1])
+        if isinstance(op, api.Make):
+            names[op.name] = result.attr.ino
+            self.times[result.attr.ino] = [result.attr.atime_ns]
+        elif isinstance(op, api.Remove):
+            assert names.pop(op.name) == result.ino
+        elif isinstance(op, api.Rename) and op.name != op.new_name:
+            names[op.new_name] = names.pop(op.name)
+        elif isinstance(op, api.SetAttr):
+            self.times[op.ino].append(result.attr.atime_ns)
+        if names != self.names[-1]:
+            self.names.append(names)
 
     def _note(self, touched: Sequence[int]) -> None:
         machine = self.world.machine
-        (page,) = machine.query([api.ReadDir(ROOT_INO, b"", 1000, True)])
-        assert isinstance(page, api.Entries)
-        names = {entry.name: entry.ino for entry in page.entries}
-        if names != self.names[-1]:
+        names = self.names_now()
+        if ROOT_INO in touched and names != self.names[-1]:
             self.names.append(names)
         for ino in touched:
             (result,) = machine.query([api.GetAttr(ino)])
@@ -228,7 +283,8 @@ class Truth:
 
     async def work(self, volume: Volume) -> None:
         for _ in range(STEPS):
-            await trio.sleep(self.rng.expovariate(20.0))
+            if self.rng.random() < 0.5:  # else a burst goes on
+                await trio.sleep(self.rng.expovariate(5.0))
             name = self.rng.choice(NAMES)
             act = self.rng.choice(
                 [self.look, self.look, self.look, self.stat, self.stat, self.list, self.make, self.remove, self.move,
@@ -292,7 +348,22 @@ class Truth:
         self.saw_time(ino, floor, attr.atime_ns)
 
 
-async def play(seed: int, *, elections: int = 0, loss: float = 0.0) -> dict[str, int]:
+def watch(volume: Volume, truth: Truth) -> None:
+    """Have the truth told what a volume changes by itself, when it happens."""
+    local = volume._local
+    for name in ("make", "remove", "rename", "link", "set_attr"):
+
+        def told(op: Any, execute: Callable[[Any], Any]) -> Any:
+            done = local.done
+            result = execute(op)
+            if local.done > done:
+                truth.changed_here(op, result)
+            return result
+
+        setattr(local, name, partial(told, execute=getattr(local, name)))
+
+
+async def play(seed: int, *, elections: int = 0, loss: float = 0.0, local: bool = True) -> dict[str, int]:
     """Play one schedule; return what the caches did."""
     rng = random.Random(seed)
     counts = {"hits": 0, "recalls": 0, "drops": 0}
@@ -305,11 +376,13 @@ async def play(seed: int, *, elections: int = 0, loss: float = 0.0) -> dict[str,
                 {1: link},
                 truth.world.dial,
                 mount="/m",
-                options=ClientOptions(),
+                options=ClientOptions(local_names=local),
                 now_ns=truth.world.clock,
                 random_bytes=truth.world.random_bytes,
             )
             await link.volume.start()
+            watch(link.volume, truth)
+            link.volume._session.journal.delay_s = rng.choice((0.001, 0.01, 0.5, 5.0))
             volumes.append(link.volume)
         async with trio.open_nursery() as workers:
             for volume in volumes * TASKS:
@@ -318,8 +391,12 @@ async def play(seed: int, *, elections: int = 0, loss: float = 0.0) -> dict[str,
                 await trio.sleep(rng.uniform(0.1, 1.5))
                 truth.elect()
         for volume in volumes:
+            await volume.syncfs()
+        assert truth.names_now() == truth.names[-1]
+        counts["local"] = truth.local
+        for volume in volumes:
             leases = volume.statistics()["leases"]
-            for key in counts:
+            for key in ("hits", "recalls", "drops"):
                 counts[key] += leases[key]
         nursery.cancel_scope.cancel()
     return counts

@@ -234,6 +234,7 @@ class World:
     replicas: int = 1
     members: int = 1
     term: int = 1
+    alone: bool = False  # the only mount is granted everything exclusively
     engine: MemoryEngine = field(default_factory=MemoryEngine)
 
     def __post_init__(self) -> None:
@@ -280,6 +281,7 @@ class World:
         self.now_ns += 1000
         data = encode_command(kind, self.now_ns, body)
         outcome = self.machine.apply(self.machine.applied + 1, 1, data)
+        self.touched = outcome.touched
         if isinstance(outcome.reply, FsError):
             raise FsError(outcome.reply.code, outcome.reply.detail)
         return outcome.reply
@@ -291,9 +293,13 @@ class World:
         if named and named != self.term:
             raise FsError(Code.LEASES_GONE, "another term", hint=self.term)
         if isinstance(request, api.Read):
-            return api.ReadReply(machine.query(request.queries))
+            results = machine.query(request.queries)
+            return api.ReadReply(results, self.term, ()) if self.alone and request.lease else api.ReadReply(results)
         if isinstance(request, api.Submit):
-            return self.apply(CommandKind.SUBMIT, request)
+            reply = self.apply(CommandKind.SUBMIT, request)
+            if not self.alone or not request.lease:
+                return reply
+            return api.SubmitReply(reply.results, self.term, self.touched, ())
         if isinstance(request, api.OpenSession):
             return self.apply(CommandKind.OPEN_SESSION, request)
         if isinstance(request, api.CloseSession):
@@ -302,7 +308,8 @@ class World:
             if machine.session(request.session) is None:
                 raise FsError(Code.UNKNOWN_SESSION, "expired")
             orphans = machine.orphans_of(request.session, request.orphans_after)
-            return api.RenewSessionReply(10.0, machine.gc_epoch, machine.pg_epoch, orphans, self.term)
+            room_bytes = 1 << 30 if self.alone else 0
+            return api.RenewSessionReply(10.0, machine.gc_epoch, machine.pg_epoch, orphans, self.term, room_bytes)
         assert isinstance(request, api.GetClusterMap)
         return api.ClusterMap(
             machine.pg_epoch, machine.gc_epoch, self.replicas, machine.servers(), machine.table

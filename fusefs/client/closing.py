@@ -1,0 +1,93 @@
+"""Closing files without waiting: what is dirty goes into the journal, where nobody else can see the file before.
+
+Also the other way round: who needs the bytes of a file at the service, and so all that the journal has of it before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Optional
+
+from fusefs.client.files import File, Files
+from fusefs.client.local import Local
+from fusefs.client.session import Session
+from fusefs.client.writeback import WriteBack
+
+
+class Closing:
+    """Moves dirty bytes from write-back to the journal."""
+
+    def __init__(
+        self, session: Session, files: Files, local: Local, writeback: WriteBack, now_ns: Callable[[], int]
+    ) -> None:
+        self._session = session
+        self._journal = session.journal
+        self._files = files
+        self._local = local
+        self._writeback = writeback
+        self._now_ns = now_ns
+        session.surrender = self.surrender
+        writeback.journaling(self)
+
+    def owned(self, ino: int) -> bool:
+        """Whether bytes that are written to a file now may stay here until they are asked for."""
+        if self._local.owned(ino) is None:
+            return False
+        self._session.changed_here()
+        return True
+
+    def close(self, file: File) -> bool:
+        """Have what is dirty committed by the journal, soon; False where the caller has to wait for that himself: it
+        is not leased exclusively, or there may be no room for it (rule 13)."""
+        if self._writeback.bytes > self._session.room_bytes:
+            return False
+        return self.seal(file)
+
+    def seal(self, file: File) -> bool:
+        """Put the dirty bytes of a file into the journal; False where they must be written back otherwise."""
+        if not file.unsealed or not file.dirty:
+            return file.journaled > 0
+        if file.dead is not None:
+            return False
+        time_ns = self._local.data(file.ino, file.dirty.end, file.mtime_ns)
+        if time_ns is None:
+            return False
+        self._journal.add_data(file, time_ns)
+        return True
+
+    def behind(self, file: File) -> bool:
+        """Whether the journal has to bring something of this file before its data can go; then it hurries."""
+        if not self._journal.concerns((file.ino,)):
+            return False
+        self._journal.hurry()
+        return True
+
+    def take(self, file: File) -> bool:
+        """Have dirty bytes written back by the journal where that is possible, or has begun."""
+        sealed = self.seal(file)
+        return self.behind(file) or sealed
+
+    async def settle(self, file: File, deadline: float) -> None:
+        """Return when the service knows all that the journal has of this file now."""
+        if self._journal.concerns((file.ino,)):
+            await self._journal.drain(deadline)
+
+    async def surrender(self, inos: Optional[Collection[int]], deadline: float) -> None:
+        """Bring everything that was changed here of these inodes (None: of all), and what was before it. From then on
+        they are not leased exclusively any more."""
+        while True:
+            files = [file for file in self._files if file.exclusive and (inos is None or file.ino in inos)]
+            for file in files:
+                if file.unsealed and file.dirty and file.dead is None:
+                    self._journal.add_data(file, self._now_ns())
+            await self._journal.drain(deadline)
+            if not any(file.unsealed and file.dirty and file.dead is None for file in files):
+                break
+        for file in files:
+            file.exclusive = False
+
+    async def sync(self, deadline: float) -> None:
+        """Return when everything that was changed here has arrived, as far as it was leased exclusively."""
+        for file in self._files:
+            self.seal(file)
+        await self._journal.drain(deadline)
