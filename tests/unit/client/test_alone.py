@@ -296,7 +296,10 @@ async def test_what_was_not_synced_is_lost_as_a_suffix() -> None:
                 await volume.mknod(directory.ino, b"first", 0o100644, 0, 0, 0)
                 await trio.testing.wait_all_tasks_blocked()
                 for number in range(300):
-                    await volume.mknod(directory.ino, b"%03d" % number, 0o100644, 0, 0, 0)
+                    try:
+                        await volume.mknod(directory.ino, b"%03d" % number, 0o100644, 0, 0, 0)
+                    except FsError:
+                        break  # it has not reached the service for so long that it does not go on by itself
                     if number % 50 == 49:
                         with trio.move_on_after(0.05):
                             await volume._session.journal.drain(trio.current_time() + 0.05)

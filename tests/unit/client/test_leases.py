@@ -6,9 +6,10 @@ every read that had ended before it began, on whichever mount.
 
 from __future__ import annotations
 
+import os
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -136,6 +137,9 @@ class Link:
     async def call(self, request: Any, data: Sequence[Any] = (), *, timeout_s: float) -> Reply:
         request = _roundtrip(META, request)
         await trio.sleep(self.lag_s())
+        if not self.connected:
+            await trio.sleep(0.05)
+            raise FsError(Code.UNREACHABLE, "cut off")
         call = Call(request, self.peer)
         self.truth.serve(call)
         with trio.move_on_after(timeout_s):
@@ -151,6 +155,8 @@ class Link:
 
     async def push(self, recall: api.Recall, at_s: float) -> None:
         await trio.sleep_until(at_s)
+        if not self.connected:
+            return
         assert self.volume is not None
         self.volume.pushed(1, recall)
 
@@ -449,6 +455,144 @@ WEAKENINGS = {
 def test_each_rule_is_needed(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
     WEAKENINGS[without](monkeypatch)
     assert any(fails(seed) for seed in range(200))
+
+
+# --- mounts that are cut off ----------------------------------------------------------------------------------------
+
+
+async def two_mounts(nursery: trio.Nursery) -> tuple[Truth, Volume, Volume]:
+    truth = Truth(random.Random(1), nursery, 0.0)
+    truth.leasing.table._cool_s = 0.0
+    for link in truth.links:
+        link.volume = Volume(
+            nursery,
+            {1: link},
+            truth.world.dial,
+            mount="/m",
+            options=ClientOptions(request_timeout_s=25.0),
+            now_ns=truth.world.clock,
+            random_bytes=truth.world.random_bytes,
+        )
+        await link.volume.start()
+        watch(link.volume, truth)
+    first, second = (link.volume for link in truth.links)
+    assert first is not None and second is not None
+    return truth, first, second
+
+
+async def change_here(volume: Volume, name: bytes) -> None:
+    """Make a name without asking; the service will hear of it when somebody wants to know."""
+    for number in range(4):  # the first ones have inode numbers fetched
+        if number == 3:
+            await volume.syncfs()
+            volume._session.journal.delay_s = 1000.0
+        done = volume._local.done
+        made = name if number == 3 else b"%d" % number
+        with pytest.raises(FsError):
+            await volume.lookup(ROOT_INO, made)  # as the kernel does first
+        await volume.mknod(ROOT_INO, made, 0o100644, 0, 0, 0)
+        await trio.sleep(1.0)
+    assert volume._session.journal and volume._local.done == done + 1
+
+
+async def names_of(volume: Volume) -> list[bytes]:
+    handle = await volume.opendir(ROOT_INO)
+    return [name for name, _, _ in await volume.readdir(handle, 0)]
+
+
+def with_two_mounts(scene: Callable[[Truth, Volume, Volume], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await scene(*await two_mounts(nursery))
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_change_made_here_is_seen_there_at_once() -> None:
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        await change_here(first, b"a")
+        assert b"a" in await names_of(second)
+        assert not first._session.journal
+
+    with_two_mounts(scene)
+
+
+def test_rule_1_a_mount_that_is_cut_off_is_fenced_before_others_go_on() -> None:
+    """B holds W and is cut off; the leader breaks it, A writes; B comes back and must not write over A."""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        await change_here(first, b"a")
+        lost = first._session.id
+        truth.links[0].connected = False
+        begin = trio.current_time()
+        before = [name for name in truth.names_now()]
+        assert await names_of(second) == before, "what was not brought has not happened"
+        assert 9.0 < trio.current_time() - begin < 13.0
+        await second.mknod(ROOT_INO, b"b", 0o100644, 0, 0, 0)
+        truth.links[0].connected = True
+        await trio.sleep(5.0)
+        assert sorted(await names_of(first)) == sorted([*before, b"b"])
+        assert first._session.id != lost, "who has lost changes is told: its session has ended"
+        assert sorted(truth.names_now()) == sorted([*before, b"b"])
+
+    with_two_mounts(scene)
+
+
+def test_a_mount_that_was_asleep_loses_nothing_that_nobody_wanted() -> None:
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        await change_here(first, b"a")
+        session = first._session.id
+        truth.links[0].connected = False
+        await trio.sleep(40.0)
+        truth.links[0].connected = True
+        await first.syncfs()
+        assert first._session.id == session and b"a" in truth.names_now()
+
+    with_two_mounts(scene)
+
+
+def test_rule_2_another_leader_waits_for_what_the_last_one_let_others_change() -> None:
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        await change_here(first, b"a")
+        truth.elect()
+        assert b"a" in await names_of(second)
+
+    with_two_mounts(scene)
+
+
+def test_rule_2_another_leader_fences_who_does_not_come() -> None:
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        await change_here(first, b"a")
+        truth.links[0].connected = False
+        truth.elect()
+        before = sorted(truth.names_now())
+        assert sorted(await names_of(second)) == before
+        await second.mknod(ROOT_INO, b"b", 0o100644, 0, 0, 0)
+        truth.links[0].connected = True
+        await trio.sleep(5.0)
+        assert sorted(await names_of(first)) == sorted([*before, b"b"])
+
+    with_two_mounts(scene)
+
+
+def test_who_lost_nothing_goes_on_after_a_fence() -> None:
+    """A mount that had changed nothing by itself keeps its session and its open files."""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        handle, attr = await first.create(ROOT_INO, b"a", 0o600, os.O_RDWR, 0, 0)
+        await first.syncfs()
+        session = first._session.id
+        truth.links[0].connected = False
+        await second.getattr(attr.ino)
+        await second.setattr(attr.ino, mode=0o640)
+        truth.links[0].connected = True
+        await trio.sleep(5.0)
+        assert (await first.getattr(attr.ino)).mode & 0o777 == 0o640
+        await first.setattr(attr.ino, mode=0o644)
+        assert first._session.id == session and handle.file.dead is None
+
+    with_two_mounts(scene)
 
 
 # --- single facts ---------------------------------------------------------------------------------------------------
