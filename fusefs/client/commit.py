@@ -199,6 +199,10 @@ class Committer:
             *ops, stop_on_error=True, incarnation=file.incarnation, deadline=deadline, journal=in_journal(file)
         )
 
+    async def submit(self, file: File, ops: tuple[Op, ...], deadline: float) -> tuple[Result, ...]:
+        """Execute ops that concern others too."""
+        return await self._session.submit(*ops, stop_on_error=True, incarnation=file.incarnation, deadline=deadline)
+
     async def settle(self, file: File, deadline: float) -> None:
         """Learn what became of an append whose outcome is unknown: it must not be made twice."""
         if file not in self._doubtful:

@@ -21,7 +21,7 @@ from fusefs.client.files import File, Files, Flush
 from fusefs.client.handles import Handle
 from fusefs.client.options import ClientOptions
 from fusefs.client.pipeline import Pipeline
-from metadata.api import Commit, Committed, Failed, Op, Result
+from metadata.api import Commit, Committed, Failed, Op, PunchHole, Result, SetAttr
 from node.wire.errors import Code, FsError
 from node.wire.limits import BLOCK_BYTES_MAX, FILE_BYTES_MAX, GROUP_BYTES_MAX, MIB
 
@@ -34,6 +34,8 @@ EAGER_BYTES = 8 * MIB  # dirty in one file: from here on incomplete chunks go ou
 RETRY_S = 5.0  # after a failure, until anything but a close or fsync tries again
 TICK_S = 0.25
 GRACE_S = 1.0  # for the work task to say what went wrong, beyond its own deadline
+
+OWN_OPS = (Commit, SetAttr, PunchHole)  # operations on nothing but the file itself
 
 _LASTING = frozenset(
     {Code.NO_SPACE, Code.OVER_QUOTA, Code.STALE, Code.FILE_TOO_BIG, Code.READ_ONLY, Code.UNKNOWN_SESSION, Code.FENCED}
@@ -173,7 +175,10 @@ class WriteBack:
         """
         if self._closing is not None:
             await self._closing.settle(file, self._deadline())
-        return await self._flush(file, ops, cut)
+        if all(isinstance(op, OWN_OPS) for op in ops):
+            return await self._flush(file, ops, cut)
+        await self._flush(file)  # what concerns others too is not for the file's task, which may work for the journal
+        return await self._committer.submit(file, ops, self._deadline())
 
     async def _flush(self, file: File, ops: tuple[Op, ...] = (), cut: Optional[int] = None) -> tuple[Result, ...]:
         request = self._request(file, ops, cut)

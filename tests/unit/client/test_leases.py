@@ -533,6 +533,7 @@ def test_rule_1_a_mount_that_is_cut_off_is_fenced_before_others_go_on() -> None:
         truth.links[0].connected = True
         await trio.sleep(5.0)
         assert sorted(await names_of(first)) == sorted([*before, b"b"])
+        await trio.sleep(5.0)
         assert first._session.id != lost, "who has lost changes is told: its session has ended"
         assert sorted(truth.names_now()) == sorted([*before, b"b"])
 
