@@ -20,10 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fusefs.client.facts import ABSENT
+from fusefs.client.journal import Journal
 from fusefs.client.leases import Change, Leases
 from fusefs.client.options import ClientOptions
+from fusefs.client.session import Session
 from fusefs.client.volume import Volume
 from metadata import api
+from metadata.leases import LeaseTable
 from metadata.raft.core import Role
 from metadata.server.leasing import Leasing
 from metadata.server.service import Service
@@ -444,7 +447,15 @@ def end_without_bars(self: Leases, change: Change, touched: Iterable[int], *, tr
     return set(change.inos)
 
 
+async def nothing(*_: object) -> None:
+    await trio.lowlevel.checkpoint()
+
+
 WEAKENINGS = {
+    "bring before the acknowledgement": lambda patch: patch.setattr(Session, "_surrendered", nothing),
+    "bring before going on": lambda patch: patch.setattr(Journal, "drain", nothing),
+    "recall before showing": lambda patch: patch.setattr(LeaseTable, "seize", lambda *_: []),
+    "wait before proposing": lambda patch: patch.setattr(LeaseTable, "unsaid", lambda *_: set()),
     "late answers": lambda patch: patch.setattr(Leases, "fresh", lambda self, ticket, ino: True),
     "recalls": lambda patch: patch.setattr(Leases, "recall", lambda self, inos: None),
     "own changes": lambda patch: patch.setattr(Leases, "end", end_without_bars),

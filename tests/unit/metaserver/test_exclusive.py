@@ -1,0 +1,134 @@
+"""Exclusive leases in the leader's table: who gets one, what it takes to end one, who waits for that."""
+
+from __future__ import annotations
+
+import pytest
+
+from metadata import api
+from metadata.leases import LeaseTable
+from metadata.server.leasing import Concerned, concerned
+
+A, B, C = 1, 2, 3
+INO = 7
+
+
+@pytest.fixture
+def table() -> LeaseTable:
+    made = LeaseTable(10.0, 0.5, 100, fencing=True, cool_s=1.0)
+    made.begin(1, [], 0.0)
+    return made
+
+
+def give(table: LeaseTable, session: int, now_s: float = 0.0) -> bool:
+    """Grant INO; return whether exclusively."""
+    assert table.grant(session, [INO], now_s)
+    return table.own(session, [INO], now_s) == ()
+
+
+def test_only_who_is_alone_has_it_exclusively(table: LeaseTable) -> None:
+    assert give(table, A)
+    assert not table.grant(B, [INO], 0.0), "whoever asks has it recalled first"
+    ((session, number, inos),) = table.seize([INO], B, 0.0)
+    assert (session, inos) == (A, (INO,))
+    assert table.unsaid([INO], B) == {(A, number)} and not table.unsaid([INO], A)
+    assert not table.grant(B, [INO], 0.0)
+    table.acknowledge(A, number)
+    assert not table.unsaid([INO], B)
+    assert not give(table, B), "an inode that two want cools down"
+    assert give(table, B, 1.5)
+
+
+def test_a_shared_lease_becomes_exclusive_when_the_others_are_gone(table: LeaseTable) -> None:
+    assert table.grant(A, [INO], 0.0) and table.grant(B, [INO], 0.0)
+    assert table.own(A, [INO], 0.0) == (INO,)
+    table.drop(B)
+    assert table.own(A, [INO], 0.0) == ()
+
+
+def test_rule_4_nothing_is_given_while_a_mutation_is_under_way(table: LeaseTable) -> None:
+    table.pend(B, [INO])
+    assert not give(table, A)
+    table.unpend(B, [INO])
+    assert give(table, A)
+    table.pend(A, [INO])
+    assert give(table, A), "its own does not matter"
+
+
+def test_who_waits_for_a_mutation_is_called_when_it_is_applied(table: LeaseTable) -> None:
+    fired: list[int] = []
+    table.pend(A, [INO])
+    table.pend(B, [INO])
+    assert table.applying([5, INO]) == INO
+    table.wait_applied(INO, lambda: fired.append(1))
+    table.unpend(A, [INO])
+    assert not fired
+    table.unpend(B, [INO])
+    assert fired and not table.applying([INO])
+
+
+def test_rule_1_time_alone_does_not_end_it(table: LeaseTable) -> None:
+    give(table, A)
+    table.grant(A, [8], 0.0)
+    assert table.lapse(11.0) == [] and table.unfenced() == []
+    ((_, number, _),) = table.seize([INO], B, 11.0)
+    table.wait({(A, number)}, lambda: fired.append(1))
+    fired: list[int] = []
+    assert table.unfenced() == [A], "somebody wants it: it has to be fenced"
+    table.lapse(12.0)
+    assert not fired and table.unsaid([INO], B)
+    table.fenced(A)
+    assert fired and not table.unsaid([INO], B) and table.unfenced() == []
+
+
+def test_who_comes_back_in_time_is_not_fenced(table: LeaseTable) -> None:
+    give(table, A)
+    table.lapse(11.0)
+    table.prolong(A, 12.0)
+    ((_, number, _),) = table.seize([INO], B, 12.0)
+    table.lapse(13.0)
+    assert table.unfenced() == []
+    table.acknowledge(A, number)
+    assert not table.unsaid([INO], B)
+
+
+def test_a_debt_that_outlives_the_lease_leads_to_a_fence(table: LeaseTable) -> None:
+    give(table, A)
+    table.seize([INO], B, 1.0)
+    table.lapse(11.0)
+    assert table.unfenced() == [A] and table.unsaid([INO], B)
+
+
+def test_rule_2_grace_ends_with_a_fence_for_who_did_not_come(table: LeaseTable) -> None:
+    table.end()
+    table.begin(2, [A, B], 100.0)
+    table.clear(B)
+    table.lapse(110.0)
+    assert table.in_grace and table.unfenced() == []
+    table.lapse(110.6)
+    assert table.in_grace and table.unfenced() == [A]
+    table.fenced(A)
+    assert not table.in_grace
+
+
+def test_others_own(table: LeaseTable) -> None:
+    assert not table.others_own(A)
+    give(table, A)
+    assert not table.others_own(A) and table.others_own(B)
+    table.seize([INO], B, 0.0)
+    assert table.others_own(B), "it has not said yet what it changed"
+
+
+def test_what_a_mutation_is_about() -> None:
+    names = {(1, b"a"): 10, (1, b"b"): 11}
+
+    def child(parent: int, name: bytes) -> int:
+        return names.get((parent, name), 0)
+
+    assert concerned([api.Make(1, b"a", 0o100644, 0, 0)], child) == Concerned((1,), ())
+    assert concerned([api.Make(1, b"a", 0o100644, 0, 0, exclusive=False)], child) == Concerned((1, 10), (1,))
+    assert concerned([api.Remove(1, b"b")], child) == Concerned((1, 11), (1,))
+    assert concerned([api.Rename(1, b"a", 2, b"c")], child) == Concerned((1, 10, 2), (1, 2))
+    moved = [api.Rename(1, b"a", 2, b"c"), api.Remove(2, b"c")]
+    assert concerned(moved, child) == Concerned((1, 10, 2), (1, 2)), "names are as the operation before left them"
+    assert concerned([api.Link(12, 1, b"z"), api.SetAttr(13, mode=0)], child) == Concerned((12, 1, 13), ())
+    assert concerned([api.CloneRange(1, 0, 2, 0, 5)], child) == Concerned((1, 2), ())
