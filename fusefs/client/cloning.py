@@ -15,7 +15,8 @@ from typing import Optional
 import msgspec
 import trio
 
-from fusefs.client.session import Session, expect, raise_failed
+from fusefs.client.results import expect, raise_failed
+from fusefs.client.session import Session
 from metadata import api
 from node.wire.errors import Code, FsError
 from node.wire.limits import BLOCK_BYTES_MAX, FILE_BYTES_MAX, MIB

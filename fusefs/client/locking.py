@@ -16,7 +16,8 @@ from typing import Any
 import trio
 
 from fusefs.client.handles import Handle
-from fusefs.client.session import Session, expect
+from fusefs.client.results import expect
+from fusefs.client.session import Session
 from fusefs.client.writeback import WriteBack
 from metadata import api
 from node.wire.errors import Code, FsError

@@ -11,7 +11,8 @@ from fusefs.client.files import File, Files
 from fusefs.client.holds import Holds
 from fusefs.client.local import Local
 from fusefs.client.prefetch import Prefetch
-from fusefs.client.session import Session, expect
+from fusefs.client.results import expect
+from fusefs.client.session import Session
 from fusefs.client.writeback import WriteBack
 from metadata import api
 from metadata.api import Attr

@@ -1,4 +1,4 @@
-"""This mount's registration with the metadata service, and the way to its leader.
+"""This mount's registration with the metadata service, and what it asks of it.
 
 Every mutation has a sequence number of its own and is sent with the same one until it is answered or its deadline has
 passed, to whichever member leads; the service executes it once (rule 12 and the module docstring of metadata.api).
@@ -10,42 +10,36 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn, Optional, TypeVar
+from typing import Any, Optional, TypeVar
 
 import msgspec
 import trio
 
 from fusefs.client.caller import Answer, Caller
+from fusefs.client.channel import SessionChannel
 from fusefs.client.journal import Journal
+from fusefs.client.leader import PAUSE_S_MAX, PAUSE_S_MIN, Leader
 from fusefs.client.learning import Lesson, learn, named, subjects, touched
 from fusefs.client.leases import Change, Leases, Ticket
 from fusefs.client.options import ClientOptions
 from fusefs.client.recalls import Recalls
+from fusefs.client.results import concerned, expect, shown, told, whole
 from metadata import api
 from node.wire.errors import Code, FsError
 from node.wire.limits import LEASE_MARGIN_S, RESULT_WINDOW, SESSION_LEASE_S, SESSION_RENEW_S
 
 log = logging.getLogger(__name__)
 
-TRY_TIMEOUT_S = 5.0  # of one attempt; the next one, with the same sequence, may go to another member
-PAUSE_S_MIN = 0.01
-PAUSE_S_MAX = 0.5
 WATCH_S = 0.25  # how often to look whether the connection to the leader still stands
 CLOSE_TIMEOUT_S = 2.0
 LEASE_S = SESSION_LEASE_S - LEASE_MARGIN_S  # by our clock, which may run slow
 ARRIVAL_S = 0.005  # for an answer to reach who asked, through the kernel
 ASKED_AGAIN_MAX = 8  # an answer that a recall met on its way
 
-_AGAIN = frozenset(
-    {Code.NOT_LEADER, Code.UNREACHABLE, Code.TIMEOUT, Code.OVERLOADED, Code.RETRY, Code.SHUTTING_DOWN}
-)
-_BRING_AGAIN = frozenset({Code.TIMEOUT, Code.NO_SPACE, Code.OVERLOADED})
 _ENDED = frozenset({Code.UNKNOWN_SESSION, Code.FENCED})  # nothing of this session will be executed any more
-_LEADER_LOST = frozenset({Code.NOT_LEADER, Code.UNREACHABLE, Code.SHUTTING_DOWN})
-_NEXT_MEMBER = frozenset({Code.NOT_LEADER, Code.UNREACHABLE, Code.TIMEOUT, Code.SHUTTING_DOWN})
 
 R = TypeVar("R")
 
@@ -63,90 +57,6 @@ class Mutation:
     journal: bool = False  # of what is leased exclusively
     times_ns: tuple[int, ...] = ()
     bases: tuple[tuple[int, int], ...] = ()
-
-
-class Leader:
-    """Finds the leader among the members, by their hints, and keeps to it."""
-
-    def __init__(self, members: Mapping[int, Caller]) -> None:
-        assert members, "a cluster without members"
-        self._members = members
-        self._current = min(members)
-        self.calls = 0
-        self.retries = 0
-        self.on_lost: Callable[[], None] = lambda: None  # whom we asked does not lead, or is gone
-
-    async def call(
-        self, request: msgspec.Struct, deadline: float, misses_seen: Optional[list[FsError]] = None
-    ) -> Answer:
-        """Ask until someone answers with anything but "not me", "not now"; at the deadline TIMEOUT.
-
-        ``misses_seen`` is told each answer that was not final.
-        """
-        pause_s = PAUSE_S_MIN
-        tried: set[int] = set()
-        self.calls += 1
-        while True:
-            asked = self._current = self._askable()
-            timeout_s = min(TRY_TIMEOUT_S, deadline - trio.current_time())
-            if timeout_s <= 0:
-                raise FsError(Code.TIMEOUT, "no metadata member answered in time")
-            try:
-                return await self._members[asked].call(request, timeout_s=timeout_s)
-            except FsError as error:
-                if error.code not in _AGAIN:
-                    raise
-                self.retries += 1
-                if error.code in _LEADER_LOST:
-                    self.on_lost()
-                if misses_seen is not None:
-                    misses_seen.append(error)
-                tried.add(asked)
-                if self._next(asked, error, tried):
-                    continue
-                if trio.current_time() + pause_s >= deadline:
-                    raise FsError(Code.TIMEOUT, f"no metadata member answered in time; last: {error}") from error
-            await trio.sleep(pause_s)
-            pause_s = min(2 * pause_s, PAUSE_S_MAX)
-            tried.clear()
-
-    @property
-    def connected(self) -> bool:
-        """Whether the connection to whom we believe to lead stands."""
-        return self._stands(self._current)
-
-    def _stands(self, ident: int) -> bool:
-        member = self._members.get(ident)
-        return member is not None and member.connected
-
-    def _askable(self) -> int:
-        """Whom we believe to lead. Where it is not connected, another that is, if any: waiting for a dead leader's
-        connection would take longer than an election."""
-        if self._stands(self._current):
-            return self._current
-        around = self._around(self._current)
-        return next(filter(self._stands, around), self._current if self._current in self._members else around[0])
-
-    def _around(self, ident: int) -> list[int]:
-        """All members, beginning behind one of them."""
-        ids = sorted(self._members)
-        return [other for other in ids if other > ident] + [other for other in ids if other <= ident]
-
-    def _next(self, asked: int, error: FsError, tried: set[int]) -> bool:
-        """Choose whom to ask next; return whether that may help at once: somebody who was not asked yet."""
-        if error.code not in _NEXT_MEMBER:
-            return False
-        if self._current != asked:  # somebody else has found a better one meanwhile
-            return self._current not in tried and self._stands(self._current)
-        around = self._around(asked)
-        fresh = [ident for ident in (error.hint, *around) if ident in self._members and ident not in tried]
-        if any(map(self._stands, around)):
-            fresh = [ident for ident in fresh if self._stands(ident)]
-        self._current = fresh[0] if fresh else around[0]
-        return bool(fresh)
-
-    def statistics(self) -> dict[str, Any]:
-        return {"member": self._current, "calls": self.calls, "retries": self.retries}
 
 
 class Session:
@@ -171,7 +81,7 @@ class Session:
         that certainly do not exist any more."""
         self._leader = Leader(members)
         self.leases = Leases(on=options.leases, lease_s=LEASE_S, bytes_max=options.lease_bytes_max)
-        self.journal = Journal(_Channel(self))
+        self.journal = Journal(SessionChannel(self))
         self.journal.enabled = options.leases and options.local_names
         self.journal.on_settled = self._settled
         self.surrender: Callable[[Optional[Collection[int]], float], Awaitable[None]] = self._drain_all
@@ -402,7 +312,7 @@ class Session:
                     raise
                 self._lost(asked)
                 continue
-            results = _whole(answer.body.results, len(queries))
+            results = whole(answer.body.results, len(queries))
             ticket = tickets[-1]
             if self._older(ticket, queries, results):
                 await self.journal.drain(deadline)
@@ -422,7 +332,7 @@ class Session:
 
     async def _read_for_journal(self, queries: tuple[api.Query, ...], deadline: float) -> tuple[api.Result, ...]:
         answer = await self._leader.call(api.Read(self.id, queries), deadline)
-        return _whole(answer.body.results, len(queries))
+        return whole(answer.body.results, len(queries))
 
     def _learn(self, ticket: Ticket, queries: tuple[api.Query, ...], reply: api.ReadReply) -> bool:
         """Remember what may be. False: a recall met the answer, which may be of a state that others must not see yet;
@@ -513,7 +423,7 @@ class Session:
                     self._lost(mutation.session)
                 raise
         reply = answer.body
-        results = _whole(reply.results, len(mutation.ops))
+        results = whole(reply.results, len(mutation.ops))
         change, mutation.change = mutation.change, None
         if change is not None:
             granted = self.leases.granted(tickets[-1], reply.lease_term, self.now_s())
@@ -583,7 +493,7 @@ class Session:
                     self._lost(mutation.session)
                 raise
         reply = answer.body
-        results = _whole(reply.results, len(mutation.ops))
+        results = whole(reply.results, len(mutation.ops))
         granted = term != 0 and self.leases.granted(ticket, reply.lease_term, self.now_s())
         self.leases.confirmed(ticket, shown(results), reply.shared if granted else None)
         for op, result in zip(mutation.ops, results):
@@ -698,83 +608,3 @@ class Session:
             "pg_epoch": self.pg_epoch,
             "leader": self._leader.statistics(),
         }
-
-
-class _Channel:
-    """What the journal may ask of its session."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def changed_here(self) -> None:
-        self._session.changed_here()
-
-    async def bring(
-        self, ops: tuple[api.Op, ...], times_ns: tuple[int, ...], bases: tuple[tuple[int, int], ...]
-    ) -> tuple[api.Result, ...]:
-        session = self._session
-        mutation = await session.begin(*ops, stop_on_error=True, deadline=session.deadline(), journal=True)
-        mutation.times_ns, mutation.bases = times_ns, bases
-        try:
-            while True:
-                try:
-                    return await session.finish(mutation, session.deadline())
-                except FsError as error:
-                    if error.code not in _BRING_AGAIN:
-                        raise
-                    log.warning("changes made here do not reach the metadata service: %s", error)
-                await trio.sleep(PAUSE_S_MAX)
-        finally:
-            session.abandon(mutation)
-
-    async def more_inos(self, count: int) -> api.InoRange:
-        return await self._session.change(api.AllocateInos(count), api.InoRange)
-
-
-def shown(results: Iterable[api.Result]) -> list[int]:
-    """The inodes whose attributes are in the results of a Submit."""
-    return [attr.ino for result in results for attr in told(result)]
-
-
-def concerned(op: api.Op, result: api.Result) -> Iterator[int]:
-    """The inodes that an operation has changed."""
-    for field in ("ino", "parent", "new_parent"):
-        ino = getattr(op, field, 0)
-        if ino:
-            yield ino
-    if isinstance(result, (api.Removed, api.Renamed)):
-        yield result.ino
-    if isinstance(result, api.Renamed) and result.replaced:
-        yield result.replaced
-
-
-def told(result: api.Result) -> Iterator[api.Attr]:
-    """The attributes that a result carries."""
-    if isinstance(result, (api.Made, api.AttrResult, api.Committed)):
-        yield result.attr
-    if isinstance(result, (api.Made, api.Removed)) and result.parent is not None:
-        yield result.parent
-
-
-def expect(result: Any, kind: type[R]) -> R:
-    """Return a result as what it must be; raise what it failed with, PROTOCOL where it is something else."""
-    if type(result) is kind:
-        return result
-    if isinstance(result, api.Failed):
-        raise_failed(result)
-    raise FsError(Code.PROTOCOL, f"{type(result).__name__} instead of {kind.__name__}")
-
-
-def raise_failed(result: api.Failed) -> NoReturn:
-    """Raise what an operation failed with."""
-    try:
-        code = Code(result.code)
-    except ValueError:
-        raise FsError(Code.IO, f"error {result.code}: {result.detail}") from None
-    raise FsError(code, result.detail)
-
-
-def _whole(results: tuple[api.Result, ...], count: int) -> tuple[api.Result, ...]:
-    if len(results) != count:
-        raise FsError(Code.PROTOCOL, f"{len(results)} results for {count} questions")
-    return results

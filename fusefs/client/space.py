@@ -12,7 +12,8 @@ from fusefs.client.dirty import Piece
 from fusefs.client.files import File
 from fusefs.client.handles import Handle
 from fusefs.client.reader import Reader
-from fusefs.client.session import Session, expect, raise_failed
+from fusefs.client.results import expect, raise_failed
+from fusefs.client.session import Session
 from fusefs.client.writeback import WriteBack
 from metadata.api import (
     Attr,

@@ -6,7 +6,7 @@ from typing import Any
 
 from fusefs.client.options import Peer
 from fusefs.client.roster import Roster
-from fusefs.client.session import Leader
+from fusefs.client.leader import Leader
 from metadata.api import GetStatus, MemberAddress, MemberStatus, StatusReply
 from node.wire.errors import Code, FsError
 

@@ -1,0 +1,61 @@
+"""What results of operations say: which inodes they are about, whether they failed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn, TypeVar
+
+from metadata import api
+from node.wire.errors import Code, FsError
+
+R = TypeVar("R")
+
+
+def shown(results: Iterable[api.Result]) -> list[int]:
+    """The inodes whose attributes are in the results of a Submit."""
+    return [attr.ino for result in results for attr in told(result)]
+
+
+def concerned(op: api.Op, result: api.Result) -> Iterator[int]:
+    """The inodes that an operation has changed."""
+    for field in ("ino", "parent", "new_parent"):
+        ino = getattr(op, field, 0)
+        if ino:
+            yield ino
+    if isinstance(result, (api.Removed, api.Renamed)):
+        yield result.ino
+    if isinstance(result, api.Renamed) and result.replaced:
+        yield result.replaced
+
+
+def told(result: api.Result) -> Iterator[api.Attr]:
+    """The attributes that a result carries."""
+    if isinstance(result, (api.Made, api.AttrResult, api.Committed)):
+        yield result.attr
+    if isinstance(result, (api.Made, api.Removed)) and result.parent is not None:
+        yield result.parent
+
+
+def expect(result: Any, kind: type[R]) -> R:
+    """Return a result as what it must be; raise what it failed with, PROTOCOL where it is something else."""
+    if type(result) is kind:
+        return result
+    if isinstance(result, api.Failed):
+        raise_failed(result)
+    raise FsError(Code.PROTOCOL, f"{type(result).__name__} instead of {kind.__name__}")
+
+
+def raise_failed(result: api.Failed) -> NoReturn:
+    """Raise what an operation failed with."""
+    try:
+        code = Code(result.code)
+    except ValueError:
+        raise FsError(Code.IO, f"error {result.code}: {result.detail}") from None
+    raise FsError(code, result.detail)
+
+
+def whole(results: tuple[api.Result, ...], count: int) -> tuple[api.Result, ...]:
+    """Return results that are as many as there were questions; PROTOCOL otherwise."""
+    if len(results) != count:
+        raise FsError(Code.PROTOCOL, f"{len(results)} results for {count} questions")
+    return results
