@@ -161,6 +161,9 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, tag=6):
     again. So is, with pg_epoch not 0, one with a block whose placement group changed after that epoch. One without
     extents needs neither. TOO_BIG where a chunk would have more than CHUNK_EXTENTS_MAX extents: commit the chunk as one
     block instead (better from EXTENTS_PER_CHUNK_MAX on). A removed inode is written like any other. Result: Committed.
+
+    With ``merge`` the extents hold the same bytes as those that they replace, only in fewer blocks: size and times
+    stay, data_version rises. INVALID without a base_version, with ``append``, or where a hole or the end is filled.
     """
 
     ino: int
@@ -172,6 +175,7 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, tag=6):
     expected_size: int = 0
     base_version: int = 0
     pg_epoch: int = 0
+    merge: bool = False
 
 
 class SetXattr(msgspec.Struct, frozen=True, array_like=True, tag=7):

@@ -39,6 +39,17 @@ def extents_of(offset: int, block: bytes, length: int, block_offset: int = 0) ->
     ]
 
 
+def runs_without_gap(extents: Iterable[Extent]) -> list[list[Extent]]:
+    """Group extents, in order, that continue one another."""
+    runs: list[list[Extent]] = []
+    for extent in extents:
+        if runs and runs[-1][-1].offset + runs[-1][-1].length == extent.offset:
+            runs[-1].append(extent)
+        else:
+            runs.append([extent])
+    return runs
+
+
 def extents_after(extents: Iterable[Extent], runs: Iterable[tuple[int, int]]) -> int:
     """Count the extents that are left when ``runs`` (start, end; disjoint, in order) replace what they cover.
 

@@ -6,7 +6,7 @@ the same commit, and groups are committed in file order, so that no reader sees 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Optional
 
 import trio
@@ -22,7 +22,9 @@ from fusefs.client.tasks import together
 from fusefs.client.writer import Touched, Writer
 from metadata.api import Attr, AttrResult, Commit, Committed, Extent, Failed, GetAttr, Op, Result
 from node.wire.errors import Code, FsError
-from node.wire.limits import BLOCK_BYTES_MAX, EXTENTS_PER_CHUNK_MAX, GROUP_BYTES_MAX, PUT_BLOCKS_MAX
+from node.wire.limits import (
+    BLOCK_BYTES_MAX, COMPACT_EXTENTS_MIN, EXTENTS_PER_CHUNK_MAX, GROUP_BYTES_MAX, PUT_BLOCKS_MAX,
+)
 from node.wire.types import Buffer
 
 
@@ -115,6 +117,7 @@ class Committer:
         self._reader = reader
         self._codec = codec
         self._doubtful: dict[File, tuple[Mutation, Sequence[Group]]] = {}
+        self.fragmented: Callable[[int, int], None] = lambda _ino, _chunk: None
         self.commits = 0
         self.rewrites = 0
 
@@ -273,6 +276,7 @@ class Committer:
             for group in groups:
                 file.dirty.clean(group.start, group.end, group.generation)
             file.append_base = committed.offset + end - start
+            self._tell_fragmented(file, groups)
             if committed.offset != start:
                 file.dirty.shift(committed.offset - start)
                 file.moved += committed.offset - start
@@ -282,6 +286,12 @@ class Committer:
         for group in groups:
             for run in group.runs:
                 file.dirty.clean(run.start, run.end, group.generation)
+        self._tell_fragmented(file, groups)
+
+    def _tell_fragmented(self, file: File, groups: Sequence[Group]) -> None:
+        for chunk in {chunking.chunk_of(run.start) for group in groups for run in group.runs if not run.fills_chunk}:
+            if file.extents.get(chunk, 0) >= COMPACT_EXTENTS_MIN:
+                self.fragmented(file.ino, chunk)
 
     # --- chunks with too many extents ---------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from fusefs.client.cloning import Cloned, Cloner
 from fusefs.client.closing import Closing
 from fusefs.client.codec import Codec
 from fusefs.client.commit import Committer
+from fusefs.client.compaction import Compactor
 from fusefs.client.directories import Directories, DirHandle
 from fusefs.client.fileio import FileIO
 from fusefs.client.files import Files
@@ -93,6 +94,8 @@ class Volume:
             self._session, self._blocks, ahead_max=options.read_ahead_blocks, begun=self._neighbours.reading
         )
         committer = Committer(self._session, self._writer, reader, codec)
+        self._compactor = Compactor(self._session, self._files, reader, codec, self._writer)
+        committer.fragmented = self._compactor.fragmented
         self._writeback = WriteBack(self._files, committer, nursery, options, now_ns)
         self._holds = Holds(self._session, self._files, self._writeback, nursery)
         self._prefetch = Prefetch(self._session, nursery)
@@ -118,6 +121,7 @@ class Volume:
         await self._nursery.start(self._session.run)
         self._nursery.start_soon(self._writeback.run)
         self._nursery.start_soon(self._session.journal.run)
+        self._nursery.start_soon(self._compactor.run)
 
     async def stop(self) -> None:
         """Flush, for at most ``options.stop_flush_s``, and end the session. What cannot be flushed is logged."""
@@ -403,6 +407,7 @@ class Volume:
             "write_back": self._writeback.statistics(),
             "writer": self._writer.statistics(),
             "blocks": self._blocks.statistics(),
+            "compaction": self._compactor.statistics(),
             "holds": self._holds.statistics(),
             "leases": self._session.leases.statistics() | self._session.recalls.statistics(),
             "prefetch": self._prefetch.statistics(),

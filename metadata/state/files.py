@@ -41,8 +41,21 @@ class Files:
         if extents:
             size = max(size, extents[-1].offset + extents[-1].length)
         change = self._data.plan_overlay(inode, extents)
+        if op.merge:
+            return self._merge(op, change, size, turn)
         self._write(change, max(inode.size, size), clamp_time(op.mtime_ns), turn)
         return Committed(attr_of(inode), offset)
+
+    def _merge(self, op: Commit, change: Change, size: int, turn: Turn) -> Committed:
+        """The same bytes in other blocks. Only the version of the data rises: whoever knows the old extents must not
+        go on using them, because their blocks may be deleted."""
+        inode = change.inode
+        if not op.base_version or op.append or change.stored or size > inode.size:
+            raise FsError(Code.INVALID, "a merge that is not only one")
+        inode.version += 1
+        inode.data_version += 1
+        self._data.carry_out(change, turn)
+        return Committed(attr_of(inode), op.extents[0].offset if op.extents else 0)
 
     def _place(self, op: Commit, inode: Inode) -> tuple[list[Extent] | tuple[Extent, ...], int, int]:
         """Return the commit's extents and size where they belong, and where an append landed (rule 9)."""

@@ -71,6 +71,9 @@ INLINE_EXTENTS_MAX = 16
 EXTENTS_PER_CHUNK_MAX = 64  # a writer that would leave more rewrites the chunk instead
 COMMIT_EXTENTS_MAX = 4096
 EXTENT_PAGE_MAX = 2048
+COMPACT_EXTENTS_MIN = 8  # of a chunk: then they are put together, some time after the last write
+COMPACT_QUIET_S = 10.0
+COMPACT_BYTES_PER_S = 8 * MIB
 CHUNK_EXTENTS_MAX = 256  # refused above: what a chunk may hold at all
 SUBMIT_EXTENTS_MAX = 8192  # of all operations of a Submit together, so that applying it is short
 ERASE_ROWS_MAX = 1024  # rows of extents that a truncate or punch removes at once; the rest is paced
@@ -241,5 +244,6 @@ PEER_SWEEP_S = 10.0  # idle peers are asked whether they are still there
 assert HEARTBEAT_INTERVAL_S < HEARTBEAT_TIMEOUT_S
 assert RECONNECT_MIN_S <= RECONNECT_MAX_S < RECONNECT_GRACE_S <= INTRODUCTION_GRACE_S
 assert CREDIT_ACK_BYTES * 2 <= CREDIT_BYTES
+assert COMPACT_EXTENTS_MIN < EXTENTS_PER_CHUNK_MAX
 assert INLINE_EXTENTS_MAX <= EXTENTS_PER_CHUNK_MAX <= CHUNK_EXTENTS_MAX <= EXTENT_PAGE_MAX
 assert COMMIT_EXTENTS_MAX <= SUBMIT_EXTENTS_MAX

@@ -123,6 +123,34 @@ def test_rule_1_base_version_guards_a_commit(world: World) -> None:
     assert world.extents(ino) == [extent(0, 1, 1)]
 
 
+def test_a_merge_changes_blocks_and_nothing_that_programs_see(world: World) -> None:
+    ino = world.make(b"f")
+    world.write(ino, extent(0, 10, 1), extent(10, 10, 2), extent(30, 10, 3))
+    before = world.attr(ino)
+    merged = api.Extent(0, 20, block(4), 0, 20)
+    landed = world.do(
+        api.Commit(ino, (merged,), 20, 0, 1, base_version=before.data_version, merge=True)
+    ).attr
+    assert world.extents(ino) == [merged, extent(30, 10, 3)]
+    assert (landed.size, landed.stored, landed.mtime_ns, landed.ctime_ns) == (
+        before.size, before.stored, before.mtime_ns, before.ctime_ns
+    )
+    assert landed.data_version > before.data_version and landed.version > before.version
+    world.sound()
+    now = landed.data_version
+    for wrong in (
+        api.Commit(ino, (merged,), 20, 0, 1, merge=True),
+        api.Commit(ino, (merged,), 20, 0, 1, base_version=now, merge=True, append=True),
+        api.Commit(ino, (api.Extent(0, 25, block(5), 0, 25),), 25, 0, 1, base_version=now, merge=True),
+        api.Commit(ino, (api.Extent(30, 20, block(5), 0, 20),), 50, 0, 1, base_version=now, merge=True),
+        api.Commit(ino, (merged,), 41, 0, 1, base_version=now, merge=True),
+    ):
+        assert world.fail(wrong) == Code.INVALID
+    stale = api.Commit(ino, (merged,), 20, 0, 1, base_version=before.data_version, merge=True)
+    assert world.fail(stale) == Code.VERSION_MISMATCH
+    world.sound()
+
+
 def test_rule_9_appends_land_at_the_true_end(world: World) -> None:
     ino = world.make(b"f")
     world.write(ino, extent(0, 10, 1))

@@ -92,6 +92,7 @@ class Fuzz:
                 expected_size=zero_or(number()),
                 base_version=zero_or(number()),
                 pg_epoch=zero_or(number()),
+                merge=flag,
             ),
             lambda: api.SetXattr(small(), name(), b"x" * self.random.choice([0, 9, 70_000]), small()),
             lambda: api.RemoveXattr(small(), name()),
