@@ -17,7 +17,8 @@ from fusefs.client.dirty import Piece
 from fusefs.client.files import File
 from fusefs.client.reader import Reader
 from fusefs.client.results import expect, raise_failed
-from fusefs.client.session import Mutation, Session
+from fusefs.client.mutation import Mutation
+from fusefs.client.session import Session
 from fusefs.client.tasks import together
 from fusefs.client.writer import Touched, Writer
 from metadata.api import Attr, AttrResult, Commit, Committed, Extent, Failed, GetAttr, Op, Result

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Optional, TypeVar
 
@@ -23,7 +22,8 @@ from fusefs.client.channel import SessionChannel
 from fusefs.client.journal import Journal
 from fusefs.client.leader import PAUSE_S_MAX, PAUSE_S_MIN, Leader
 from fusefs.client.learning import Lesson, learn, named, subjects, touched
-from fusefs.client.leases import Change, Leases, Ticket
+from fusefs.client.leases import Leases, Ticket
+from fusefs.client.mutation import Mutation
 from fusefs.client.options import ClientOptions
 from fusefs.client.recalls import Recalls
 from fusefs.client.results import concerned, expect, shown, told, whole
@@ -42,21 +42,6 @@ ASKED_AGAIN_MAX = 8  # an answer that a recall met on its way
 _ENDED = frozenset({Code.UNKNOWN_SESSION, Code.FENCED})  # nothing of this session will be executed any more
 
 R = TypeVar("R")
-
-
-@dataclass(slots=True)
-class Mutation:
-    """Numbered operations of one session. ``doubtful``: a try failed in a way that leaves open if it was executed."""
-
-    session: int
-    sequence: int
-    ops: tuple[api.Op, ...]
-    stop_on_error: bool
-    doubtful: bool = False
-    change: Optional[Change] = None  # under way, as far as what is remembered is concerned
-    journal: bool = False  # of what is leased exclusively
-    times_ns: tuple[int, ...] = ()
-    bases: tuple[tuple[int, int], ...] = ()
 
 
 class Session:
