@@ -13,7 +13,7 @@ import trio
 from storage import api
 from tests.unit.storage.processes import cluster
 
-SEED = int(os.environ.get("SEED", "0")) or Random().randrange(1 << 30)
+SEED = int(os.environ.get("SEED") or Random().randrange(1 << 30))
 ROUNDS, MISFORTUNES = (20, 4) if os.environ.get("LONG") else (1, 2)
 
 

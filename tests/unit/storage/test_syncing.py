@@ -13,7 +13,7 @@ from storage.api import GroupBlock, GroupDigest
 from storage.order import key_of
 from storage.syncing import Action, AskDigest, AskList, GroupSync, Pull, Raise, Wanted
 
-SEED = int(os.environ.get("SEED", "0")) or Random().randrange(1 << 30)
+SEED = int(os.environ.get("SEED") or Random().randrange(1 << 30))
 ROUNDS = 60 * (10 if os.environ.get("LONG") else 1)
 Blocks = dict[bytes, int]  # name -> touch epoch
 
