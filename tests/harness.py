@@ -43,6 +43,14 @@ def need_fuse() -> None:
         pytest.skip(f"needs {' and '.join(missing)}")
 
 
+def write_synced(path: Path, text: str) -> None:
+    """Write a file that survives whatever happens next: closing one that nobody else uses promises less."""
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def run(
     *command: str | Path, check: bool = True, timeout_s: float = 120, **kwargs: Any
 ) -> subprocess.CompletedProcess[str]:

@@ -295,22 +295,28 @@ class Journal:
         return message
 
     async def _gather(self) -> list[Entry]:
-        """The entries at the head that can be sent now; waits for the first one, or brings it by itself."""
+        """The entries at the head that can be sent now; waits for the first one, or brings it by itself.
+
+        A file that is new in this batch waits for its data: after a crash it is there with them or not at all.
+        """
         batch: list[Entry] = []
+        made: set[int] = set()
         for entry in list(self._entries):
             if len(batch) == BATCH_OPS:
                 break
             if entry.file is None:
                 batch.append(entry)
+                if isinstance(entry.op, api.Make):
+                    made.add(entry.op.ino)
                 continue
             if entry.group is None:
                 entry.group = self.data.reserve(entry.file, entry.generation)
             put = entry.group
             if put is not None and not put.done.is_set():
-                if batch:
+                if batch and entry.file.ino not in made:
                     break
                 await put.done.wait()
-                if not self._entries or self._entries[0] is not entry:
+                if not self._entries or self._entries[0] is not (batch[0] if batch else entry):
                     return []
             if put is not None and put.error is None and self.data.message(entry.file, put) is not None:
                 batch.append(entry)

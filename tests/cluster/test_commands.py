@@ -19,7 +19,7 @@ import pytest
 from fusefs.mount import table
 from fusefs.mount.state import label_of
 from node.host.lock import lock_holder
-from tests.harness import FUSEFS, Cluster, need_fuse, run, wait_for
+from tests.harness import FUSEFS, Cluster, need_fuse, run, wait_for, write_synced
 
 STATUS_S_MAX = 20  # it gives up on silent processes after 2 s; the rest is for a busy machine to start Python
 MOUNT_HELPER = str(Path(FUSEFS).with_name("mount.fusefs"))
@@ -255,7 +255,7 @@ def test_mount_points_that_are_refused(running: Cluster, mounted: Path, tmp_path
 def test_a_dead_mount_point_is_replaced(running: Cluster, tmp_path: Path) -> None:
     need_fuse()
     mount = running.mount(tmp_path / "mnt")
-    (mount / "dead").write_text("x")
+    write_synced(mount / "dead", "x")
     (state,) = (running.directory / "run").glob("mount-*.pid")
     running.kill(int(state.read_text()))
     assert table.is_dead(str(mount))
@@ -394,7 +394,7 @@ def test_after_a_crash_nobody_waits_for_the_dead(cluster: Cluster, tmp_path: Pat
     need_fuse()
     mount = tmp_path / "mnt"
     cluster.up()
-    (cluster.mount(mount) / "file").write_text("x")
+    write_synced(cluster.mount(mount) / "file", "x")
     (old,) = cluster.status()["sessions"]
     cluster.kill_all()
     cluster.mounts.clear()
@@ -413,7 +413,7 @@ def test_a_mount_ends_the_sessions_of_its_host_that_died(tmp_path: Path) -> None
     try:
         run("unshare", "--time", "--boottime", "1000", FUSEFS, "up", made.directory, "--detach")
         first, second = made.mount(tmp_path / "a"), tmp_path / "b"
-        (first / "file").write_text("x")
+        write_synced(first / "file", "x")
         (old,) = made.status()["sessions"]
         (state,) = (made.directory / "run").glob("mount-*.pid")
         made.kill(int(state.read_text()))

@@ -420,7 +420,7 @@ def fails(seed: int) -> bool:
     seen = False
     try:
         run(seed)
-    except* AssertionError:
+    except* (AssertionError, KeyError):  # a name that should be there is missing
         seen = True
     return seen
 
@@ -465,7 +465,7 @@ WEAKENINGS = {
 @pytest.mark.parametrize("without", WEAKENINGS)
 def test_each_rule_is_needed(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
     WEAKENINGS[without](monkeypatch)
-    assert any(fails(seed) for seed in range(200))
+    assert any(fails(seed) for seed in range(3000)), "the order of tasks is not the seed's: one in some fifty sees it"
 
 
 # --- mounts that are cut off ----------------------------------------------------------------------------------------
