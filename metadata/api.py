@@ -182,8 +182,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
 
     ``journal``: operations that the session has answered already, under exclusive leases on all that they touch. They
     wait for no recall and no grace: whoever else wants to see these inodes waits for them. ``times_ns`` (one for each
-    operation, or none) says when they happened, instead of the entry's time. ``bases``: (inode, version) as they were
-    before; where one is not so, VERSION_MISMATCH, nothing executed (rule 1).
+    operation, or none) says when they happened, instead of the entry's time. ``bases``: (directory, data version) as
+    they were before; where one is not so, VERSION_MISMATCH, nothing executed (rule 1).
     """
 
     session: int

@@ -102,7 +102,7 @@ class Journal:
         self.on_failed: Callable[[Collection[int], FsError], None] = lambda inos, error: None
         self._entries: deque[Entry] = deque()
         self._concerned: dict[int, int] = {}  # inode -> entries
-        self._versions: dict[int, int] = {}  # directory -> its version at the service, before the entries that are left
+        self._versions: dict[int, int] = {}  # directory -> its data version at the service, before what is left
         self._number = 0  # of the newest entry
         self._done = 0  # all up to here have left
         self._answered = trio.lowlevel.ParkingLot()
@@ -143,7 +143,7 @@ class Journal:
         return first
 
     def base(self, ino: int, version: int) -> None:
-        """A directory is about to be changed here; so far the service has it at this version."""
+        """Names of a directory are about to be changed here; so far the service has them at this data version."""
         if ino not in self._concerned:
             self._versions[ino] = version
 
@@ -388,7 +388,7 @@ class Journal:
         told: dict[int, int] = {}
         for attr in (getattr(result, "attr", None), getattr(result, "parent", None)):
             if attr is not None:
-                told[attr.ino] = attr.version
+                told[attr.ino] = attr.data_version
         for field in ("parent", "new_parent", "ino"):
             ino = getattr(op, field, 0)
             if ino not in versions:

@@ -198,8 +198,6 @@ class Local:
             return None  # the list changes with it
         if op.size is not None and (not stat.S_ISREG(attr.mode) or 0 < op.size < attr.size or record.layout is None):
             return None
-        if stat.S_ISDIR(attr.mode):
-            self._journal.base(op.ino, attr.version)
         changes: dict[str, int] = {}
         if op.size is not None:
             wanted = now if op.mtime_ns is None else _time(op.mtime_ns, now)
@@ -269,7 +267,7 @@ class Local:
         """A name of an owned directory means something else."""
         attr = record.attr
         assert attr is not None
-        self._journal.base(parent, attr.version)
+        self._journal.base(parent, attr.data_version)
         record.attr = replace(
             attr,
             nlink=attr.nlink + subdirectories,

@@ -482,7 +482,9 @@ class Session:
         granted = term != 0 and self.leases.granted(ticket, reply.lease_term, self.now_s())
         self.leases.confirmed(ticket, shown(results), reply.shared if granted else None)
         for op, result in zip(mutation.ops, results):
-            for ino in concerned(op, result):
+            inos = list(concerned(op, result))
+            self.leases.changed(*inos)  # what was asked before this was known to the service may be answered without it
+            for ino in inos:
                 self._newest.pop(ino, None)
             for attr in told(result):
                 self._newest[attr.ino] = attr

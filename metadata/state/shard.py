@@ -163,8 +163,8 @@ class Shard:
         """Refuse a journal that was written on another state than this one (rule 1)."""
         for ino, version in submit.bases:
             inode = self.inodes.find(ino)
-            if inode is None or inode.version != version:
-                found = "gone" if inode is None else f"at version {inode.version}"
+            if inode is None or inode.data_version != version:
+                found = "gone" if inode is None else f"at version {inode.data_version}"
                 raise FsError(Code.VERSION_MISMATCH, f"inode {ino} is {found}, the journal begins at {version}")
 
     def _release(self, op: Release, turn: Turn) -> Done:
