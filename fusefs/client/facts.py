@@ -11,7 +11,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
-from metadata.api import Attr, Extent
+from msgspec.structs import replace
+
+from metadata.api import Attr, Commit, Committed, Extent, Op, PunchHole, Result, SetAttr
 
 NO_END = 1 << 63
 ABSENT = 0  # instead of an inode number: there is no such name
@@ -136,6 +138,12 @@ class Facts:
         if ino:
             record.asked.pop(name, None)
 
+    def put_stored(self, ino: int, stored: int) -> None:
+        """How much of a file is stored, which could not be foretold."""
+        record = self._records.get(ino)
+        if record is not None and record.attr is not None and record.attr.stored != stored:
+            record.attr = replace(record.attr, stored=stored)
+
     def drop_name(self, parent: int, name: bytes) -> None:
         """It is not known any more what a name means."""
         record = self._records.get(parent)
@@ -163,10 +171,21 @@ class Facts:
         record.layout = layout
         self._weigh(record, new - old)
 
-    def put_extents(self, ino: int, extents: Sequence[Extent]) -> None:
-        """Data of a file was committed from here: where it is now, as far as that can be told simply."""
+    def brought(self, op: Op, result: Result, *, foretold: bool) -> None:
+        """A part of the journal was executed: where data is now. ``foretold``: but for extents that was known."""
+        if isinstance(op, Commit) and isinstance(result, Committed):
+            moved = op.append and result.offset != op.expected_size
+            self._put_extents(op.ino, op.extents, moved=moved)
+        elif isinstance(op, (SetAttr, PunchHole)) and not foretold and op.ino in self._records:
+            self.put_layout(op.ino, None)
+
+    def _put_extents(self, ino: int, extents: Sequence[Extent], *, moved: bool) -> None:
+        """Data of a file was committed: where it is now, as far as that can be told simply."""
         record = self._records.get(ino)
         if record is None or record.layout is None or not extents:
+            return
+        if moved:
+            self.put_layout(ino, None)
             return
         layout = record.layout
         end = layout.extents[-1].offset + layout.extents[-1].length if layout.extents else 0

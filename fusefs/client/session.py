@@ -488,8 +488,8 @@ class Session:
                 self._newest.pop(ino, None)
             for attr in told(result):
                 self._newest[attr.ino] = attr
-            if isinstance(op, api.Commit) and isinstance(result, api.Committed):
-                self.leases.facts.put_extents(op.ino, op.extents)
+                self.leases.facts.put_stored(attr.ino, attr.stored)
+            self.leases.facts.brought(op, result, foretold=bool(mutation.times_ns))
         for result in results:
             for attr in told(result):
                 if not self.journal.concerns((attr.ino,)):

@@ -128,7 +128,8 @@ class Life:
         return attr.mtime_ns, attr.atime_ns
 
     async def truncate(self, die: random.Random) -> Any:
-        return self.seen(await self.volume.setattr(await self.file(die), size=die.choice([0, 0, 10, 5000, 70_000])))
+        size = die.choice([0, 0, 10, 5000, 70_000, 2 << 20])
+        return self.seen(await self.volume.setattr(await self.file(die), size=size))
 
     async def write(self, die: random.Random) -> Any:
         if not self.handles:
@@ -251,7 +252,10 @@ def test_like_the_service(plan: list[tuple[str, int]]) -> None:
 @pytest.mark.parametrize("seed", range(20 if LONG else 6))
 def test_like_the_service_for_long(seed: int) -> None:
     die = random.Random(seed)
-    kinds = "make mkdir symlink link unlink rmdir rename chmod write append read close open list".split()
+    kinds = (
+        "make mkdir symlink link unlink rmdir rename exchange chmod utimes write write append truncate truncate read close "
+        "open fsync sync drop list"
+    ).split()
     plan = [(die.choice(kinds), die.randrange(1 << 30)) for _ in range(400)]
     assert trio.run(compare, plan) > 20
 
