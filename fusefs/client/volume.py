@@ -344,7 +344,8 @@ class Volume:
         await self._namespace.removexattr(ino, name)
 
     async def statfs(self) -> VolumeStat:
-        """Capacity and use of the whole volume."""
+        """Capacity and use of the whole volume, with all that was changed here before."""
+        await self._session.journal.drain(self._session.deadline())
         return await self._session.query(StatVolume(), VolumeStat)
 
     async def syncfs(self) -> None:
