@@ -31,6 +31,7 @@ class Beat:
     status: ServerStatus
     heard_s: float
     alive: bool = True
+    file_bytes: int = 0  # of the volume, when it was heard
 
 
 class Fleet:
@@ -47,10 +48,10 @@ class Fleet:
         self.beats: dict[int, Beat] = {}
         self._since_s = now_s
 
-    def heard(self, server: int, status: ServerStatus, now_s: float) -> bool:
+    def heard(self, server: int, status: ServerStatus, now_s: float, file_bytes: int = 0) -> bool:
         """Note a heartbeat; return whether the server was silent or unknown before."""
         known = self.beats.get(server)
-        self.beats[server] = Beat(status, now_s)
+        self.beats[server] = Beat(status, now_s, file_bytes=file_bytes)
         return known is None or not known.alive
 
     def lapse(self, now_s: float) -> list[int]:
@@ -94,7 +95,8 @@ class Fleet:
         """Volume terms: what a file may still take, given that each byte is stored ``replicas`` times.
 
         A server that is full offers nothing, nor does one that has fallen silent; what it holds counts as used. One
-        that this leader has not heard of yet counts by its share of the volume.
+        that this leader has not heard of yet counts by its share of the volume. What was written since a heartbeat
+        counts as if it did not shrink, until the next one.
         """
         total = free = 0
         counted = [record for record in servers if record.state not in GONE]
@@ -106,7 +108,8 @@ class Fleet:
                 continue
             total += beat.status.capacity_bytes
             if beat.alive and beat.status.state == "serving" and record.state in TAKES_NEW:
-                free += max(beat.status.capacity_bytes - beat.status.used_bytes, 0)
+                written = max(stat.bytes - beat.file_bytes, 0) * self.replicas // len(counted)
+                free += max(beat.status.capacity_bytes - beat.status.used_bytes - written, 0)
         return msgspec.structs.replace(
             stat, total_bytes=total // self.replicas, free_bytes=min(free, total) // self.replicas
         )

@@ -230,7 +230,7 @@ class Leader:
                 self._propose(("state", other.server), CommandKind.SET_SERVER_STATE, lost)
 
     def _note(self, call: Call, server: int, request: Heartbeat) -> None:
-        if self.fleet.heard(server, request.status, self._node.running_s):
+        if self.fleet.heard(server, request.status, self._node.running_s, self._machine.file_bytes):
             log.info("chunk server is alive", server=server, address=request.status.address)
         if request.bad_blocks:
             log.error(

@@ -92,3 +92,10 @@ def test_heartbeats_fill_in_what_the_log_does_not_know() -> None:
     assert (known.used_bytes, known.alive) == (7, True)
     assert (unknown.used_bytes, unknown.alive) == (0, False)
     assert made.stored_bytes() == 7
+
+
+def test_what_was_written_since_a_heartbeat_counts() -> None:
+    made = fleet()
+    made.heard(1, status(1, used=0), 0.0, file_bytes=100)
+    assert made.capacity(VolumeStat(0, 0, 1, 100 + GIB // 4), [record(1)]).free_bytes == GIB * 3 // 4
+    assert made.capacity(VolumeStat(0, 0, 1, 50), [record(1)]).free_bytes == GIB
