@@ -49,7 +49,8 @@ class Closing:
             return file.journaled > 0
         if file.dead is not None:
             return False
-        time_ns = self._local.data(file.ino, file.dirty.end, file.mtime_ns)
+        runs = [(piece.offset, piece.end) for piece in file.dirty.pieces()]
+        time_ns = self._local.data(file.ino, runs, file.mtime_ns)
         if time_ns is None:
             return False
         self._journal.add_data(file, time_ns)

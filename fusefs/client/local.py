@@ -10,7 +10,7 @@ The mirror of ``metadata.state.names`` and ``attributes``; a test compares the t
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Optional
 
 from msgspec.structs import replace
@@ -25,6 +25,7 @@ from node.wire.limits import LINKS_MAX, NAME_BYTES_MAX
 
 _TIME_MAX = (1 << 63) - 1
 _PERMISSIONS = 0o7777
+COUNTED_MAX = 1024  # extents and runs; beyond, what is stored is told when it is there
 
 
 class Local:
@@ -226,16 +227,18 @@ class Local:
         self._record(op, now, op.ino)
         return api.AttrResult(attr)
 
-    def data(self, ino: int, size: int, mtime_ns: int) -> Optional[int]:
-        """Dirty bytes of a file are about to be committed by the journal: what is told of it from now on is what the
-        commit will make of it. Returns the time of the commit; None where the inode is not owned."""
+    def data(self, ino: int, runs: Sequence[tuple[int, int]], mtime_ns: int) -> Optional[int]:
+        """Dirty bytes of a file (``runs``: from, to, in order) are about to be committed by the journal: what is told
+        of it from now on is what the commit will make of it. Returns the time of the commit; None where the inode is
+        not owned."""
         record = self.owned(ino)
         if record is None or record.attr is None or not stat.S_ISREG(record.attr.mode):
             return None
         attr, now = record.attr, self._now_ns()
         record.attr = replace(
             attr,
-            size=max(attr.size, size),
+            size=max(attr.size, runs[-1][1] if runs else 0),
+            stored=_stored(record, runs),
             mtime_ns=min(max(mtime_ns, attr.mtime_ns + 1), _TIME_MAX),
             ctime_ns=now,
             version=attr.version + 1,
@@ -292,6 +295,19 @@ class Local:
         self.done += 1
         self._leases.changed(*inos)
         self._journal.add(op, now, inos)
+
+
+def _stored(record: Record, runs: Sequence[tuple[int, int]]) -> int:
+    """How many bytes of a file are stored when these are written, as far as it is known where the others are."""
+    assert record.attr is not None
+    layout = record.layout
+    if layout is None or layout.start or layout.end != NO_END or len(layout.extents) + len(runs) > COUNTED_MAX:
+        return record.attr.stored
+    stored = end = 0
+    for start, stop in sorted([*runs, *[(extent.offset, extent.offset + extent.length) for extent in layout.extents]]):
+        stored += max(stop - max(start, end), 0)
+        end = max(end, stop)
+    return stored
 
 
 def _plain(name: bytes) -> bool:

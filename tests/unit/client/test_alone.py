@@ -64,7 +64,7 @@ class Life:
 
     def seen(self, attr: api.Attr) -> tuple[object, ...]:
         kind = stat.S_IFMT(attr.mode)
-        stored = attr.stored if kind != stat.S_IFREG else 0  # known only when the data has arrived
+        stored = attr.stored if kind != stat.S_IFREG else 0  # counted when a file is closed or its data has arrived
         return self.number(attr.ino), attr.mode, attr.nlink, attr.uid, attr.gid, attr.size, stored
 
     async def directory(self, die: random.Random) -> int:
