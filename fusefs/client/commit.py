@@ -271,7 +271,8 @@ class Committer:
 
     def landed(self, file: File, groups: Sequence[Group], committed: Committed) -> None:
         """Sync: the buffer forgets what is committed now."""
-        file.note(committed.attr)
+        if not in_journal(file):  # else what is known by right of the lease may be ahead of it
+            file.note(committed.attr)
         if file.append_base is not None:
             start, end = file.append_base, groups[-1].end
             for group in groups:

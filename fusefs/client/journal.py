@@ -159,7 +159,8 @@ class Journal:
         file.unsealed = False
         file.journaled += 1
         self._append(entry)
-        entry.group = self.data.reserve(file, entry.generation)
+        if file.journaled == 1:  # else an earlier entry will need the file, and it goes first
+            entry.group = self.data.reserve(file, entry.generation)
 
     def _append(self, entry: Entry) -> None:
         self._channel.changed_here()

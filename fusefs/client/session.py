@@ -17,6 +17,7 @@ from typing import Any, Optional, TypeVar
 import msgspec
 import trio
 
+from fusefs.client.brought import Brought
 from fusefs.client.caller import Answer, Caller
 from fusefs.client.channel import SessionChannel
 from fusefs.client.journal import Journal
@@ -26,7 +27,7 @@ from fusefs.client.leases import Leases, Ticket
 from fusefs.client.mutation import Mutation
 from fusefs.client.options import ClientOptions
 from fusefs.client.recalls import Recalls
-from fusefs.client.results import concerned, expect, shown, told, whole
+from fusefs.client.results import expect, shown, told, whole
 from metadata import api
 from node.wire.errors import Code, FsError
 from node.wire.limits import LEASE_MARGIN_S, RESULT_WINDOW, SESSION_LEASE_S, SESSION_RENEW_S
@@ -68,9 +69,10 @@ class Session:
         self.leases = Leases(on=options.leases, lease_s=LEASE_S, bytes_max=options.lease_bytes_max)
         self.journal = Journal(SessionChannel(self))
         self.journal.enabled = options.leases and options.local_names
-        self.journal.on_settled = self._settled
         self.surrender: Callable[[Optional[Collection[int]], float], Awaitable[None]] = self._drain_all
         self.recalls = Recalls(self.leases, members, nursery, self._surrendered)
+        self._brought = Brought(self.leases, lambda ino: self.recalls.changing((ino,)))
+        self.journal.on_settled = self._brought.settled
         self._leader.on_lost = self.leases.drop_all
         self._nursery = nursery
         self._gone = gone
@@ -89,7 +91,6 @@ class Session:
         self._orphans_after = 0
         self._fence = 0
         self._exclusive_term = 0  # of the leader under whose leases something was changed here; 0: nothing was
-        self._newest: dict[int, api.Attr] = {}  # what the service last said of inodes that are in the journal
         self.room_bytes = 0
         self.id = 0
         self.incarnation = 0
@@ -187,7 +188,7 @@ class Session:
         self.id = reply.session
         self._fence = reply.fence
         self._exclusive_term = 0
-        self._newest.clear()
+        self._brought.clear()
         self.leases.renounce()
         self.incarnation += 1
         self._sequence = 0
@@ -481,33 +482,13 @@ class Session:
         results = whole(reply.results, len(mutation.ops))
         granted = term != 0 and self.leases.granted(ticket, reply.lease_term, self.now_s())
         self.leases.confirmed(ticket, shown(results), reply.shared if granted else None)
-        for op, result in zip(mutation.ops, results):
-            inos = list(concerned(op, result))
-            self.leases.changed(*inos)  # what was asked before this was known to the service may be answered without it
-            for ino in inos:
-                self._newest.pop(ino, None)
-            for attr in told(result):
-                self._newest[attr.ino] = attr
-                self.leases.facts.put_stored(attr.ino, attr.stored)
-            self.leases.facts.brought(op, result, foretold=bool(mutation.times_ns))
+        self._brought.take(mutation.ops, results, foretold=bool(mutation.times_ns))
         for result in results:
             for attr in told(result):
                 if not self.journal.concerns((attr.ino,)):
-                    self._settled(attr.ino)
+                    self._brought.settled(attr.ino)
         self.abandon(mutation)
         return results
-
-    def _settled(self, ino: int) -> None:
-        """The service knows everything of this inode: what it says is what was foretold, or better."""
-        attr = self._newest.pop(ino, None)
-        record = self.leases.facts.peek(ino)
-        if attr is None or record is None or record.attr is None or ino in self.leases.changing:
-            return
-        foretold, record.attr = record.attr, attr
-        if record.layout is not None and record.layout.data_version == foretold.data_version:
-            record.layout = record.layout._replace(data_version=attr.data_version)
-        if attr != foretold:
-            self.recalls.changing((ino,))
 
     def _refence(self, error: FsError) -> bool:
         """Leases were broken while this mount was not heard of. Where it had changed nothing by itself, nothing is

@@ -34,7 +34,7 @@ DIRECTORIES = 3
 steps = st.tuples(
     st.sampled_from(
         "make make make mkdir mkdir symlink link unlink unlink rmdir rename rename rename exchange chmod chown utimes "
-        "truncate write write append read close open fsync sync list lookup drop".split()
+        "truncate write write append read close open fsync sync list lookup drop pause stat".split()
     ),
     st.integers(0, 1 << 30),
 )
@@ -135,7 +135,7 @@ class Life:
         if not self.handles:
             return None
         ino, handle = die.choice(self.handles)
-        offset, length = die.choice([0, 10, 5000, 1 << 20]), die.choice([1, 4096, 100_000])
+        offset, length = die.choice([0, 10, 5000, 1 << 20]), die.choice([1, 4096, 4096, 100_000, 100_000, 3 << 20])
         await self.volume.write(handle, offset, die.randbytes(length))
         return self.seen(await self.volume.getattr(ino))
 
@@ -167,6 +167,15 @@ class Life:
     async def fsync(self, die: random.Random) -> None:
         if self.handles:
             await self.volume.fsync(die.choice(self.handles)[1])
+
+    async def pause(self, die: random.Random) -> None:
+        """Let what is under way get on."""
+        for _ in range(die.randint(1, 30)):
+            await trio.lowlevel.checkpoint()
+
+    async def stat(self, die: random.Random) -> Any:
+        attr = await self.volume.getattr(await self.file(die))
+        return self.seen(attr)
 
     async def sync(self, die: random.Random) -> None:
         await self.volume.syncfs()
@@ -254,7 +263,7 @@ def test_like_the_service_for_long(seed: int) -> None:
     die = random.Random(seed)
     kinds = (
         "make mkdir symlink link unlink rmdir rename exchange chmod utimes write write append truncate truncate read "
-        "close open fsync sync drop list"
+        "close open fsync sync drop list pause stat stat"
     ).split()
     plan = [(die.choice(kinds), die.randrange(1 << 30)) for _ in range(400)]
     assert trio.run(compare, plan) > 20
