@@ -298,11 +298,13 @@ class Local:
 
 
 def _stored(record: Record, runs: Sequence[tuple[int, int]]) -> int:
-    """How many bytes of a file are stored when these are written, as far as it is known where the others are."""
+    """How many bytes of a file are stored when these are written. Where it is not known where the others are, as if
+    these were new, which they mostly are; the service will say."""
     assert record.attr is not None
     layout = record.layout
     if layout is None or layout.start or layout.end != NO_END or len(layout.extents) + len(runs) > COUNTED_MAX:
-        return record.attr.stored
+        size = max(record.attr.size, runs[-1][1] if runs else 0)
+        return min(record.attr.stored + sum(stop - start for start, stop in runs), max(size, record.attr.stored))
     stored = end = 0
     for start, stop in sorted([*runs, *[(extent.offset, extent.offset + extent.length) for extent in layout.extents]]):
         stored += max(stop - max(start, end), 0)
