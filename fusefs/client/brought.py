@@ -17,10 +17,12 @@ class Brought:
         self._leases = leases
         self._differs = differs
         self._newest: dict[int, api.Attr] = {}
+        self._stored: dict[int, int] = {}  # how much of them is stored, which later operations without data leave
         self._inexact: set[int] = set()  # what was not foretold to the bit
 
     def clear(self) -> None:
         self._newest.clear()
+        self._stored.clear()
         self._inexact.clear()
 
     def take(self, ops: Sequence[api.Op], results: Sequence[api.Result], *, foretold: bool) -> None:
@@ -36,12 +38,13 @@ class Brought:
                 self._newest.pop(ino, None)
             for attr in told(result):
                 self._newest[attr.ino] = attr
-                facts.put_stored(attr.ino, attr.stored)
+                self._stored[attr.ino] = attr.stored
             facts.brought(op, result, foretold=foretold)
 
     def settled(self, ino: int) -> None:
         """The service knows everything of this inode: what it says is what was foretold, or better."""
         attr = self._newest.pop(ino, None)
+        stored = self._stored.pop(ino, None)
         inexact = ino in self._inexact
         self._inexact.discard(ino)
         record = self._leases.facts.peek(ino)
@@ -50,6 +53,8 @@ class Brought:
         if attr is None:
             if inexact:
                 record.attr = None  # the service has to be asked
+            elif stored is not None:
+                self._leases.facts.put_stored(ino, stored)
             return
         foretold, record.attr = record.attr, attr
         if record.layout is not None and record.layout.data_version == foretold.data_version:
