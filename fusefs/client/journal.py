@@ -97,7 +97,6 @@ class Journal:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self.data: Data
-        self.on_result: Callable[[api.Op, api.Result], None] = lambda op, result: None
         self.on_settled: Callable[[int], None] = lambda ino: None  # nothing of this inode is left in here
         self.on_failed: Callable[[Collection[int], FsError], None] = lambda inos, error: None
         self._entries: deque[Entry] = deque()
@@ -202,11 +201,11 @@ class Journal:
         finally:
             self._suspended -= 1
 
-    def clear(self) -> list[File]:
-        """The session has ended: everything in here is lost. Returns the files whose data was on its way."""
-        files = [entry.file for entry in self._entries if entry.file is not None]
-        for file in files:
-            file.journaled -= 1
+    def clear(self) -> None:
+        """The session has ended: everything in here is lost."""
+        for entry in self._entries:
+            if entry.file is not None:
+                entry.file.journaled -= 1
         if self._entries:
             log.error("%d changes that were not synced are lost with the session", len(self._entries))
             self._lost += len(self._entries)
@@ -217,7 +216,6 @@ class Journal:
         self._inos_left = 0
         self._done = self._number
         self._answered.unpark_all()
-        return files
 
     # --- what goes out ------------------------------------------------------------------------------------------
 
@@ -264,7 +262,7 @@ class Journal:
         if not batch:
             return
         number = batch[-1].number
-        ops = tuple([op for op in map(self._op_of, batch)])
+        ops = tuple(map(self._op_of, batch))
         results = await self._channel.bring(ops, tuple([entry.time_ns for entry in batch]), self._bases(batch))
         if not self._entries or self._entries[0] is not batch[0]:
             return  # cleared meanwhile
@@ -279,8 +277,6 @@ class Journal:
                 assert entry.group is not None
                 self.data.landed(entry.file, entry.group, result)
                 self.data.unreserve(entry.file)
-            else:
-                self.on_result(op, result)
             self._leave(entry)
         if failed is not None:
             await self._fell(*failed)

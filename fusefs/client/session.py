@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Optional, TypeVar
 
@@ -392,14 +393,18 @@ class Session:
         if mutation.journal:
             return await self._bring(mutation, deadline)
         self._begin_change(mutation)  # before anything is awaited: from here on nothing of it is changed by ourselves
+        # What a name leads to may not be known here, and must not be changed by ourselves while it is taken away
+        unnames = any(isinstance(op, (api.Remove, api.Rename)) for op in mutation.ops)
         if self.journal:
-            await self.journal.drain(deadline)
+            with self.journal.suspended() if unnames else nullcontext():
+                await self.journal.drain(deadline)
         lowest = self._lowest_unacked()
         misses: list[FsError] = []
         tickets: list[Ticket] = []
         while True:
             try:
-                answer = await self._ask(partial(self._submission, mutation, lowest), deadline, misses, tickets)
+                with self.journal.suspended() if unnames else nullcontext():
+                    answer = await self._ask(partial(self._submission, mutation, lowest), deadline, misses, tickets)
                 break
             except FsError as error:
                 if error.code is Code.FENCED and self._refence(error):
