@@ -10,6 +10,8 @@ from typing import Optional
 
 import msgspec
 
+from metadata import lockset
+from metadata.lockset import Held, LockRow
 from metadata.operations import (
     ATTR_ACCESS_ACL,
     ATTR_DEFAULT_ACL,
@@ -47,6 +49,7 @@ from metadata.operations import (
     Names,
     Op,
     PunchHole,
+    PutLocks,
     Query,
     ReadDir,
     ReadLink,
@@ -96,11 +99,13 @@ __all__ = [  # what the outside may use
     "GetExtents",
     "GetLock",
     "GetXattr",
+    "Held",
     "InoRange",
     "Link",
     "ListXattr",
     "Lock",
     "Locked",
+    "LockRow",
     "LockState",
     "Lookup",
     "Made",
@@ -108,6 +113,7 @@ __all__ = [  # what the outside may use
     "Names",
     "Op",
     "PunchHole",
+    "PutLocks",
     "Query",
     "ReadDir",
     "ReadLink",
@@ -126,6 +132,7 @@ __all__ = [  # what the outside may use
     "Value",
     "VolumeStat",
     "Walk",
+    "lockset",
     "FORMAT_VERSION",
     "Submit",
     "SubmitReply",
@@ -211,6 +218,7 @@ class SubmitReply(msgspec.Struct, frozen=True, array_like=True):
     lease_term: int = 0
     touched: tuple[int, ...] = ()
     shared: Optional[tuple[int, ...]] = None  # as in ReadReply
+    locked: tuple[int, ...] = ()
 
 
 class Read(msgspec.Struct, frozen=True, array_like=True):
@@ -230,6 +238,8 @@ class Read(msgspec.Struct, frozen=True, array_like=True):
     queries: tuple[Query, ...]
     lease: bool = False
     lease_term: int = 0
+    fence: Optional[int] = None  # the session's; FENCED where it has been raised since
+    journal: bool = False  # to bring what it changed of inodes that it has exclusively: answered in grace too, no lease
 
 
 class ReadReply(msgspec.Struct, frozen=True, array_like=True):
@@ -239,11 +249,15 @@ class ReadReply(msgspec.Struct, frozen=True, array_like=True):
     ``shared``: of the inodes that were leased, those that others may hold too. The others are *exclusive*: nobody sees
     or changes them before the session has acknowledged a recall, or was fenced. So it may change them by itself, as
     long as the lease lasts, and bring the changes later (Submit.journal). None: nothing is exclusive.
+
+    ``locked``: of the inodes that were leased, those on which anybody holds or wants a lock. About the locks of another
+    exclusive one the session decides by itself, and brings them before it acknowledges a recall (PutLocks).
     """
 
     results: tuple[Result, ...]
     lease_term: int = 0
     shared: Optional[tuple[int, ...]] = None
+    locked: tuple[int, ...] = ()
 
 
 class OpenSession(msgspec.Struct, frozen=True, array_like=True):

@@ -275,6 +275,18 @@ class CancelLock(msgspec.Struct, frozen=True, array_like=True, tag=22):
     ticket: int
 
 
+class PutLocks(msgspec.Struct, frozen=True, array_like=True, tag=23):
+    """The session had the inode exclusively and nobody any lock on it, so it decided about its locks by itself: these
+    are held (``ticket`` 0), and those wait for their turn, in order. They replace what the session has there.
+    At most LOCAL_LOCKS_MAX. Result: Done, also where the inode is gone.
+
+    Failed: LOCKED where they are in the way of one another or of another session's.
+    """
+
+    ino: int
+    locks: tuple[Lock, ...]
+
+
 Op = Union[
     Make,
     Link,
@@ -291,6 +303,7 @@ Op = Union[
     Lock,
     Unlock,
     CancelLock,
+    PutLocks,
 ]
 
 

@@ -30,6 +30,8 @@ class Brought:
         was not known before."""
         facts = self._leases.facts
         for op, result in zip(ops, results):
+            if isinstance(op, api.PutLocks):
+                continue
             inos = list(concerned(op, result))
             if not foretold:
                 self._inexact.update(inos)
@@ -43,6 +45,7 @@ class Brought:
 
     def settled(self, ino: int) -> None:
         """The service knows everything of this inode: what it says is what was foretold, or better."""
+        self._leases.brought(ino)
         attr = self._newest.pop(ino, None)
         stored = self._stored.pop(ino, None)
         inexact = ino in self._inexact

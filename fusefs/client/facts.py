@@ -37,7 +37,7 @@ class Record:
 
     __slots__ = (
         "attr", "names", "complete", "asked", "layout", "target", "xattrs", "xattrs_complete", "weight",
-        "listed", "exclusive", "_order",
+        "listed", "exclusive", "unlocked", "_order",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -52,6 +52,7 @@ class Record:
         self.weight = _RECORD_BYTES
         self.listed: Optional[bytes] = None  # all names up to this one are in ``names``, or absent
         self.exclusive = False  # nobody else sees or changes the inode before we are asked
+        self.unlocked = False  # nobody had a lock on it when it was leased exclusively, so we decide about its locks
         self._order: Optional[list[bytes]] = None
 
     def ordered(self) -> list[bytes]:

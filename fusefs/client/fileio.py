@@ -84,7 +84,10 @@ class FileIO:
             return b""
         if file.append_base is not None and file.dirty:
             await self._writeback.flush(file)  # where appends land is known only then
-        return await self._reader.read(file, handle, offset, length)
+        data = await self._reader.read(file, handle, offset, length)
+        if file.dead is not None:  # since then: others may have changed what was locked here
+            raise FsError(file.dead.code, file.dead.detail)
+        return data
 
     async def write(self, handle: Handle, offset: int, data: bytes) -> int:
         await self._writeback.write(handle, offset, data)

@@ -12,6 +12,7 @@ from metadata import api
 from node.wire.errors import Code
 
 _DOTS = (b".", b"..")
+LOCK_OPS = (api.Lock, api.Unlock, api.CancelLock, api.PutLocks)
 
 Guess = Callable[[int, bytes], int]  # what a name is believed to mean, 0: unknown
 
@@ -24,7 +25,7 @@ def named(queries: Sequence[api.Query]) -> Iterator[int]:
     for query in queries:
         if isinstance(query, (api.Lookup, api.Walk)):
             yield query.parent
-        elif not isinstance(query, (api.StatVolume, api.GetLock)):
+        elif not isinstance(query, api.StatVolume):
             yield query.ino
 
 
@@ -159,9 +160,14 @@ def touched(ops: Iterable[api.Op], guess: Guess) -> tuple[set[int], set[Name]]:
             inos.update((op.source, op.target))
         elif isinstance(op, api.Release):
             inos.update(op.inos)
-        elif not isinstance(op, (api.AllocateInos, api.Lock, api.Unlock, api.CancelLock)):
+        elif not isinstance(op, (api.AllocateInos, *LOCK_OPS)):
             inos.add(op.ino)
     return inos, names
+
+
+def locking(ops: Iterable[api.Op]) -> set[int]:
+    """The inodes whose locks operations change."""
+    return {op.ino for op in ops if isinstance(op, LOCK_OPS)}
 
 
 class Lesson:

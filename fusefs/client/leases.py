@@ -14,14 +14,15 @@ together, a while after the newest grant or renewal was *asked for*. What makes 
   else happens.
 
 ``on_drop`` is told, sync, that everything was dropped: then the kernel has to forget it too before the service is told
-that this session holds nothing.
+that this session holds nothing. ``on_end`` is told, sync and before anything is forgotten, which inodes (None: all)
+are leased no more: locks that were decided here go into the journal then.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Optional, TypeVar
 
 from fusefs.client.facts import ABSENT, Facts, Record, meeting
 from metadata.api import Attr, Extent
@@ -42,13 +43,16 @@ class Ticket(NamedTuple):
 
 
 class Change:
-    """A mutation of ours under way: the inodes and names that it touches."""
+    """A mutation of ours under way: the inodes and names that it touches, and the inodes of which only the locks."""
 
-    __slots__ = ("inos", "names", "ticket")
+    __slots__ = ("inos", "names", "locks", "ticket")
 
-    def __init__(self, inos: frozenset[int], names: frozenset[Name], ticket: Ticket) -> None:
+    def __init__(
+        self, inos: frozenset[int], names: frozenset[Name], ticket: Ticket, locks: frozenset[int] = frozenset()
+    ) -> None:
         self.inos = inos
         self.names = names
+        self.locks = locks
         self.ticket = ticket
 
 
@@ -61,6 +65,7 @@ class Leases:
         self.term = 0  # of the newest leader that was heard of: leases of no other are taken. 0: none yet
         self.until_s = 0.0  # when the leases end; 0: there are none
         self.on_drop: Callable[[], None] = lambda: None
+        self.on_end: Callable[[Optional[Collection[int]]], None] = lambda inos: None
         self._lease_s = lease_s
         self._count = 0
         self._floor = 0  # answers to what was sent before are not remembered
@@ -71,6 +76,10 @@ class Leases:
         self._here: dict[int, int] = {}  # inode -> when it was last changed by right of an exclusive lease
         self._here_floor = 0  # what is older than this is not in there any more
         self._here_last = 0
+        self._locking: dict[int, int] = {}  # inode -> how many changes of its locks are under way at the service
+        self._lock_barred: dict[int, int] = {}  # inode -> when the last of them ended
+        self._lock_floor = 0
+        self._bringing: set[int] = set()  # inodes with locks that were decided here and are in the journal
         self._doubtful: dict[int, Change] = {}  # sequence -> a change whose answer never came
         self.hits = 0
         self.misses = 0
@@ -118,6 +127,7 @@ class Leases:
 
     def drop_all(self) -> None:
         """Every lease is gone, or may be."""
+        self.on_end(None)
         self.barrier()
         self.facts.clear()
         if self.until_s:
@@ -131,9 +141,10 @@ class Leases:
         self._floor = self._count
         self._barred.clear()
 
-    def recall(self, inos: Iterable[int]) -> None:
+    def recall(self, inos: Collection[int]) -> None:
         """The service takes leases back."""
         self.recalls += 1
+        self.on_end(inos)
         self._count += 1
         for ino in inos:
             self.facts.drop(ino)
@@ -172,12 +183,14 @@ class Leases:
         record = self.facts.find(ino)
         return record if record is not None and record.exclusive and record.attr is not None else None
 
-    def own(self, inos: Iterable[int], shared: Collection[int]) -> None:
-        """An answer that is the newest word on ``inos`` granted leases; all but ``shared`` are exclusive."""
+    def own(self, ticket: Ticket, inos: Iterable[int], shared: Collection[int], locked: Collection[int]) -> None:
+        """An answer that is the newest word on ``inos`` granted leases; all but ``shared`` are exclusive, and at the
+        service nobody has locks on any but ``locked``."""
         for ino in inos:
             record = self.facts.peek(ino)
             if record is not None and record.attr is not None:
                 record.exclusive = ino not in shared
+                record.unlocked = ino not in locked and self._lock_word(ticket, ino)
 
     def confirmed(self, ticket: Ticket, inos: Iterable[int], shared: Collection[int] | None) -> None:
         """A journal was answered; of its inodes all but ``shared`` (None: all) stay exclusive."""
@@ -190,6 +203,56 @@ class Leases:
                 record.exclusive = False
                 if lost:
                     self.facts.drop(ino)
+
+    # --- locks --------------------------------------------------------------------------------------------------
+
+    def alone(self, ino: int, now_s: float) -> bool:
+        """Whether nobody else sees or changes an inode, now and for a while, before we have acknowledged a recall."""
+        if not self.held(now_s) or now_s >= self.until_s - OWN_MARGIN_S:
+            return False
+        record = self.facts.find(ino)
+        return record is not None and record.exclusive
+
+    def unlocked(self, ino: int) -> bool:
+        """Whether there are no locks on an inode at the service, as long as it is ours ``alone``."""
+        record = self.facts.peek(ino)
+        return record is not None and record.unlocked and ino not in self._locking
+
+    def bringing_locks(self, ino: int) -> None:
+        """Locks that were decided here are given to the journal now."""
+        if ino not in self._bringing:
+            self._bringing.add(ino)
+            self._lock(ino)
+
+    def brought(self, ino: int) -> None:
+        """Nothing of this inode is left in the journal."""
+        if ino in self._bringing:
+            self._bringing.discard(ino)
+            self._unlock(ino)
+
+    def _lock_word(self, ticket: Ticket, ino: int) -> bool:
+        """Whether what an answer says of locks is not older than the last change of them that went to the service."""
+        return ino not in self._locking and ticket.at > max(self._lock_floor, self._lock_barred.get(ino, 0))
+
+    def _lock(self, ino: int) -> None:
+        self._locking[ino] = self._locking.get(ino, 0) + 1
+        record = self.facts.peek(ino)
+        if record is not None:
+            record.unlocked = False
+
+    def _unlock(self, ino: int) -> None:
+        self._count += 1
+        if len(self._lock_barred) >= BARRED_MAX:
+            self._lock_barred.clear()
+            self._lock_floor = self._count
+        self._lock_barred[ino] = self._count
+        left = self._locking[ino] - 1
+        if left:
+            self._locking[ino] = left
+        else:
+            del self._locking[ino]
+
+    # --- changes made here --------------------------------------------------------------------------------------
 
     def changed(self, *inos: int) -> None:
         """These were changed by right of exclusive leases."""
@@ -298,9 +361,13 @@ class Leases:
 
     # --- changes of our own -------------------------------------------------------------------------------------
 
-    def begin(self, inos: Iterable[int], names: Iterable[Name], now_s: float) -> Change:
-        """A mutation that touches these is sent from now on."""
-        change = Change(frozenset(inos), frozenset(names), self.ask(now_s))
+    def begin(
+        self, inos: Iterable[int], names: Iterable[Name], now_s: float, locks: Collection[int] = ()
+    ) -> Change:
+        """A mutation that touches these is sent from now on; of ``locks`` it changes the locks."""
+        change = Change(frozenset(inos), frozenset(names), self.ask(now_s), frozenset(locks))
+        for ino in change.locks:
+            self._lock(ino)
         for ino in change.inos:
             self._changing[ino] = self._changing.get(ino, 0) + 1
             record = self.facts.peek(ino)
@@ -352,8 +419,12 @@ class Leases:
         self.term = 0
         self.drop_all()
         self.certain(1 << 63)
+        for ino in list(self._bringing):
+            self.brought(ino)
 
     def _uncount(self, change: Change) -> None:
+        for ino in change.locks:
+            self._unlock(ino)
         for ino in change.inos:
             left = self._changing[ino] - 1
             if left:

@@ -81,7 +81,7 @@ class Local:
         self._name(parent, op.parent, op.name, ino, subdirectories=int(stat.S_ISDIR(op.mode)), entries=1, now=now)
         self._facts.put_attr(attr)
         record = self._facts.take(ino)
-        record.exclusive = record.xattrs_complete = True
+        record.exclusive = record.unlocked = record.xattrs_complete = True
         if stat.S_ISDIR(attr.mode):
             record.complete = True
         elif stat.S_ISREG(attr.mode):

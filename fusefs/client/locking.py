@@ -3,6 +3,13 @@
 What another mount reads under a lock was written under one, so data written here is committed before a lock is given
 up or weakened. Locks end with the session: whoever had some finds its open files dead.
 
+Where nobody else can see a file before we are asked (``Leases.alone``) and nobody had locks on it, this mount decides
+by itself (``LockTables``), without a word to the service; what was written stays here too, because whoever wants the
+lock has the lease recalled first. When that lease ends, however it does, the table goes into the journal at once and
+the service decides from then on (``hand_over``): so it is there before a recall is acknowledged, a new leader's term is
+named, or any question about the inode is answered. A mount that is fenced before is told so by that, and its session
+has ended.
+
 The service does not know processes and descriptors. Who may hold something is noted here, by the number that the
 kernel gives an owner and by the handle that the lock was taken through: a process loses its fcntl locks of a file
 when it closes any descriptor of it (``closed``), and what was taken through a handle ends with it (``released``).
@@ -11,21 +18,25 @@ when it closes any descriptor of it (``closed``), and what was taken through a h
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, Optional
 
 import trio
 
 from fusefs.client.handles import Handle
+from fusefs.client.locktables import LockTables
 from fusefs.client.results import expect
 from fusefs.client.session import Session
 from fusefs.client.writeback import WriteBack
 from metadata import api
+from metadata.api import Held, lockset
 from node.wire.errors import Code, FsError
-from node.wire.limits import LOCK_ASK_S
+from node.wire.limits import LOCK_ALONE_ASK_S, LOCK_ASK_S
 
 log = logging.getLogger(__name__)
 
-END = (1 << 63) - 1
+END = lockset.END
+ASKED_MAX = 4096
 
 _Key = tuple[bool, int]  # flock or fcntl, the kernel's number of the owner
 
@@ -44,14 +55,20 @@ class _Owner:
 class Locking:
     """The locks of the programs on this mount."""
 
-    def __init__(self, session: Session, writeback: WriteBack) -> None:
+    def __init__(self, session: Session, writeback: WriteBack, now_ns: Callable[[], int]) -> None:
         self._session = session
+        self._now_ns = now_ns
+        self._tables = LockTables()
+        self._asked: dict[int, float] = {}  # inode -> when it was last asked whether we are alone with it
+        self._waiting: dict[int, tuple[int, bool]] = {}  # ticket -> (inode, flock)
         self._writeback = writeback
         self._owners: dict[int, dict[_Key, _Owner]] = {}
         self._releasing: dict[int, set[trio.Event]] = {}  # inodes of which a last close is being told to the service
         self._turns: dict[int, trio.Event] = {}
         self._tickets = 0
-        self._counts = {"locks": 0, "unlocks": 0, "waits": 0, "asked": 0}
+        self._counts = {"locks": 0, "unlocks": 0, "waits": 0, "asked": 0, "here": 0, "handed_over": 0}
+        session.leases.on_end = self.hand_over
+        session.holds_locks = lambda: bool(self._owners)
 
     # --- what programs ask ----------------------------------------------------------------------------------------
 
@@ -61,6 +78,8 @@ class Locking:
         """Say what is in the way of a lock. The pid is 0 where its owner is on another mount."""
         self._check(handle)
         query = api.GetLock(self._session.id, handle.ino, owner, flock, low, high, exclusive)
+        if self._decides(handle.ino):
+            return self._tables.look(handle.ino, lockset.wanted(self._session.id, query))
         return await self._session.query(query, api.LockState)
 
     def is_own(self, state: api.LockState) -> bool:
@@ -86,6 +105,9 @@ class Locking:
             await done.wait()
         if not exclusive:
             await self._commit(handle)  # it may be weakened
+        if not self._decides(handle.ino):
+            await self._ask(handle.ino)
+            self._check(handle)
         self._counts["locks"] += 1
         known = self._owner(handle.ino, (flock, owner))
         known.handles.add(handle)
@@ -95,7 +117,9 @@ class Locking:
         turn = self._turns[ticket] = trio.Event()
         op = api.Lock(handle.ino, owner, flock, low, high, exclusive, pid, ticket)
         try:
-            granted = await self._submit(handle, op, known)
+            granted = self._decide(op)
+            if granted is None:
+                granted = await self._submit(handle, op, known)
             if not granted and wait is None:
                 raise FsError(Code.LOCKED, "somebody else holds a lock")
             known.holds = True  # or will, until the wait has ended
@@ -105,6 +129,7 @@ class Locking:
         finally:
             known.pending -= 1
             self._turns.pop(ticket, None)
+            self._waiting.pop(ticket, None)
             self._settle(handle.ino, (flock, owner))
 
     async def unlock(self, handle: Handle, owner: int, *, flock: bool, low: int, high: int) -> None:
@@ -151,8 +176,93 @@ class Locking:
     def lost(self) -> None:
         """The session has ended, and all locks with it."""
         self._owners.clear()
+        self._tables.clear()
         for turn in self._turns.values():
             turn.set()
+
+    # --- deciding here --------------------------------------------------------------------------------------------
+
+    def hand_over(self, inos: Optional[Collection[int]] = None) -> None:
+        """Sync. We decide no more about the locks of these inodes (None: of any): the service does, from the tables as
+        they are now.
+
+        A circle of owners is found by whoever knows all its parts. So ranges are waited for either here or there.
+        """
+        if not self._tables:
+            return
+        ending = self._tables.all() if inos is None else [ino for ino in inos if ino in self._tables]
+        ranged = self._tables.ranged_waits()
+        if ranged and not set(ranged).isdisjoint(ending):
+            ending = {*ending, *ranged}
+        for ino in ending:
+            self._counts["handed_over"] += 1
+            self._session.leases.bringing_locks(ino)
+            self._session.leases.changed(ino)
+            self._session.journal.add(api.PutLocks(ino, self._tables.take(ino)), self._now_ns(), (ino,))
+
+    def _decides(self, ino: int) -> bool:
+        """Sync. Whether we decide about the locks of an inode now."""
+        if not self._session.leases.alone(ino, self._session.now_s()):
+            self.hand_over((ino,))
+            return False
+        return ino in self._tables or self._session.leases.unlocked(ino)
+
+    async def _ask(self, ino: int) -> None:
+        """Ask whether we are alone with a file that nobody here has locks on."""
+        session, now_s = self._session, trio.current_time()
+        if not session.leases.on or not session.journal.enabled or ino in self._owners:
+            return
+        if now_s < self._asked.get(ino, -LOCK_ALONE_ASK_S) + LOCK_ALONE_ASK_S:
+            return
+        if len(self._asked) >= ASKED_MAX:
+            self._asked.clear()
+        self._asked[ino] = now_s
+        try:
+            await session.read(api.GetAttr(ino))
+        except FsError as error:
+            log.info("inode %d: %s", ino, error)  # and so will say whoever is asked for the lock
+
+    def _decide(self, op: api.Lock) -> Optional[bool]:
+        """Sync. Lock here; None: the service has to be asked."""
+        ino, want = op.ino, lockset.wanted(self._session.id, op)
+        ranged = op.ticket != 0 and not op.flock
+        if self._decides(ino):
+            if not self._tables.full(ino) and not (ranged and self._waits_there() and self._tables.blocked(ino, want)):
+                granted, turns = self._tables.request(ino, want, op.ticket)
+                self._here(turns)
+                self._waiting[op.ticket] = ino, op.flock
+                return granted
+            self.hand_over((ino,))
+        self._waiting[op.ticket] = ino, op.flock
+        if ranged:
+            self.hand_over(self._tables.ranged_waits())
+        return None
+
+    def _unlock_here(self, ino: int, want: Held) -> bool:
+        """Sync. Unlock here; False: the service has to be asked."""
+        if not self._decides(ino):
+            return False
+        if self._tables.full(ino):
+            self.hand_over((ino,))
+            return False
+        if ino in self._tables:
+            self._here(self._tables.unlock(ino, want))
+        return True
+
+    def _here(self, turns: list[int]) -> None:
+        """Something was decided here, and by that the turn of some has come."""
+        self._counts["here"] += 1
+        self._session.changed_here()
+        for ticket in turns:
+            if ticket in self._turns:
+                self._turns[ticket].set()
+
+    def _waits_there(self) -> bool:
+        """Whether somebody here waits for a range at the service."""
+        return any(
+            ticket and not flock and not self._tables.waits(ino, ticket)
+            for ticket, (ino, flock) in self._waiting.items()
+        )
 
     # --- how ------------------------------------------------------------------------------------------------------
 
@@ -161,7 +271,9 @@ class Locking:
             raise FsError(handle.file.dead.code, handle.file.dead.detail)
 
     async def _commit(self, handle: Handle) -> None:
-        if not handle.file.idle_data:
+        """What is written here is seen by whoever gets the lock next: also where he has to recall the file first."""
+        file = handle.file
+        if not file.idle_data and not (file.exclusive and self._decides(file.ino)):
             try:
                 await self._writeback.flush(handle.file)
             except FsError as error:
@@ -179,10 +291,13 @@ class Locking:
         self._counts["unlocks"] += 1
         flock, owner = key
         op = api.Unlock(handle.ino, owner, flock, low, high)
+        if handle.file.dead is not None:
+            return  # all its locks have ended
         try:
-            expect((await self._session.submit(op, incarnation=handle.file.incarnation))[0], api.Done)
+            if not self._unlock_here(handle.ino, lockset.wanted(self._session.id, op)):
+                expect((await self._session.submit(op, incarnation=handle.file.incarnation))[0], api.Done)
         except FsError as error:
-            if error.code not in (Code.UNKNOWN_SESSION, Code.FENCED):  # then all its locks have ended
+            if error.code not in (Code.UNKNOWN_SESSION, Code.FENCED):
                 raise
         if flock or (low == 0 and high == END):
             known = self._owners.get(handle.ino, {}).get(key)
@@ -196,7 +311,9 @@ class Locking:
             while not turn.is_set():
                 with trio.move_on_after(LOCK_ASK_S):
                     await turn.wait()
-                if not turn.is_set() and not await self._still_waits(handle, op):
+                if turn.is_set() or self._tables.waits(op.ino, op.ticket):
+                    continue
+                if not await self._still_waits(handle, op):
                     break
         self._check(handle)
         if wait.cancelled_caught and not await self._withdraw(handle, op):
@@ -218,6 +335,8 @@ class Locking:
 
     async def _withdraw(self, handle: Handle, op: api.Lock) -> bool:
         """Wait no more. True: the turn had come before."""
+        if self._tables.cancel(op.ino, op.ticket):
+            return False
         cancel = api.CancelLock(op.ino, op.ticket)
         try:
             results = await self._session.submit(cancel, incarnation=handle.file.incarnation)
@@ -239,4 +358,9 @@ class Locking:
             self._owners.pop(ino, None)
 
     def statistics(self) -> dict[str, Any]:
-        return {**self._counts, "waiting": len(self._turns), "files": len(self._owners)}
+        return {
+            **self._counts,
+            "waiting": len(self._turns),
+            "files": len(self._owners),
+            "files_here": len(self._tables),
+        }

@@ -23,7 +23,7 @@ from fusefs.client.caller import Answer, Caller
 from fusefs.client.channel import SessionChannel
 from fusefs.client.journal import Journal
 from fusefs.client.leader import PAUSE_S_MAX, PAUSE_S_MIN, Leader
-from fusefs.client.learning import Lesson, learn, named, subjects, touched
+from fusefs.client.learning import Lesson, learn, locking, named, subjects, touched
 from fusefs.client.leases import Leases, Ticket
 from fusefs.client.mutation import Mutation
 from fusefs.client.options import ClientOptions
@@ -98,6 +98,7 @@ class Session:
         self.gc_epoch = 0
         self.pg_epoch = 0
         self.on_lost: Callable[[], None] = lambda: None
+        self.holds_locks: Callable[[], bool] = lambda: False  # programs believe in locks of this session
         self.on_orphans: Callable[[Sequence[int]], None] = lambda inos: None
 
     # --- life -----------------------------------------------------------------------------------------------------
@@ -273,7 +274,7 @@ class Session:
                     await trio.sleep(PAUSE_S_MIN)
 
     def _reading(self, queries: tuple[api.Query, ...]) -> api.Read:
-        return api.Read(self.id, queries, self.leases.on, self.leases.term)
+        return api.Read(self.id, queries, self.leases.on, self.leases.term, self._fence)
 
     async def read(
         self, *queries: api.Query, deadline: Optional[float] = None, journal: bool = False
@@ -295,9 +296,10 @@ class Session:
             try:
                 answer = await self._ask(partial(self._reading, queries), deadline, tickets=tickets)
             except FsError as error:
-                if error.code is not Code.UNKNOWN_SESSION:
+                if error.code not in _ENDED:
                     raise
-                self._lost(asked)
+                if error.code is Code.UNKNOWN_SESSION or not self._refence(asked, error):
+                    self._lost(asked)
                 continue
             results = whole(answer.body.results, len(queries))
             ticket = tickets[-1]
@@ -318,7 +320,7 @@ class Session:
         return self.journal.concerns(inos) or self.leases.overtaken(ticket, inos)
 
     async def _read_for_journal(self, queries: tuple[api.Query, ...], deadline: float) -> tuple[api.Result, ...]:
-        answer = await self._leader.call(api.Read(self.id, queries), deadline)
+        answer = await self._leader.call(api.Read(self.id, queries, journal=True), deadline)
         return whole(answer.body.results, len(queries))
 
     def _learn(self, ticket: Ticket, queries: tuple[api.Query, ...], reply: api.ReadReply) -> bool:
@@ -328,7 +330,8 @@ class Session:
             learn(self.leases, ticket, queries, reply.results)
             if reply.shared is not None and self.journal.enabled:
                 inos = subjects(queries, reply.results)
-                self.leases.own([ino for ino in inos if self.leases.fresh(ticket, ino)], frozenset(reply.shared))
+                fresh = [ino for ino in inos if self.leases.fresh(ticket, ino)]
+                self.leases.own(ticket, fresh, frozenset(reply.shared), frozenset(reply.locked))
             return True
         return not self.leases.recalled_since(ticket, subjects(queries, reply.results))
 
@@ -407,7 +410,7 @@ class Session:
                     answer = await self._ask(partial(self._submission, mutation, lowest), deadline, misses, tickets)
                 break
             except FsError as error:
-                if error.code is Code.FENCED and self._refence(error):
+                if error.code is Code.FENCED and self._refence(mutation.session, error):
                     continue
                 mutation.doubtful = mutation.doubtful or bool(misses)
                 if error.code in _ENDED:
@@ -421,7 +424,7 @@ class Session:
             lesson = Lesson(self.leases, change, mutation.ops, reply, granted=granted)
             if granted and reply.shared is not None and self.journal.enabled:
                 trusted = lesson.trusted.intersection(shown(reply.results))
-                self.leases.own(trusted, frozenset(reply.shared))
+                self.leases.own(tickets[-1], trusted, frozenset(reply.shared), frozenset(reply.locked))
             self.leases.certain(lowest)
         self._fresh.append((trio.current_time(), mutation.sequence))
         self.abandon(mutation)
@@ -451,7 +454,8 @@ class Session:
 
     def changed_here(self) -> None:
         """Something is changed by right of exclusive leases now: sync, before any await."""
-        self._exclusive_term = self.leases.term
+        if not self._exclusive_term:  # else what was changed under an earlier leader is not brought yet
+            self._exclusive_term = self.leases.term
 
     async def _bring(self, mutation: Mutation, deadline: float) -> tuple[api.Result, ...]:
         """Have a part of the journal executed. Waits for no recall and names no new leader's term."""
@@ -495,10 +499,14 @@ class Session:
         self.abandon(mutation)
         return results
 
-    def _refence(self, error: FsError) -> bool:
-        """Leases were broken while this mount was not heard of. Where it had changed nothing by itself, nothing is
-        lost; it goes on with the new fence."""
-        if self.journal or self._exclusive_term or error.hint <= self._fence:
+    def _refence(self, session: int, error: FsError) -> bool:
+        """Leases were broken while this mount was not heard of, and its locks ended. Where it had none and had changed
+        nothing by itself, nothing is lost; it goes on with the new fence."""
+        if session != self.id or not self._opened.is_set():
+            return False
+        if error.hint <= self._fence:
+            return True  # another request has met it before
+        if self.journal or self._exclusive_term or self.holds_locks():
             return False
         log.warning("leases of %s were broken", self._mount)
         self._fence = error.hint
@@ -536,7 +544,7 @@ class Session:
         if not self.leases.on or mutation.change is not None:
             return
         inos, names = touched(mutation.ops, self._guess)
-        mutation.change = self.leases.begin(inos, names, self.now_s())
+        mutation.change = self.leases.begin(inos, names, self.now_s(), locking(mutation.ops))
         self.recalls.changing(mutation.change.inos)
 
     def _guess(self, parent: int, name: bytes) -> int:
@@ -551,7 +559,8 @@ class Session:
             return
         if change is not None:
             self.leases.doubt(change, mutation.sequence)
-            self.recalls.doubted(change.inos)
+            if change.inos:
+                self.recalls.doubted(change.inos)
         self._unacked.pop(mutation.sequence, None)
         if self._room:
             self._room.unpark_all()

@@ -109,7 +109,7 @@ class Volume:
         )
         self._directories = Directories(self._session, self._files)
         self._space = Space(self._session, self._writeback, reader, now_ns)
-        self.locking = Locking(self._session, self._writeback)
+        self.locking = Locking(self._session, self._writeback, now_ns)
         self._session.guess = self._holds.hinted
         self._session.on_lost = self._lost
         self._session.on_orphans = self._holds.orphans
@@ -142,6 +142,8 @@ class Volume:
             file = self._files.get(ino)
             if file is not None:
                 file.ledger.record(error, lost=True)
+                if error.code is Code.LOCKED:
+                    self._writeback.end(file, FsError(Code.IO, "locks of this file were lost"))
         self._session.recalls.doubted(inos)
 
     def _lost(self) -> None:

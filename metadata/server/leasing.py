@@ -25,10 +25,11 @@ Notify = Callable[[bytes, api.Recall | api.LocksGranted], bool]
 
 
 class Grant(NamedTuple):
-    """What an answer grants: ``lease_term`` and ``shared`` of ReadReply."""
+    """What an answer grants: ``lease_term``, ``shared`` and ``locked`` of ReadReply."""
 
     term: int
     shared: Optional[tuple[int, ...]]
+    locked: tuple[int, ...] = ()
 
 
 NOTHING = Grant(0, None)
@@ -141,7 +142,7 @@ class Leasing:
         surplus = table.surplus(session)
         if surplus:
             self._send(*table.recall(session, surplus))
-        return Grant(table.term, shared)
+        return Grant(table.term, shared, self._machine.locked(inos))
 
     # --- before a mutation ------------------------------------------------------------------------------------
 
@@ -258,7 +259,10 @@ def spoken_of(queries: Sequence[api.Query], results: Sequence[api.Result]) -> li
             inos.append(query.parent)  # type: ignore[union-attr]
         elif kind is api.Walk:
             inos.append(query.parent)  # type: ignore[union-attr]
-        elif kind is not api.StatVolume and kind is not api.GetLock:
+        elif kind is api.GetLock:
+            if not (isinstance(result, api.LockState) and (result.taken or result.held or result.waiting)):
+                inos.append(query.ino)  # type: ignore[union-attr]  # somebody may be deciding about its locks alone
+        elif kind is not api.StatVolume:
             inos.append(query.ino)  # type: ignore[union-attr]
         if type(result) is api.AttrResult:
             inos.append(result.attr.ino)

@@ -141,7 +141,7 @@ class Service:
                 call.reply(reply)
                 return
             grant = self.leasing.grant(request.session, shown(reply.results))
-            call.reply(api.SubmitReply(reply.results, grant.term, outcome.touched, grant.shared))
+            call.reply(api.SubmitReply(reply.results, grant.term, outcome.touched, grant.shared, grant.locked))
 
         if request.journal:
             settled(call)  # it concerns nobody else
@@ -177,6 +177,12 @@ class Service:
             self.leasing.hear(call, request.session, request.lease_term)
         self._read(call, self._answer_read)
 
+    def _check_fence(self, session: int, fence: int) -> None:
+        """Whoever was fenced hears of it before it is shown what others did since: it may believe in locks of its."""
+        known = self.machine.session(session)
+        if known is not None and known.fence > fence:
+            raise FsError(Code.FENCED, f"fence {fence}, now it is {known.fence}", hint=known.fence)
+
     def renew_session(self, call: Call) -> None:
         request: api.RenewSession = call.request
         if self.node.role is Role.LEADER:
@@ -204,10 +210,15 @@ class Service:
 
     def _answer_read(self, call: Call) -> None:
         request: api.Read = call.request
+        if request.fence is not None:
+            self._check_fence(request.session, request.fence)
         results = self.machine.query(request.queries)
         if any(type(query) is api.StatVolume for query in request.queries):
             results = self.leader.with_capacity(results)
         inos = spoken_of(request.queries, results)
+        if request.journal:  # grace waits for what it is asked for; and nobody else can have changed that
+            call.reply(api.ReadReply(results))
+            return
         if self.leasing.waits(call, inos, request.session, self._read_again):
             return
         leased = request.lease and leasable(request.queries)

@@ -17,7 +17,7 @@ from metadata.state import extents as algebra
 from metadata.state import keys
 from metadata.state.data import alive
 from metadata.state.extents import CHUNK
-from metadata.state.lockset import decode_locks, faults
+from metadata.lockset import decode_locks, faults
 from metadata.state.records import (
     Inode,
     RootRecord,

@@ -9,34 +9,19 @@ All rows are in memory too: there are few, and a search for a cycle of waiting o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeVar
 
-from metadata.api import CancelLock, Done, GetLock, Lock, Locked, LockState, Unlock
+from metadata import lockset
+from metadata.api import CancelLock, Done, GetLock, Lock, Locked, LockState, PutLocks, Unlock
+from metadata.lockset import Held, LockRow, Owner, Waiter, blockers, check_number, put, take_out, wanted, without
 from metadata.state import keys
 from metadata.state.inodes import Inodes
-from metadata.state.lockset import (
-    END,
-    Held,
-    LockRow,
-    Waiter,
-    admit,
-    blockers,
-    covers,
-    decode_locks,
-    put,
-    same_owner,
-    take_out,
-    without,
-)
 from metadata.state.records import encode
 from metadata.state.tables import Tables
 from metadata.state.turn import Turn
 from node.wire.errors import Code, FsError
-from node.wire.limits import LOCK_CYCLE_STEPS_MAX, LOCKS_PER_INODE_MAX, LOCKS_PER_SESSION_MAX
-
-_NUMBER_MAX = (1 << 64) - 1
-
-Owner = tuple[int, int]  # session, number
+from node.wire.limits import LOCAL_LOCKS_MAX, LOCKS_PER_INODE_MAX, LOCKS_PER_SESSION_MAX
 
 K = TypeVar("K")
 
@@ -58,39 +43,28 @@ class Locks:
         self._of_session = {}
         self._waits = {}
         for key, value in self._tables.range(keys.LOCKS, keys.prefix_end(keys.LOCKS)):
-            self._index(keys.first(key), decode_locks(value))
+            self._index(keys.first(key), lockset.decode_locks(value))
 
     # --- operations -------------------------------------------------------------------------------------------
 
     def lock(self, op: Lock, turn: Turn) -> Locked:
-        want = _wanted(turn.session, op)
-        _check_number(op.ticket)
+        want = wanted(turn.session, op)
+        check_number(op.ticket)
         self._inodes.load(op.ino)
         row = self._rows.get(op.ino, LockRow())
-        held = list(row.held)
-        if op.flock:
-            mine = next((one for one in held if same_owner(one, want)), None)
-            if mine is not None and mine.exclusive == want.exclusive:
-                return Locked(True)
-            if mine is not None:  # as on Linux: a conversion gives up the old lock first, whatever comes of the new one
-                held = take_out(held, want)
-        in_the_way = blockers(held, want)
-        self._check_room(op.ino, row, turn.session)
-        if not in_the_way:
-            self._save(op.ino, LockRow(tuple(put(held, want)), row.waiting), turn)
+        asked = lockset.request(row, want, op.ticket, lambda blocking: self._circular(want, blocking))
+        if asked is row:
             return Locked(True)
-        if op.ticket and not op.flock and self._would_wait_for_itself(want, in_the_way):
-            raise FsError(Code.DEADLOCK, f"owners of locks on inode {op.ino} would wait for one another")
-        waiting = (*row.waiting, Waiter(want, op.ticket)) if op.ticket else row.waiting
-        self._save(op.ino, LockRow(tuple(held), waiting), turn)
+        self._check_room(op.ino, row, turn.session)
+        self._save(op.ino, asked, turn)
         if not op.ticket:
-            return Locked(False)
+            return Locked(lockset.covers(asked.held, want))
         return Locked(self._waiter(op.ino, turn.session, op.ticket) is None)  # giving up the old one may have helped
 
     def unlock(self, op: Unlock, turn: Turn) -> Done:
         row = self._rows.get(op.ino)
         if row is not None:
-            self._save(op.ino, LockRow(tuple(take_out(row.held, _wanted(turn.session, op))), row.waiting), turn)
+            self._save(op.ino, LockRow(tuple(take_out(row.held, wanted(turn.session, op))), row.waiting), turn)
         return Done()
 
     def cancel(self, op: CancelLock, turn: Turn) -> Locked:
@@ -102,14 +76,34 @@ class Locks:
         self._save(op.ino, LockRow(row.held, tuple(one for one in row.waiting if one is not waiter)), turn)
         return Locked(False)
 
+    def put_locks(self, op: PutLocks, turn: Turn) -> Done:
+        """The session decided about these locks by itself while nobody else could have any."""
+        if len(op.locks) > LOCAL_LOCKS_MAX:
+            raise FsError(Code.TOO_BIG, f"{len(op.locks)} locks of inode {op.ino} at once")
+        turn.work += len(op.locks)
+        if self._inodes.find(op.ino) is None:
+            return Done()  # as with forget
+        row = without(self._rows.get(op.ino, LockRow()), turn.session)
+        held, waiting = list(row.held), list(row.waiting)
+        for one in op.locks:
+            want = wanted(turn.session, one)
+            check_number(one.ticket)
+            if one.ticket:
+                waiting.append(Waiter(want, one.ticket))
+            elif blockers(held, want):
+                raise FsError(Code.LOCKED, f"inode {op.ino} is locked by others than who decided about its locks")
+            else:
+                held = put(held, want)
+        self._save(op.ino, LockRow(tuple(held), tuple(waiting)), turn)
+        return Done()
+
     def get(self, query: GetLock) -> LockState:
-        want = _wanted(query.session, query)
-        row = self._rows.get(query.ino, LockRow())
-        waits = bool(query.ticket) and self._waiter(query.ino, query.session, query.ticket) is not None
-        for one in row.held:
-            if blockers((one,), want):
-                return LockState(waits, True, one.exclusive, one.low, one.high, one.session, one.pid)
-        return LockState(waits, held=covers(row.held, want))
+        return lockset.look(self._rows.get(query.ino, LockRow()), wanted(query.session, query), query.ticket)
+
+    def among(self, inos: Iterable[int]) -> tuple[int, ...]:
+        """Those of these inodes on which anybody holds or wants a lock."""
+        rows = self._rows
+        return tuple([ino for ino in inos if ino in rows]) if rows else ()
 
     # --- what others cause ------------------------------------------------------------------------------------
 
@@ -127,18 +121,12 @@ class Locks:
     # --- rows -------------------------------------------------------------------------------------------------
 
     def _waiter(self, ino: int, session: int, ticket: int) -> Waiter | None:
-        row = self._rows.get(ino)
-        for waiter in row.waiting if row is not None else ():
-            if waiter.ticket == ticket and waiter.want.session == session:
-                return waiter
-        return None
+        return lockset.waiter(self._rows.get(ino, LockRow()), session, ticket)
 
     def _save(self, ino: int, row: LockRow, turn: Turn) -> None:
         """Write a row after whoever can be has been granted what it waits for."""
-        if row.waiting:
-            held, waiting, granted = admit(row.held, row.waiting)
-            turn.granted.extend((waiter.want.session, waiter.ticket) for waiter in granted)
-            row = LockRow(tuple(held), tuple(waiting))
+        row, granted = lockset.settled(row)
+        turn.granted.extend((waiter.want.session, waiter.ticket) for waiter in granted)
         if row == self._rows.get(ino, LockRow()):
             return
         self._drop(ino)
@@ -170,32 +158,10 @@ class Locks:
         if len(inos) >= LOCKS_PER_SESSION_MAX and ino not in inos:
             raise FsError(Code.NO_LOCKS, f"session {session} has locks on {LOCKS_PER_SESSION_MAX} files")
 
-    # --- deadlock ---------------------------------------------------------------------------------------------
-
-    def _would_wait_for_itself(self, want: Held, in_the_way: list[Held]) -> bool:
-        """Whether an owner in the way waits, over others perhaps, for the owner of ``want``. A search that takes too
-        long ends without an answer: then both wait, as with locks that are no fcntl locks."""
-        seeker = want.session, want.owner
-        seen: set[Owner] = set()
-        left = [(one.session, one.owner) for one in in_the_way]
-        steps = 0
-        while left:
-            owner = left.pop()
-            if owner == seeker:
-                return True
-            if owner in seen:
-                continue
-            seen.add(owner)
-            for ino in sorted(self._waits.get(owner, ())):
-                row = self._rows[ino]
-                for waiter in row.waiting:
-                    if (waiter.want.session, waiter.want.owner) != owner or waiter.want.flock:
-                        continue
-                    steps += len(row.held)
-                    if steps > LOCK_CYCLE_STEPS_MAX:
-                        return False
-                    left.extend((one.session, one.owner) for one in blockers(row.held, waiter.want))
-        return False
+    def _circular(self, want: Held, in_the_way: list[Held]) -> bool:
+        return lockset.circle(
+            want, in_the_way, lambda owner: [self._rows[ino] for ino in sorted(self._waits.get(owner, ()))]
+        )
 
 
 def _discard(index: dict[K, set[int]], key: K, ino: int) -> None:
@@ -204,20 +170,3 @@ def _discard(index: dict[K, set[int]], key: K, ino: int) -> None:
         inos.discard(ino)
         if not inos:
             del index[key]
-
-
-def _wanted(session: int, op: Lock | Unlock | GetLock) -> Held:
-    _check_number(op.owner)
-    low, high = (0, END) if op.flock else (op.low, op.high)
-    if not 0 <= low <= high <= END:
-        raise FsError(Code.INVALID, f"a lock of [{low}, {high}]")
-    exclusive = not isinstance(op, Unlock) and op.exclusive
-    pid = op.pid if isinstance(op, Lock) else 0
-    if not -(1 << 31) <= pid < 1 << 31:
-        raise FsError(Code.INVALID, f"process {pid}")
-    return Held(op.flock, session, op.owner, low, high, exclusive, pid)
-
-
-def _check_number(number: int) -> None:
-    if not 0 <= number <= _NUMBER_MAX:
-        raise FsError(Code.INVALID, f"number {number}")

@@ -242,6 +242,10 @@ class Machine:
         entry = self._shard.names.entry(parent, name) if 0 < len(name) <= NAME_BYTES_MAX else None
         return 0 if entry is None else entry[0]
 
+    def locked(self, inos: Iterable[int]) -> tuple[int, ...]:
+        """Those of these inodes on which anybody holds or wants a lock."""
+        return self._shard.locks.among(inos)
+
     def group_of(self, ino: int) -> int:
         """The group that owns an inode number, by the slot table."""
         return self._root.group_of_slot(slot_of(ino))

@@ -24,6 +24,7 @@ from metadata.api import (
     Lock,
     Make,
     PunchHole,
+    PutLocks,
     Release,
     Remove,
     RemoveXattr,
@@ -90,6 +91,7 @@ class Shard:
             Lock: self.locks.lock,
             Unlock: self.locks.unlock,
             CancelLock: self.locks.cancel,
+            PutLocks: self.locks.put_locks,
         }
         self.handlers: dict[type[msgspec.Struct], Callable[[Any, Turn], msgspec.Struct]] = {
             Reclaim: self.reclaim,

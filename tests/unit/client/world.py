@@ -16,6 +16,7 @@ import trio
 from fusefs.client.options import ClientOptions
 from fusefs.client.volume import Volume
 from metadata import api
+from metadata.server.leasing import leasable, shown, spoken_of
 from metadata.state.check import check
 from metadata.state.command import (
     AdvanceEpoch,
@@ -33,7 +34,6 @@ from node.wire.codec import Codec
 from node.wire.errors import Code, FsError
 from storage import api as storage
 from storage.api import partial_block, verify_block
-from storage.server.tables import KnownTable
 
 GROUPS = 16
 _META = Codec(api.CATALOGUE)
@@ -155,8 +155,6 @@ class Store(Faults):
         self.gets: list[storage.Get] = []
         self.suspects: list[tuple[bytes, ...]] = []
         self.peers: dict[int, Store] = {}
-        self.known = KnownTable()  # nothing, unless a test tells
-        self.known.server = ident
         self.full = False
         self.put_bytes = 0
 
@@ -198,11 +196,7 @@ class Store(Faults):
         self.puts.append(request)
         codes = []
         assert len(data) == len(request.blocks)
-        stale = self.known.stale([info.block for info in request.blocks], request.pg_epoch)
-        for at, (info, frame) in enumerate(zip(request.blocks, data)):
-            if at in stale:
-                codes.append(int(Code.STALE_EPOCH))
-                continue
+        for info, frame in zip(request.blocks, data):
             verify_block(frame, info.block, info.length)
             self.put_bytes += info.length
             if self.full and info.block not in self.blocks:
@@ -210,8 +204,7 @@ class Store(Faults):
                 continue
             self.blocks[info.block] = bytes(frame), request.touch_epoch
             codes.append(0)
-        table = self.known.news(request.pg_epoch)
-        return storage.PutReply(tuple(codes), tuple(int(not code) for code in codes), table=table), []
+        return storage.PutReply(tuple(codes), tuple(int(not code) for code in codes)), []
 
     def get(self, request: storage.Get) -> tuple[Any, list[memoryview]]:
         self.gets.append(request)
@@ -220,13 +213,12 @@ class Store(Faults):
             encoded, _ = self.blocks.get(wanted.block, (None, 0))
             frame = b""
             if encoded is None:
-                ours = self.known.is_member(wanted.block)
-                codes.append(int(Code.MISSING_BLOCK if ours else Code.STALE_EPOCH))
+                codes.append(int(Code.MISSING_BLOCK))
             else:
                 codes.append(0)
                 frame = partial_block(encoded, wanted.block, wanted.offset, wanted.length) if wanted.length else encoded
             frames.append(memoryview(frame))
-        return storage.GetReply(tuple(codes), self.known.news(request.pg_epoch)), frames
+        return storage.GetReply(tuple(codes)), frames
 
     def damage(self, block: bytes) -> None:
         """Flip a bit in the middle of a block."""
@@ -303,12 +295,14 @@ class World:
             raise FsError(Code.LEASES_GONE, "another term", hint=self.term)
         if isinstance(request, api.Read):
             results = machine.query(request.queries)
-            return api.ReadReply(results, self.term, ()) if self.alone and request.lease else api.ReadReply(results)
+            if not self.alone or not request.lease or not leasable(request.queries):
+                return api.ReadReply(results)
+            return api.ReadReply(results, self.term, (), machine.locked(spoken_of(request.queries, results)))
         if isinstance(request, api.Submit):
             reply = self.apply(CommandKind.SUBMIT, request)
             if not self.alone or not request.lease:
                 return reply
-            return api.SubmitReply(reply.results, self.term, self.touched, ())
+            return api.SubmitReply(reply.results, self.term, self.touched, (), machine.locked(shown(reply.results)))
         if isinstance(request, api.OpenSession):
             return self.apply(CommandKind.OPEN_SESSION, request)
         if isinstance(request, api.CloseSession):
@@ -320,12 +314,8 @@ class World:
             room_bytes = 1 << 30 if self.alone else 0
             return api.RenewSessionReply(10.0, machine.gc_epoch, machine.pg_epoch, orphans, self.term, room_bytes)
         assert isinstance(request, api.GetClusterMap)
-        marked = tuple([
-            api.TableRow(number, group.servers, group.filling, group.leaving)
-            for number, group in enumerate(machine.groups) if group.filling or group.leaving
-        ])
         return api.ClusterMap(
-            machine.pg_epoch, machine.gc_epoch, self.replicas, machine.servers(), machine.table, rows=marked
+            machine.pg_epoch, machine.gc_epoch, self.replicas, machine.servers(), machine.table
         )
 
     def expire(self, session: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from metadata import api
 from metadata.state import locks as locks_module
 from metadata.state.command import CommandKind, ExpireSession, FenceSession
-from metadata.state.lockset import END
+from metadata.lockset import END
 from metadata.store.engine_memory import MemoryEngine
 from node.wire.errors import Code
 from tests.harness import LONG, seed
@@ -234,3 +234,36 @@ def test_bounds_and_nonsense_are_refused(world: World, monkeypatch: pytest.Monke
     assert world.fail(lock(ino, 1, 30, 30)) is Code.NO_LOCKS
     assert world.fail(lock(other, 1)) is Code.NO_LOCKS
     assert world.do(lock(other, 1), 2).granted
+
+
+def test_locks_that_a_session_decided_about_replace_what_it_had(world: World) -> None:
+    ino = world.make(b"f")
+    assert world.do(lock(ino, 9, 50, 60)).granted
+    held = [lock(ino, 1, 0, 9), lock(ino, 2, 20, 29, exclusive=False), lock(ino, 7, flock=True)]
+    waiting = [lock(ino, 3, 0, 5, ticket=4), lock(ino, 4, 8, 8, ticket=5)]
+    world.do(api.PutLocks(ino, (*held, *waiting)))
+    world.sound()
+    assert world.do(lock(ino, 9, 50, 60), 2).granted, "what it does not name it has given up"
+    assert not world.do(lock(ino, 1, 0, 0), 2).granted
+    assert not world.do(lock(ino, 1, flock=True), 2).granted
+    assert world.do(lock(ino, 1, 20, 20, exclusive=False), 2).granted
+    world.do(unlock(ino, 1))
+    assert world.last is not None and sorted(world.last.granted) == [(1, 4), (1, 5)], "who waits gets its turn"
+    world.do(api.PutLocks(ino, ()))
+    assert world.do(lock(ino, 5), 3).granted is False
+    world.do(unlock(ino, 1), 2)
+    world.do(unlock(ino, 9), 2)
+    assert world.do(lock(ino, 5), 3).granted
+
+
+def test_locks_that_cannot_be_are_not_put(world: World) -> None:
+    ino = world.make(b"f")
+    world.do(lock(ino, 1, 0, 9), 2)
+    assert world.fail(api.PutLocks(ino, (lock(ino, 1, 5, 5),))) is Code.LOCKED
+    assert world.fail(api.PutLocks(ino, (lock(ino, 1, 20, 25), lock(ino, 2, 25, 30)))) is Code.LOCKED
+    assert world.fail(api.PutLocks(ino, (lock(ino, 1, 5, 4),))) is Code.INVALID
+    many = tuple(lock(ino, 1, low, low) for low in range(100, 2 * locks_module.LOCAL_LOCKS_MAX + 102, 2))
+    assert world.fail(api.PutLocks(ino, many)) is Code.TOO_BIG
+    world.do(api.PutLocks(999, (lock(999, 1),)))
+    world.sound()
+    assert world.do(lock(ino, 1, 20, 30)).granted, "nothing is left of what was refused"

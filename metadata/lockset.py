@@ -6,15 +6,24 @@ open file description for the second.
 
 Held locks are ordered and, within one owner and kind, do not overlap; neighbours of the same strength are one. Nobody
 waits who could be granted (``admit`` sees to that after each change).
+
+The service decides with this (``metadata.state.locks``), and so does a mount that has an inode exclusively.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from metadata.operations import GetLock, Lock, LockState, Unlock
+from node.wire.errors import Code, FsError
+from node.wire.limits import LOCK_CYCLE_STEPS_MAX
+
 END = (1 << 63) - 1  # the last byte that a lock can cover, included
+NUMBER_MAX = (1 << 64) - 1
+
+Owner = tuple[int, int]  # session, number
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True, gc=False, order=True):
@@ -123,6 +132,96 @@ def admit(held: Sequence[Held], waiting: Sequence[Waiter]) -> tuple[list[Held], 
                 moved = True
         left = still
     return now, left, granted
+
+
+def settled(row: LockRow) -> tuple[LockRow, list[Waiter]]:
+    """The row when whoever can be has been granted what it waits for, and who that was."""
+    if not row.waiting:
+        return row, []
+    held, waiting, granted = admit(row.held, row.waiting)
+    return LockRow(tuple(held), tuple(waiting)), granted
+
+
+def request(row: LockRow, want: Held, ticket: int, circular: Callable[[list[Held]], bool]) -> LockRow:
+    """The row when ``want`` was asked for, before it is settled; the same object where nothing changes. Where it is not
+    to be had it is among those that wait, under ``ticket``, or with none (0) nothing is left of it.
+
+    Raises DEADLOCK where an fcntl owner would wait for ever: ``circular`` judges what is in its way.
+    """
+    held: Sequence[Held] = row.held
+    if want.flock:
+        mine = next((one for one in held if same_owner(one, want)), None)
+        if mine is not None and mine.exclusive == want.exclusive:
+            return row
+        if mine is not None:  # as on Linux: a conversion gives up the old lock first, whatever comes of the new one
+            held = take_out(held, want)
+    in_the_way = blockers(held, want)
+    if not in_the_way:
+        return LockRow(tuple(put(held, want)), row.waiting)
+    if ticket and not want.flock and circular(in_the_way):
+        raise FsError(Code.DEADLOCK, "owners of locks would wait for one another")
+    return LockRow(tuple(held), (*row.waiting, Waiter(want, ticket)) if ticket else row.waiting)
+
+
+def waiter(row: LockRow, session: int, ticket: int) -> Waiter | None:
+    """Who waits under a ticket of a session."""
+    return next((one for one in row.waiting if one.ticket == ticket and one.want.session == session), None)
+
+
+def look(row: LockRow, want: Held, ticket: int) -> LockState:
+    """What is in the way of a lock, and whether a ticket of its session still waits."""
+    waits = bool(ticket) and waiter(row, want.session, ticket) is not None
+    for one in row.held:
+        if conflict(one, want):
+            return LockState(waits, True, one.exclusive, one.low, one.high, one.session, one.pid)
+    return LockState(waits, held=covers(row.held, want))
+
+
+def circle(want: Held, in_the_way: Iterable[Held], waits_on: Callable[[Owner], Iterable[LockRow]]) -> bool:
+    """Whether an owner in the way waits, over others perhaps, for the owner of ``want``.
+
+    ``waits_on``: the rows in which an owner waits for a range. A search that takes too long ends without an answer:
+    then both wait, as with locks that are no fcntl locks.
+    """
+    seeker = want.session, want.owner
+    seen: set[Owner] = set()
+    left = [(one.session, one.owner) for one in in_the_way]
+    steps = 0
+    while left:
+        owner = left.pop()
+        if owner == seeker:
+            return True
+        if owner in seen:
+            continue
+        seen.add(owner)
+        for row in waits_on(owner):
+            for one in row.waiting:
+                if (one.want.session, one.want.owner) != owner or one.want.flock:
+                    continue
+                steps += len(row.held)
+                if steps > LOCK_CYCLE_STEPS_MAX:
+                    return False
+                left.extend((other.session, other.owner) for other in blockers(row.held, one.want))
+    return False
+
+
+def wanted(session: int, op: Lock | Unlock | GetLock) -> Held:
+    """What an operation is about. INVALID for what cannot be."""
+    check_number(op.owner)
+    low, high = (0, END) if op.flock else (op.low, op.high)
+    if not 0 <= low <= high <= END:
+        raise FsError(Code.INVALID, f"a lock of [{low}, {high}]")
+    exclusive = not isinstance(op, Unlock) and op.exclusive
+    pid = op.pid if isinstance(op, Lock) else 0
+    if not -(1 << 31) <= pid < 1 << 31:
+        raise FsError(Code.INVALID, f"process {pid}")
+    return Held(op.flock, session, op.owner, low, high, exclusive, pid)
+
+
+def check_number(number: int) -> None:
+    """An owner or a ticket. INVALID."""
+    if not 0 <= number <= NUMBER_MAX:
+        raise FsError(Code.INVALID, f"number {number}")
 
 
 def without(row: LockRow, session: int) -> LockRow:
