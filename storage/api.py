@@ -16,17 +16,18 @@ from storage.block import encode as encode_block
 from storage.block import name as name_block
 from storage.block import partial as partial_block
 from storage.block import verify as verify_block
+from storage.order import group_of
 from storage.order import key_of as order_key
+from storage.table import GroupRow, Place, PlacementTable, TableDifference, place_of
 
 __all__ = [
-    "decode_block", "encode_block", "name_block", "order_key", "partial_block", "verify_block",
+    "decode_block", "encode_block", "group_of", "name_block", "order_key", "partial_block", "place_of", "verify_block",
     "BlockInfo", "BlockRange", "CATALOGUE", "Delete", "DeleteReply", "DropGroup", "DropReport", "FORMAT_VERSION",
     "FindBlocks", "FindBlocksReply", "Get", "GetReply", "GetServerStatus", "GroupBlock", "GroupBlocks", "GroupDigest",
-    "GroupDigests", "GroupDigestsReply", "GroupReport", "Heartbeat", "HeartbeatReply", "ListBlocks", "ListBlocksReply",
-    "ListGroup", "ListUnconfirmed", "METADATA_FOR_SERVERS", "MemberAddress", "Order", "Put", "PutReply", "Report",
-    "Scrub", "ScrubReport", "ServerAddress", "ServerStatus", "StoredBlock",
-    "Suspect", "SuspectReply", "SyncGroup", "Touch", "TouchReply",
-    "Unconfirmed",
+    "GroupDigests", "GroupDigestsReply", "GroupReport", "GroupRow", "Heartbeat", "HeartbeatReply", "ListBlocks",
+    "ListBlocksReply", "ListGroup", "ListUnconfirmed", "METADATA_FOR_SERVERS", "MemberAddress", "Order", "Place",
+    "PlacementTable", "Put", "PutReply", "Report", "Scrub", "ScrubReport", "ServerAddress", "ServerStatus",
+    "StoredBlock", "Suspect", "SuspectReply", "SyncGroup", "TableDifference", "Touch", "TouchReply", "Unconfirmed",
 ]
 
 FORMAT_VERSION = 1
@@ -44,6 +45,9 @@ class Put(msgspec.Struct, frozen=True, array_like=True):
 
     One payload frame a block, in order. The reply comes after the records (data or touches) are fdatasynced.
     Each frame is verified (bounds, piece checksums, BLAKE3 of the plaintext) before it is stored.
+
+    ``pg_epoch`` is of the placement table that the sender knows, 0: he does not say. A block whose group changed since
+    then, as far as the server knows, is not stored: its code is STALE_EPOCH.
     """
 
     blocks: tuple[BlockInfo, ...]
@@ -53,11 +57,14 @@ class Put(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PutReply(msgspec.Struct, frozen=True, array_like=True):
-    """``codes[i]`` is 0 where block i is durable here, else an errors.Code. ``copies`` counts servers reached."""
+    """``codes[i]`` is 0 where block i is durable here, else an errors.Code. ``copies`` counts servers reached.
+
+    ``table``, here and in other replies: what the sender's table lacks, where it lacks something, and not too much."""
 
     codes: tuple[int, ...]
     copies: tuple[int, ...]  # per block: how many servers hold it durably, this one included
     failed: tuple[int, ...] = ()  # servers of the pipeline that did not answer
+    table: Optional[TableDifference] = None
 
 
 class Touch(msgspec.Struct, frozen=True, array_like=True):
@@ -69,9 +76,12 @@ class Touch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TouchReply(msgspec.Struct, frozen=True, array_like=True):
-    """Positions in the request of the blocks that are not here; the others are touched durably."""
+    """Positions in the request of the blocks that are not here, and of those whose group changed since the sender's
+    ``pg_epoch``; the others are touched durably."""
 
     missing: tuple[int, ...]
+    stale: tuple[int, ...] = ()
+    table: Optional[TableDifference] = None
 
 
 class BlockRange(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -86,17 +96,23 @@ class Get(msgspec.Struct, frozen=True, array_like=True):
     """Read blocks or parts of them. The reply carries one payload frame a range, empty where its code is not 0."""
 
     ranges: tuple[BlockRange, ...]
+    pg_epoch: int = 0
 
 
 class GetReply(msgspec.Struct, frozen=True, array_like=True):
-    """``codes[i]``: 0, MISSING_BLOCK or CORRUPT_BLOCK. A frame is an encoded block or encoded partial block;
-    ``storage.block.decode`` checks it and cuts out the range."""
+    """``codes[i]``: 0, MISSING_BLOCK or CORRUPT_BLOCK; STALE_EPOCH where the block is not here and need not be, because
+    the server is in its group no more. A frame is an encoded block or encoded partial block; ``storage.block.decode``
+    checks it and cuts out the range."""
 
     codes: tuple[int, ...]
+    table: Optional[TableDifference] = None
 
 
 class Delete(msgspec.Struct, frozen=True, array_like=True):
-    """Delete each block whose touch epoch is at most ``epoch`` (rule 15: a durable record, quarantined first)."""
+    """Delete each block whose touch epoch is at most ``epoch`` (rule 15: a durable record, quarantined first).
+
+    Only where its group is as it was at ``pg_epoch`` (rule 16). A server that does not know that table yet answers
+    STALE_EPOCH, after it has waited for it a little."""
 
     blocks: tuple[bytes, ...]
     epoch: int
@@ -104,7 +120,8 @@ class Delete(msgspec.Struct, frozen=True, array_like=True):
 
 
 class DeleteReply(msgspec.Struct, frozen=True, array_like=True):
-    """``kept``: positions of the blocks that are still here because they were touched after ``epoch``."""
+    """``kept``: positions of the blocks that are still here because they were touched after ``epoch``, or their group
+    changed since ``pg_epoch``."""
 
     deleted: int
     kept: tuple[int, ...] = ()
@@ -348,6 +365,7 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
     bad_blocks: tuple[bytes, ...] = ()  # found damaged since the last acknowledged heartbeat
     pg_epoch: int = 0  # of the server list that this server knows
     reports: tuple[Report, ...] = ()  # what changed since the last acknowledged heartbeat, at most REPORTS_MAX
+    reached: Place = (0, 0)  # of the placement table (storage.table)
 
 
 class ServerAddress(msgspec.Struct, frozen=True, array_like=True):
@@ -377,6 +395,7 @@ class HeartbeatReply(msgspec.Struct, frozen=True, array_like=True):
     servers: Optional[tuple[ServerAddress, ...]] = None  # all of them; None: unchanged since Heartbeat.pg_epoch
     members: tuple[MemberAddress, ...] = ()  # all of the metadata service, where ``servers`` is told
     orders: tuple[Order, ...] = ()  # at most ORDERS_MAX; the others come with later replies
+    table: Optional[TableDifference] = None  # what lies behind Heartbeat.reached, at most TABLE_ROWS_MAX rows of it
 
 
 CATALOGUE = Catalogue(

@@ -15,7 +15,6 @@ from fusefs.cli.layout import config_path_of
 from fusefs.cli.leading import Ask, asking_leader
 from fusefs.cli.options import client_keys, key_option, output_of, with_json
 from fusefs.cli.output import Progress, count
-from fusefs.client.placement import group_of
 from metadata.api import ClusterMap, FindReferences, GetClusterMap, ListReferences, References, ServerRecord
 from node.host.cluster import ClusterConfig, load_cluster
 from node.host.exitcodes import Exit
@@ -23,7 +22,7 @@ from node.host.keys import client_security
 from node.rpc.client import Connection
 from node.rpc.context import Transport
 from node.rpc.security import CurveKeys
-from storage.api import CATALOGUE, FindBlocks, FindBlocksReply, ListBlocks, ListBlocksReply, StoredBlock
+from storage.api import CATALOGUE, FindBlocks, FindBlocksReply, ListBlocks, ListBlocksReply, StoredBlock, group_of
 
 PAGE_BLOCKS = 4096
 CALL_TIMEOUT_S = 30.0

@@ -31,7 +31,9 @@ PAUSE_S_MAX = 0.5
 SUSPECT_PAUSE_S = 0.2  # more may be found meanwhile
 NAMED_MAX = 4096  # bad copies that were logged and are not logged again
 
-PASSING = frozenset({Code.UNREACHABLE, Code.TIMEOUT, Code.OVERLOADED, Code.SHUTTING_DOWN, Code.RETRY})
+PASSING = frozenset(
+    {Code.UNREACHABLE, Code.TIMEOUT, Code.OVERLOADED, Code.SHUTTING_DOWN, Code.RETRY, Code.STALE_EPOCH}
+)
 
 
 class Wanted(NamedTuple):
@@ -78,12 +80,15 @@ class Fetcher:
         self.bad = 0
 
     def order(self, block: bytes) -> list[int]:
-        """The servers of a block in the order to ask them, each read beginning with the next one."""
+        """The servers of a block in the order to ask them, each read beginning with the next one. Those that may lack
+        it come last, however fast they answer."""
         servers = list(self._placement.servers_of(block))
         if len(servers) > 1:
             self._turn += 1
-            first = self._turn % len(servers)
-            servers = self.hedging.order(servers[first:] + servers[:first], trio.current_time())
+            whole = servers[: self._placement.complete_of(block)]
+            first = self._turn % max(len(whole), 1)
+            whole = self.hedging.order(whole[first:] + whole[:first], trio.current_time())
+            servers = [*whole, *servers[len(whole) :]]
         return servers
 
     async def fetch(self, wanted: Wanted, deadline: float) -> Buffer:
@@ -213,9 +218,10 @@ class Fetcher:
         begun = trio.current_time()
         answered = False
         try:
-            request = Get(tuple(one.range for one in wanted))
+            request = Get(tuple(one.range for one in wanted), self._placement.pg_epoch)
             answer = await self._placement.call(server, request, (), timeout_s)
             answered = True
+            self._placement.learn(answer.body.table)
         finally:
             elapsed_s = trio.current_time() - begun
             if answered:
@@ -268,4 +274,6 @@ class Fetcher:
 
 
 def _failure(code: int) -> FsError:
+    if code == Code.STALE_EPOCH:
+        return FsError(Code.STALE_EPOCH, "it is in the block's group no more")
     return FsError(Code.CORRUPT_BLOCK if code == Code.CORRUPT_BLOCK else Code.MISSING_BLOCK, "")

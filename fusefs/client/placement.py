@@ -1,4 +1,8 @@
-"""Which chunk servers hold a block, by the cluster map, and the connections to them."""
+"""Which chunk servers hold a block, by the cluster map, and the connections to them.
+
+The map comes from the metadata service, whole at first, then what changed. A chunk server that knows a newer table
+says what changed since ours with its answer, so that a writer learns of new replicas from whoever refused him.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,13 @@ import trio
 
 from fusefs.client.caller import Answer, Caller
 from fusefs.client.session import Session
-from metadata.api import ClusterMap, GetClusterMap, ServerRecord, TableRow
+from metadata.api import ClusterMap, GetClusterMap, ServerRecord
 from node.wire.errors import Code, FsError
+from storage.api import GroupRow, PlacementTable, TableDifference, place_of
 
 log = logging.getLogger(__name__)
 
-GROUP_BYTES = 8  # of a block's name
 PAUSE_S_MAX = 0.5
-
-
-def group_of(block: bytes, groups: int) -> int:
-    """Return the placement group of a block in a table of so many groups."""
-    return int.from_bytes(block[:GROUP_BYTES], "big") % groups
 
 
 class Placement:
@@ -31,17 +30,17 @@ class Placement:
         self._session = session
         self._dial = dial
         self._map: Optional[ClusterMap] = None
-        self._table: list[tuple[int, ...]] = []
-        self._marked: dict[int, TableRow] = {}  # groups where somebody is filling or leaving
+        self._table = PlacementTable()
         self._records: dict[int, ServerRecord] = {}
         self._callers: dict[int, tuple[str, Caller]] = {}
         self._refresh_lock = trio.Lock()
         self._dial_lock = trio.Lock()
         self._refreshes = 0
+        self._learned = 0
 
     @property
     def pg_epoch(self) -> int:
-        return self._map.pg_epoch if self._map is not None else 0
+        return self._table.epoch
 
     @property
     def durable_min(self) -> int:
@@ -50,23 +49,36 @@ class Placement:
 
     def servers_of(self, block: bytes) -> Sequence[int]:
         """The servers to read a block from, those that may lack it last; empty while no server is known."""
-        if not self._table:
-            return ()
-        number = group_of(block, len(self._table))
-        row, marked = self._table[number], self._marked.get(number)
-        if marked is None or not marked.filling:
-            return row
-        return (*(server for server in row if server not in marked.filling), *marked.filling)
+        row = self._table.row_of(block)
+        if row is None or not row.filling:
+            return row.servers if row is not None else ()
+        return (*(server for server in row.servers if server not in row.filling), *row.filling)
+
+    def complete_of(self, block: bytes) -> int:
+        """How many of ``servers_of``, the first ones, should have all of the block's group."""
+        row = self._table.row_of(block)
+        return len(row.servers) - len(row.filling) if row is not None else 0
 
     def writers_of(self, block: bytes) -> Sequence[int]:
         """The servers whose durable copies of a block count, first the head of its pipeline."""
-        if not self._table:
-            return ()
-        number = group_of(block, len(self._table))
-        row, marked = self._table[number], self._marked.get(number)
-        if marked is None or not marked.leaving:
-            return row
-        return tuple([server for server in row if server not in marked.leaving])
+        row = self._table.row_of(block)
+        if row is None or not row.leaving:
+            return row.servers if row is not None else ()
+        return tuple([server for server in row.servers if server not in row.leaving])
+
+    def changed(self, block: bytes, pg_epoch: int) -> bool:
+        """Whether a block's group has, or may have, changed since that epoch."""
+        row = self._table.row_of(block)
+        return row is not None and row.changed > pg_epoch
+
+    def learn(self, difference: Optional[TableDifference]) -> None:
+        """Take what a chunk server says that changed. Where that names servers that are not known here, the whole map
+        is asked for before it is used again."""
+        if difference is None or not difference.last:
+            return
+        if all(server in self._records for row in difference.rows for server in row.servers):
+            self._learned += self._table.take(difference)
+        self._session.take_epochs(0, difference.epoch)
 
     async def ready(self, deadline: float) -> None:
         """Return once the map is as new as the session knows of and names servers; UNREACHABLE at the deadline."""
@@ -92,23 +104,13 @@ class Placement:
             self._take(answer.body)
 
     def _take(self, new: ClusterMap) -> None:
-        late = new.base and new.base != self.pg_epoch  # the answer to a question of long ago
-        if (new.table or new.servers) and not late:
-            self._take_table(new)
-            self._map = new
-            self._records = {record.server: record for record in new.servers}
+        if new.table or new.servers:
+            difference = difference_of(new, len(self._table))
+            if difference.base <= self._table.reached:  # else an answer to nothing that this client asked
+                self._table.take(difference)
+                self._map = new
+                self._records = {record.server: record for record in new.servers}
         self._session.take_epochs(new.gc_epoch, new.pg_epoch)
-
-    def _take_table(self, new: ClusterMap) -> None:
-        """A whole table, or the groups that changed since the epoch that is known; those change nothing else."""
-        if new.table or not new.base:
-            self._table = list(new.table)
-            self._marked = {}
-        for row in new.rows:
-            self._table[row.group] = row.servers
-            self._marked.pop(row.group, None)
-            if row.filling or row.leaving:
-                self._marked[row.group] = row
 
     async def call(self, server: int, request: Any, data: Sequence[Any], timeout_s: float) -> Answer:
         """Ask one chunk server. UNREACHABLE too when the map does not know it."""
@@ -141,5 +143,21 @@ class Placement:
             "pg_epoch": self.pg_epoch,
             "servers": len(self._records),
             "refreshes": self._refreshes,
+            "learned": self._learned,
             "durable_min": self.durable_min,
         }
+
+
+def difference_of(new: ClusterMap, groups: int) -> TableDifference:
+    """The table of a cluster map as a difference to the one of ``groups`` rows that it was asked for with. The map does
+    not say when each row changed: at its own epoch at the latest."""
+    epoch = new.pg_epoch
+    if new.base:
+        rows = [GroupRow(row.group, epoch, row.servers, row.filling, row.leaving) for row in new.rows]
+        return TableDifference(place_of(new.base), place_of(epoch), epoch, groups, tuple(rows))
+    marked = {row.group: row for row in new.rows}
+    rows = []
+    for number, servers in enumerate(new.table):
+        row = marked.get(number)
+        rows.append(GroupRow(number, epoch, servers, row.filling if row else (), row.leaving if row else ()))
+    return TableDifference((0, 0), place_of(epoch), epoch, len(rows), tuple(rows))

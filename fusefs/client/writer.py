@@ -52,9 +52,11 @@ class Touched(NamedTuple):
 
 
 class _Round:
-    """One attempt to put some blocks; done when each is durable enough or cannot become so."""
+    """One attempt to put some blocks by the table of ``pg_epoch``; done when each is durable enough or cannot become
+    so."""
 
-    def __init__(self) -> None:
+    def __init__(self, pg_epoch: int) -> None:
+        self.pg_epoch = pg_epoch
         self.open = 0
         self.failed: list[tuple[Encoded, FsError]] = []
         self.epoch = 0  # the oldest touch epoch used; 0: none yet
@@ -133,34 +135,44 @@ class Writer:
     async def put(self, blocks: Sequence[Encoded], deadline: float) -> Touched:
         """Return, once all blocks are durable on enough servers, the oldest epochs they were put with.
 
-        Raises NO_SPACE and the like at once; what may pass is tried again until the deadline, then TIMEOUT.
+        Raises NO_SPACE and the like at once; what may pass is tried again until the deadline, then TIMEOUT. What was
+        put to a group that has changed since is put again, so the placement epoch is that of the newest known table.
         """
         pause_s = PAUSE_S_MIN
         epoch = 0
-        pg_epoch = 0
+        stored: dict[bytes, tuple[Encoded, int]] = {}  # and by which table
         while True:
             await self._placement.ready(deadline)
-            pg_epoch = pg_epoch or self._placement.pg_epoch
             attempt = self._begin(blocks)
             with trio.move_on_at(deadline):
                 await attempt.done.wait()
             if not attempt.done.is_set():
                 raise FsError(Code.TIMEOUT, "the chunk servers did not answer in time")
             epoch = min(epoch or attempt.epoch, attempt.epoch or epoch)
+            failed = {encoded.block for encoded, _ in attempt.failed}
+            stored |= {one.block: (one, attempt.pg_epoch) for one in blocks if one.block not in failed}
             if not attempt.failed:
-                return Touched(epoch, pg_epoch)
+                blocks = [one for one, put in stored.values() if self._placement.changed(one.block, put)]
+                if not blocks:
+                    return Touched(epoch, self._placement.pg_epoch)
+                if trio.current_time() >= deadline:
+                    raise FsError(Code.TIMEOUT, "the placement of the data changed again and again")
+                continue
             error = _worst(attempt.failed)
             if error.code not in TRANSIENT:
                 raise error
+            blocks = [encoded for encoded, _ in attempt.failed]
+            learned = attempt.pg_epoch < self._placement.pg_epoch
+            if learned and error.code is Code.STALE_EPOCH and trio.current_time() < deadline:
+                continue  # who refused has told why
             if trio.current_time() + pause_s >= deadline:
                 raise FsError(Code.TIMEOUT, f"the chunk servers did not take the data in time; last: {error}")
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
             await self._placement.refresh(deadline)
-            blocks = [encoded for encoded, _ in attempt.failed]
 
     def _begin(self, blocks: Sequence[Encoded]) -> _Round:
-        attempt = _Round()
+        attempt = _Round(self._placement.pg_epoch)
         touched: set[Route] = set()
         needed = self._placement.durable_min
         for encoded in blocks:
@@ -223,7 +235,7 @@ class Writer:
         request = Put(
             tuple(BlockInfo(item.encoded.block, item.encoded.length) for item in batch),
             epoch,
-            self._placement.pg_epoch,
+            min(item.round.pg_epoch for item in batch),  # whose rows lead here
             chain,
         )
         self._puts += 1
@@ -237,8 +249,10 @@ class Writer:
             timeout_s = CHAIN_TIMEOUT_S if chain else TRY_TIMEOUT_S
             answer = await self._placement.call(server, request, frames, timeout_s)
             codes, copies = answer.body.codes, answer.body.copies
+            self._placement.learn(answer.body.table)
             if len(codes) != len(batch) or len(copies) != len(batch):
                 failure = FsError(Code.PROTOCOL, f"{len(codes)} codes for {len(batch)} blocks")
+                codes = copies = ()
         except FsError as error:
             failure = error
         except Exception:  # a bug costs these blocks this attempt, not the mount
@@ -249,7 +263,7 @@ class Writer:
         if failure is not None:
             log.info("put of %d blocks to %s failed: %s", len(batch), self._placement.name_of(server), failure)
         if chain:
-            self._chain_ended(route, batch, failure is None, copies, epoch)
+            self._chain_ended(route, batch, codes, copies, epoch)
             self._pump(route)
             return
         for index, item in enumerate(batch):
@@ -262,15 +276,18 @@ class Writer:
         self._pump(route)
 
     def _chain_ended(
-        self, route: Route, batch: Sequence[_Item], answered: bool, copies: Sequence[int], epoch: int
+        self, route: Route, batch: Sequence[_Item], codes: Sequence[int], copies: Sequence[int], epoch: int
     ) -> None:
         """Count the copies that a chain made; where one lacks, each server is asked, for the next ones too."""
         self._chained += len(batch)
         name = self._placement.name_of(route[0])
         for index, item in enumerate(batch):
-            made = min(max(copies[index], 0), len(route)) if answered else 0
+            made = min(max(copies[index], 0), len(route)) if copies else 0
             if made == len(route):
                 item.chained(epoch, made, len(route), FsError(Code.IO, ""))
+                continue
+            if codes and codes[index] == Code.STALE_EPOCH:
+                item.chained(epoch, made, len(route), _error_of(codes[index], name))
                 continue
             self._avoided[route] = trio.current_time() + CHAIN_AVOIDED_S
             error = FsError(Code.UNREACHABLE, f"a chain from {name} made {made} of {len(route)} copies")

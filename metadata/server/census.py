@@ -2,17 +2,31 @@
 
 Members of a row that were asked while a put was under way differ for a moment. So a difference only counts when two
 rounds of questions in a row got the very same answers from everybody; then it is one that nobody is about to mend.
+A group that is written to all the time never gives the same answers twice. Of such a one the least difference in
+CENSUS_BUSY_ROUNDS counts: what is under way comes and goes, what is missing stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 from metadata.rows import View, live_copies
 from metadata.state.records import Group
+from node.wire.limits import CENSUS_BUSY_ROUNDS
 from storage.api import GroupDigest
 
 Contents = tuple[int, bytes, int]  # blocks, digest of their names, digest of their touches
+
+
+@dataclass(slots=True)
+class _Difference:
+    """Of one group, over rounds without an end to it."""
+
+    answers: tuple[tuple[int, Contents], ...]  # of the last round
+    least: int  # copies that were missing, in these rounds:
+    rounds: int = 1
+    busy: int = 0  # what the last CENSUS_BUSY_ROUNDS came to
 
 
 class Census:
@@ -20,7 +34,7 @@ class Census:
 
     def __init__(self) -> None:
         self._held: dict[int, dict[int, GroupDigest]] = {}
-        self._seen: dict[int, tuple[tuple[int, Contents], ...]] = {}  # of groups whose members differed when last asked
+        self._seen: dict[int, _Difference] = {}  # of groups whose members differed when last asked
         self.differing: set[int] = set()  # groups whose members differ, and keep so
 
     def asked(self, server: int, digests: Iterable[GroupDigest]) -> None:
@@ -56,15 +70,30 @@ class Census:
     def compare(self, groups: Sequence[Group], view: View) -> None:
         """After a round of questions: find the groups whose members differ as they did in the round before."""
         self.differing = set()
-        seen: dict[int, tuple[tuple[int, Contents], ...]] = {}
+        seen: dict[int, _Difference] = {}
         for number, group in enumerate(groups):
             members = [s for s in group.servers if s not in group.filling and view.living(s) and self.known(s)]
             answers = tuple([(server, self._contents(server, number)) for server in members])
             if len({contents for _, contents in answers}) > 1:
-                seen[number] = answers
-                if self._seen.get(number) == answers:
+                now = seen[number] = _Difference(answers, self._gaps(number, group, view))
+                before = self._seen.get(number)
+                if before is None:
+                    continue
+                if before.answers == answers:
                     self.differing.add(number)
+                else:
+                    self._go_on(now, before)
+                    if now.busy:
+                        self.differing.add(number)
         self._seen = seen
+
+    @staticmethod
+    def _go_on(now: _Difference, before: _Difference) -> None:
+        """A group differs in another way than in the round before."""
+        if before.rounds == CENSUS_BUSY_ROUNDS:
+            now.busy = before.least
+        else:
+            now.busy, now.rounds, now.least = before.busy, before.rounds + 1, min(now.least, before.least)
 
     def size(self, number: int, group: Group) -> int:
         """How many blocks a group has: what the fullest of its complete members had. 1 where nobody was ever asked."""
@@ -78,10 +107,14 @@ class Census:
         blocks = self.size(number, group)
         short = max(view.replicas - live_copies(group, view), 0) * blocks
         if number in self.differing:
-            members = [s for s in group.servers if s not in group.filling and view.living(s)]
-            gaps = sorted(self._gap(server, number, blocks, members) for server in members)
-            short += sum(gaps[: view.replicas])
+            short += self._seen[number].busy or self._gaps(number, group, view)
         return short
+
+    def _gaps(self, number: int, group: Group, view: View) -> int:
+        """What the members lack, one compared with another."""
+        members = [s for s in group.servers if s not in group.filling and view.living(s)]
+        blocks = self.size(number, group)
+        return sum(sorted(self._gap(server, number, blocks, members) for server in members)[: view.replicas])
 
     def _gap(self, server: int, number: int, blocks: int, members: Sequence[int]) -> int:
         """What one member lacks at least. As many blocks, but others: one each; the same, but other touches: none."""

@@ -86,7 +86,7 @@ class Healer:
 
     def _begin(self) -> None:
         self._term = self._group.term
-        self.healing = Healing(self._term, self._now_s(), noout_s=self._noout_s)
+        self.healing = Healing(self._term, self._now_s(), noout_s=self._noout_s, ask_s=self._ask_s)
         self._asked_s = self._now_s() - self._ask_s
         self._key = None
 

@@ -23,7 +23,7 @@ from metadata.server.orders import OrderBook
 from metadata.state.command import SetServerState, SetTable, TableItem
 from metadata.state.records import Group
 from node.wire.errors import Code, FsError
-from node.wire.limits import HEAL_AGAIN_S, HEAL_MOVES_MAX, ROW_SERVERS_MAX, TABLE_ITEMS_MAX
+from node.wire.limits import HEAL_AGAIN_ASKS, HEAL_ASK_S, HEAL_MOVES_MAX, ROW_SERVERS_MAX, TABLE_ITEMS_MAX
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ class Volume:
 class Healing:
     """One leadership's healing."""
 
-    def __init__(self, term: int, now_s: float, *, noout_s: float) -> None:
+    def __init__(self, term: int, now_s: float, *, noout_s: float, ask_s: float = HEAL_ASK_S) -> None:
         self.orders = OrderBook(term)
         self.census = Census()
         self._noout_s = noout_s
+        self._again_s = HEAL_AGAIN_ASKS * ask_s
         self._reconcile: dict[int, float] = {}  # groups whose members shall read from each other, since when
         self._since_s = now_s
         self.counts = {"suspect": 0, "out": 0, "back": 0, "substitutes": 0, "moves": 0}
@@ -152,12 +153,12 @@ class Healing:
         self.census.compare(volume.groups, view)
         for number in self.census.differing:
             since_s = self._reconcile.get(number)
-            if since_s is None or now_s - since_s > HEAL_AGAIN_S:
+            if since_s is None or now_s - since_s > self._again_s:
                 self._reconcile[number] = now_s
                 for server in volume.groups[number].servers:
                     self.orders.again(server, number)
         for number in list(self._reconcile):
-            if number not in self.census.differing and now_s - self._reconcile[number] > HEAL_AGAIN_S:
+            if number not in self.census.differing and now_s - self._reconcile[number] > self._again_s:
                 del self._reconcile[number]
 
     def plan_orders(self, volume: Volume, view: View) -> None:

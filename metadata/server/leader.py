@@ -19,6 +19,7 @@ from metadata.api import ClusterMap, MemberAddress, Result, ServerRecord, TableR
 from metadata.server.audits import Audits
 from metadata.server.fleet import Fleet
 from metadata.server.node import Node
+from metadata.server.tables import Tables
 from metadata.state.command import (
     CommandKind,
     ExpireSession,
@@ -66,6 +67,7 @@ class Leader:
         self._members = members
         self._gone = gone
         self._sessions: dict[int, float] = {}  # when each was last heard of, in the leader's running time
+        self._tables = Tables(machine)
         self._told: dict[int, object] = {}  # which lists each chunk server was sent last
         self._pending: set[object] = set()  # duties whose entry is on its way: one at a time of each
         self.fleet = self._new_fleet(0.0)
@@ -252,6 +254,7 @@ class Leader:
                 servers=addresses if fresh else None,
                 members=members if fresh else (),
                 orders=self.orders_for(server),
+                table=self._tables.behind(request.reached),
             )
         )
 

@@ -381,6 +381,7 @@ class MetadataMember:
             self.chunk_servers.call,
             now_s=lambda: node.running_s,
             noout_s=self.place.config.metadata.noout,
+            ask_s=self.place.config.metadata.compare,
             unused=lambda: leader.unused,
         )
         leader.reported, leader.orders_for = healer.reported, healer.orders_for

@@ -54,7 +54,8 @@ class MetadataOptions(msgspec.Struct, frozen=True, kw_only=True):
     """``commit_entries`` and ``commit_interval``: how much of the log a restart may have to apply again.
     ``gc_interval``: how often the leader collects blocks that nothing references. ``silent``: a chunk server without a
     heartbeat for so long is suspect; ``noout``: and after so long it is given up, and its groups get a substitute for
-    good. ``placement``: how servers are chosen for data (``metadata.placement``)."""
+    good. ``compare``: how often the leader compares what the chunk servers hold. ``placement``: how servers are chosen
+    for data (``metadata.placement``)."""
 
     map_bytes: Size = limits.STATE_MAP_BYTES
     commit_entries: Positive = limits.STATE_COMMIT_ENTRIES
@@ -62,6 +63,7 @@ class MetadataOptions(msgspec.Struct, frozen=True, kw_only=True):
     gc_interval: Seconds = limits.GC_INTERVAL_S
     silent: Seconds = limits.SERVER_SILENT_S
     noout: Seconds = limits.NOOUT_S
+    compare: Seconds = limits.HEAL_ASK_S
     placement: Literal["weighted", "round-robin", "random"] = "weighted"
     http: str = ""  # HOST:PORT of /metrics and /healthz, empty: none
 

@@ -172,12 +172,16 @@ TABLE_SETTLE_S = 3.0  # a new volume's first table waits this long for the serve
 SERVER_SILENT_S = 10.0  # without a heartbeat a chunk server counts as not alive
 NOOUT_S = 600.0  # and is given up after this, so that its groups get a substitute for good
 ROW_SERVERS_MAX = 32  # of a group, with all that come and go
+TABLE_ROWS_MAX = 8192  # of a difference that a chunk server gets with one heartbeat; the others follow at once
+TABLE_REPLY_ROWS_MAX = 512  # of one that comes with the answer to a put; who lacks more asks the metadata service
+TABLE_WAIT_S = 2.0  # a delete of a newer table waits this long until the chunk server knows that too
 
 # Healing
 HEAL_DUTY_S = 0.5  # how often the leader looks at rows and reports
 HEAL_ASK_S = 2.0  # how often it asks every chunk server what it holds
 HEAL_CALL_S = 5.0
-HEAL_AGAIN_S = 10.0  # groups whose members differ are read again after this, if they still do
+HEAL_AGAIN_ASKS = 5  # groups whose members differ are read again after so many of these, if they still do
+CENSUS_BUSY_ROUNDS = 10  # of questions, about a group that never gives the same answers twice
 HEAL_GROUPS_MAX = 64  # reading orders under way in the whole cluster
 HEAL_GROUPS_PER_SERVER_MAX = 16
 HEAL_MOVES_MAX = 16  # groups that move for balance or a drain at the same time

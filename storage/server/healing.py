@@ -27,6 +27,7 @@ from storage.server.committer import Committer
 from storage.server.forward import Connection
 from storage.server.pacer import Pacer
 from storage.server.service import digest_of
+from storage.server.tables import KnownTable
 from storage.store import BlockStore, Operation
 from storage.syncing import Action, AskDigest, AskList, GroupSync, Pull, Raise
 
@@ -65,13 +66,14 @@ class Healing:
 
     def __init__(
         self, store: BlockStore, committer: Committer, connect: Connect, *, own: Callable[[], int],
-        finished: Callable[[], None], bytes_per_s: float = SYNC_BYTES_PER_S,
+        finished: Callable[[], None], bytes_per_s: float = SYNC_BYTES_PER_S, table: Optional[KnownTable] = None,
     ) -> None:
         self._store = store
         self._committer = committer
         self._connect = connect
         self._own = own
         self._finished = finished
+        self._table = table or KnownTable()
         self._pacer = Pacer(bytes_per_s)
         self._jobs: dict[Key, Union[_Sync, _Drop]] = {}
         self._queue: dict[Key, None] = {}  # in this order
@@ -305,13 +307,23 @@ class Healing:
 
     async def _drop(self, key: Key, job: _Drop) -> None:
         order = job.order
+
+        def allowed() -> bool:
+            return self._table.may_drop(order.group, order.groups, order.pg_epoch)
+
         while self._jobs.get(key) is job:
+            if not allowed():  # somebody puts here by a newer table, or this server is back in the row
+                assert self._nursery is not None
+                self._nursery.start_soon(self._drop_later, key, job)
+                return
             look = partial(
                 self._store.group_blocks, order.group, order.groups, b"", DROP_BATCH_BLOCKS, _DROPPABLE
             )
             found = await trio.to_thread.run_sync(look, limiter=self._threads)
             if self._jobs.get(key) is not job:
                 return
+            if not allowed():  # from here on, what is put comes after the deletes
+                continue
             total = self._store.group_sum(order.group, order.groups)
             job.left = total.blocks + total.damaged
             if not found:
@@ -323,6 +335,11 @@ class Healing:
                 _log.error("group %d cannot be dropped: %s", order.group, Code(operations[0].code).name)
                 return
         self._finished()
+
+    async def _drop_later(self, key: Key, job: _Drop) -> None:
+        await self._table.wait_changed()
+        if self._jobs.get(key) is job:
+            self._enqueue(key)
 
     def statistics(self) -> dict[str, int]:
         """Return counters since the start."""

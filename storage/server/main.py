@@ -46,6 +46,7 @@ from storage.server.heartbeat import BAD_BLOCKS_MAX, Heartbeats
 from storage.server.orders import Orders
 from storage.server.scrubbing import Scrubbing
 from storage.server.service import Service
+from storage.server.tables import KnownTable
 from storage.store import BlockStore, StoreOptions
 
 PROGRAM = "fusefs-chunk"
@@ -67,10 +68,12 @@ class Place:
 class Registration:
     """What the metadata service has told this server, and what this server tells about itself."""
 
-    def __init__(self, place: Place, store: BlockStore, peers: Peers) -> None:
+    def __init__(self, place: Place, store: BlockStore, peers: Peers, table: KnownTable) -> None:
         self._entry = place.entry
         self._store = store
         self._peers = peers
+        self._table = table
+        self.again: Callable[[], None] = lambda: None  # there is more to hear
         self.orders: Optional[Orders] = None
         self.server = 0  # our id, 0 until registered
         self.gc_epoch = 0
@@ -89,12 +92,16 @@ class Registration:
     def heartbeat(self) -> api.Heartbeat:
         """Return the next heartbeat."""
         reports = self.orders.reports() if self.orders is not None else ()
-        return api.Heartbeat(self.status(), self._store.bad_blocks(BAD_BLOCKS_MAX), self.pg_epoch, reports)
+        reached = self._table.table.reached
+        return api.Heartbeat(self.status(), self._store.bad_blocks(BAD_BLOCKS_MAX), self.pg_epoch, reports, reached)
 
     def take(self, sent: api.Heartbeat, reply: api.HeartbeatReply) -> None:
         """Take the answer to a heartbeat."""
         self._store.reported(sent.bad_blocks)
         self.server, self.gc_epoch = reply.server, reply.gc_epoch
+        self._table.server = reply.server
+        if self._table.take(reply.table):
+            self.again()
         if reply.servers is not None:
             self._peers.update(reply.servers)
             self.pg_epoch = reply.pg_epoch
@@ -158,10 +165,11 @@ async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transpo
         return Connection(transport, address, catalogue, cluster_id=cluster, security=security)
 
     peers = Peers(lambda address: connect(address, api.CATALOGUE))
-    registration = Registration(place, store, peers)
+    table = KnownTable()
+    registration = Registration(place, store, peers, table)
     committer = Committer(store)
     cleaning = Cleaning(Cleaner(store, clock=time.time), idle_s=min(1.0, config.storage.quarantine / 4))
-    service = Service(store, committer, registration.status, peers.forward)
+    service = Service(store, committer, registration.status, peers.forward, table)
     members = [(member.id, connect(member.address, api.METADATA_FOR_SERVERS)) for member in config.members]
     interval_s = config.storage.heartbeat_interval
 
@@ -170,8 +178,9 @@ async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transpo
         return connect(entry.address, api.METADATA_FOR_SERVERS)
 
     heartbeats = Heartbeats(members, registration.heartbeat, registration.take, interval_s=interval_s, dial=meet)
+    registration.again = table.behind = heartbeats.wake
     healing = Healing(
-        store, committer, peers.connection, own=lambda: registration.server, finished=heartbeats.wake
+        store, committer, peers.connection, own=lambda: registration.server, finished=heartbeats.wake, table=table
     )
     scrubbing = Scrubbing(Scrubber(store, clock=time.time), finished=heartbeats.wake)
     registration.orders = Orders(healing, scrubbing)
@@ -187,6 +196,7 @@ async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transpo
             metrics = _metrics(store, committer, service, cleaning)
             metrics.collect_from("healing", healing.statistics)
             metrics.collect_from("scrubbing", scrubbing.statistics)
+            metrics.collect_from("table", table.statistics)
             await nursery.start(serve_http, config.storage.http, metrics, _fine, _fine)
         await nursery.start(cleaning.run)
         await nursery.start(scrubbing.run)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Optional, Protocol
 
@@ -16,7 +16,7 @@ import trio
 from node.wire.errors import Code, FsError, ProtocolError
 from node.wire.limits import (
     GET_BYTES_MAX, GET_RANGES_MAX, GROUP_DIGESTS_MAX, KIB, PIECE_BYTES, PUT_BLOCKS_MAX, PUT_BYTES_MAX,
-    STORE_PENDING_BYTES_MAX, SUSPECTS_MAX, UNCONFIRMED_MAX,
+    STORE_PENDING_BYTES_MAX, SUSPECTS_MAX, TABLE_WAIT_S, UNCONFIRMED_MAX,
 )
 from node.wire.types import BLOCK_ID_BYTES
 from storage import api
@@ -24,6 +24,7 @@ from storage.block import verify
 from storage.order import is_table_length
 from storage.records import Kind
 from storage.server.committer import Committer
+from storage.server.tables import KnownTable
 from storage.store import EPOCH_MAX, BlockStore, Operation
 
 _THREAD_BYTES = 64 * KIB  # below, the hop to a thread costs more than the work
@@ -58,16 +59,18 @@ class ForwardResult(Protocol):
 
 
 class Service:
-    """The handlers. ``run`` must be running; ``status`` makes the reply to GetServerStatus."""
+    """The handlers. ``run`` must be running; ``status`` makes the reply to GetServerStatus, ``table`` is the placement
+    table as far as it is known."""
 
     def __init__(
         self, store: BlockStore, committer: Committer, status: Callable[[], api.ServerStatus],
-        forward: Optional[Forward] = None,
+        forward: Optional[Forward] = None, table: Optional[KnownTable] = None,
     ) -> None:
         self._store = store
         self._committer = committer
         self._status = status
         self._forward = forward
+        self._table = table or KnownTable()
         self._nursery: Optional[trio.Nursery] = None
         self._verifying = trio.CapacityLimiter(_VERIFY_THREADS)
         self._fetching = trio.CapacityLimiter(_FETCH_THREADS)
@@ -118,20 +121,22 @@ class Service:
             self._counts["overloaded"] += 1
             raise FsError(Code.OVERLOADED, f"{self._pending_bytes} bytes of puts are waiting for the disk")
         self._counts["puts"] += 1
+        self._table.heard(request.pg_epoch)
+        stale = self._table.stale([info.block for info in request.blocks], request.pg_epoch)
         self._pending_bytes += size_bytes
         if size_bytes < _THREAD_BYTES and not request.forward:
-            operations = _verified(request, call.data)
+            operations = _verified(request, call.data, stale)
             self._committer.submit(operations, partial(self._put_done, call, operations, size_bytes))
         else:
             assert self._nursery is not None
-            self._nursery.start_soon(self._task, self._put_large, call, size_bytes)
+            self._nursery.start_soon(self._task, self._put_large, call, size_bytes, stale)
 
-    async def _put_large(self, call: Call, size_bytes: int) -> None:
+    async def _put_large(self, call: Call, size_bytes: int, stale: Collection[int]) -> None:
         request: api.Put = call.request
         onward = None
-        if request.forward and self._forward is not None:
+        if request.forward and self._forward is not None and not stale:
             onward = self._forward(request, call.data, call.deadline)
-        work = partial(_verified, request, call.data)
+        work = partial(_verified, request, call.data, stale)
         operations = await trio.to_thread.run_sync(work, limiter=self._verifying)
         stored = trio.Event()
         self._committer.submit(operations, stored.set)
@@ -151,30 +156,60 @@ class Service:
         self._counts["rejected_blocks"] += sum(code in (Code.CORRUPT_BLOCK, Code.PROTOCOL) for code in codes)
         beyond = copies or (0,) * len(codes)
         here = tuple(more + (code == 0) for code, more in zip(codes, beyond))
-        call.reply(api.PutReply(codes=codes, copies=here, failed=failed))
+        table = self._table.news(call.request.pg_epoch)
+        call.reply(api.PutReply(codes=codes, copies=here, failed=failed, table=table))
 
     def touch(self, call: Call) -> None:
         """Raise touch epochs, durably."""
         request: api.Touch = call.request
         _check_names(request.blocks, request.touch_epoch)
+        _check_epoch(request.pg_epoch)
         self._counts["touches"] += 1
+        self._table.heard(request.pg_epoch)
         operations = [Operation(Kind.TOUCH, block, request.touch_epoch) for block in request.blocks]
+        for at in self._table.stale(request.blocks, request.pg_epoch):
+            operations[at].code = Code.STALE_EPOCH
         self._committer.submit(operations, partial(self._touch_done, call, operations))
 
     def _touch_done(self, call: Call, operations: list[Operation]) -> None:
         if any(operation.code == Code.NO_SPACE for operation in operations):
             call.fail(FsError(Code.NO_SPACE, "the disk is full"))
             return
-        missing = tuple(at for at, operation in enumerate(operations) if operation.code)
-        call.reply(api.TouchReply(missing=missing))
+        stale = tuple(at for at, operation in enumerate(operations) if operation.code == Code.STALE_EPOCH)
+        missing = tuple(at for at, operation in enumerate(operations) if operation.code == Code.MISSING_BLOCK)
+        call.reply(api.TouchReply(missing, stale, self._table.news(call.request.pg_epoch)))
 
     def delete(self, call: Call) -> None:
         """Quarantine what was not touched since the epoch, durably."""
         request: api.Delete = call.request
         _check_names(request.blocks, request.epoch)
+        _check_epoch(request.pg_epoch)
         if not self._store.options.deletion:
             raise FsError(Code.NOT_SUPPORTED, "deletion of blocks is switched off")
+        self._table.heard(request.pg_epoch)
+        known = self._table.table
+        if request.pg_epoch > known.epoch:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._task, self._delete_later, call)
+        elif known.epoch and not request.pg_epoch:
+            raise FsError(Code.STALE_EPOCH, f"a delete of no placement table, here it is of epoch {known.epoch}")
+        else:
+            self._delete(call)
+
+    async def _delete_later(self, call: Call) -> None:
+        """The deleter knows of a change of rows that this server has not heard of: after that, or not at all."""
+        wanted = call.request.pg_epoch
+        if await self._table.wait_for(wanted, TABLE_WAIT_S):
+            self._delete(call)
+        else:
+            known = self._table.table.epoch
+            call.fail(FsError(Code.STALE_EPOCH, f"a delete by the placement table {wanted}, known here is {known}"))
+
+    def _delete(self, call: Call) -> None:
+        request: api.Delete = call.request
         operations = [Operation(Kind.DELETE, block, request.epoch) for block in request.blocks]
+        for at in self._table.stale(request.blocks, request.pg_epoch):
+            operations[at].code = Code.STALE_EPOCH
         self._committer.submit(operations, partial(self._delete_done, call, operations))
 
     def _delete_done(self, call: Call, operations: list[Operation]) -> None:
@@ -283,9 +318,10 @@ class Service:
 
     async def _suspect(self, call: Call) -> None:
         request: api.Suspect = call.request
+        ours = [block for block in request.blocks if self._table.is_member(block)]  # not by an old table
 
         def look() -> int:
-            return sum(not self._store.intact(block) for block in request.blocks)
+            return sum(not self._store.intact(block) for block in ours)
 
         call.reply(api.SuspectReply(bad=await trio.to_thread.run_sync(look, limiter=self._fetching)))
 
@@ -296,7 +332,9 @@ class Service:
         request: api.Get = call.request
         if not 0 < len(request.ranges) <= GET_RANGES_MAX:
             raise ProtocolError(f"{len(request.ranges)} ranges in one get")
+        _check_epoch(request.pg_epoch)
         self._counts["gets"] += 1
+        self._table.heard(request.pg_epoch)
         size_bytes = sum(map(self._estimate, request.ranges))
         if size_bytes > GET_BYTES_MAX and len(request.ranges) > 1:
             raise FsError(Code.TOO_BIG, f"a get of up to {size_bytes} bytes; ask for at most {GET_BYTES_MAX} at once")
@@ -329,7 +367,12 @@ class Service:
         return found
 
     def _get_done(self, call: Call, found: list[tuple[int, bytes]]) -> None:
-        call.reply(api.GetReply(codes=tuple(code for code, _ in found)), [frame for _, frame in found])
+        request: api.Get = call.request
+        codes = [code for code, _ in found]
+        for at, wanted in enumerate(request.ranges):
+            if codes[at] == Code.MISSING_BLOCK and request.pg_epoch and not self._table.is_member(wanted.block):
+                codes[at] = Code.STALE_EPOCH
+        call.reply(api.GetReply(tuple(codes), self._table.news(request.pg_epoch)), [frame for _, frame in found])
 
     def _estimate(self, wanted: api.BlockRange) -> int:
         """Return at most how many bytes the frame for a range will have."""
@@ -364,6 +407,7 @@ def _check_put(request: api.Put, data: Sequence[memoryview]) -> int:
         raise ProtocolError(f"a put of {size_bytes} bytes")
     if not 0 <= request.touch_epoch <= EPOCH_MAX:
         raise ProtocolError(f"touch epoch {request.touch_epoch}")
+    _check_epoch(request.pg_epoch)
     return size_bytes
 
 
@@ -372,6 +416,11 @@ def _check_names(names: Sequence[bytes], epoch: int) -> None:
         raise ProtocolError(f"{len(names)} block names, or one of a wrong length")
     if not 0 <= epoch <= EPOCH_MAX:
         raise ProtocolError(f"epoch {epoch}")
+
+
+def _check_epoch(pg_epoch: int) -> None:
+    if not 0 <= pg_epoch <= EPOCH_MAX:
+        raise ProtocolError(f"placement epoch {pg_epoch}")
 
 
 def _check_groups(groups: int, wanted: Sequence[int]) -> None:
@@ -387,15 +436,19 @@ def digest_of(store: BlockStore, group: int, groups: int) -> api.GroupDigest:
     return api.GroupDigest(group, found.blocks, found.stored_bytes, found.digest, found.touches)
 
 
-def _verified(request: api.Put, data: Sequence[memoryview]) -> list[Operation]:
-    """Return an operation for each block; those that are not what they claim have their code set. Any thread."""
+def _verified(request: api.Put, data: Sequence[memoryview], stale: Collection[int]) -> list[Operation]:
+    """Return an operation for each block; ``stale`` ones, and those that are not what they claim, have their code set.
+    Any thread."""
     operations = []
-    for info, frame in zip(request.blocks, data):
+    for at, (info, frame) in enumerate(zip(request.blocks, data)):
         operation = Operation(Kind.DATA, info.block, request.touch_epoch, info.length, frame)
+        operations.append(operation)
+        if at in stale:
+            operation.code = Code.STALE_EPOCH
+            continue
         try:
             verify(frame, info.block, info.length)
         except FsError as error:
             _log.warning("refused a put: %s", error)
             operation.code = error.code
-        operations.append(operation)
     return operations

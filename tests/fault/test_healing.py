@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 
-from tests.fault.healing_worker import content
+from tests.fault.copies import CopiesWatch, whole
+from tests.fault.healing_worker import content, read_anew, remaining
 from tests.harness import FUSEFS, LONG, Cluster, need_fuse, run, seed, wait_for
 
-ROUNDS = 20 if LONG else 1
+ROUNDS = 20 if LONG else 5
+SMALL_FILES = 1500  # so many that chance spreads them evenly
 PATIENCE_S = 240.0
 FAST = {
-    "metadata": {"gc_interval": "3s", "silent": "3s", "noout": "60s"},
+    "metadata": {"gc_interval": "2s", "silent": "2s", "noout": "60s", "compare": "500ms"},
     "storage": {"heartbeat_interval": "300ms", "quarantine": "1s"},
+    "client": {"block_cache_bytes": "0"},
 }
 
 
@@ -44,25 +47,24 @@ class Load:
     """Two writers on two mounts, and what they were told is durable."""
 
     def __init__(self, cluster: Cluster, path: Path, number: int) -> None:
+        self.cluster = cluster
         self.stop = path / "stop"
         self.mounts = [cluster.mount(path / name) for name in ("a", "b")]
         self.journals = [path / f"journal-{name}" for name in ("a", "b")]
         self.workers = [
             subprocess.Popen([
-                sys.executable, "-m", "tests.fault.healing_worker", str(mount), str(journal), str(self.stop),
+                sys.executable, "-m", "tests.fault.healing_worker", str(mount), str(mine), str(theirs), str(self.stop),
                 str(number + index),
             ])
-            for index, (mount, journal) in enumerate(zip(self.mounts, self.journals))
+            for index, (mount, mine, theirs) in enumerate(zip(self.mounts, self.journals, self.journals[::-1]))
         ]
-
-    def lines(self) -> list[str]:
-        return [line for journal in self.journals if journal.exists() for line in journal.read_text().splitlines()]
 
     def progress(self) -> None:
         """Return when both have written some more: a down server blocks nobody."""
         before = [len(journal.read_text()) if journal.exists() else 0 for journal in self.journals]
 
         def went_on() -> bool:
+            assert all(worker.poll() is None for worker in self.workers), "a write, a removal or a read failed"
             return all(
                 journal.exists() and len(journal.read_text()) > seen + 50
                 for journal, seen in zip(self.journals, before)
@@ -70,18 +72,26 @@ class Load:
 
         wait_for(went_on, PATIENCE_S, "both mounts to go on writing")
 
+    def check(self) -> None:
+        """No read was wrong so far, and nobody failed."""
+        lines = "".join(journal.read_text() for journal in self.journals if journal.exists())
+        assert "wrong" not in lines, [line for line in lines.splitlines() if line.startswith("wrong")]
+        assert not any(worker.poll() for worker in self.workers)
+
     def finish(self) -> None:
-        """Stop, and see that each acknowledged file reads right on the other mount."""
+        """Stop, and see on fresh mounts that exactly what was acknowledged is there, and reads right."""
         self.stop.touch()
         for worker in self.workers:
             assert worker.wait(PATIENCE_S) == 0
-        lines = self.lines()
-        assert not [line for line in lines if not line.startswith("wrote ")]
-        for index, journal in enumerate(self.journals):
-            other = self.mounts[1 - index]
-            for line in journal.read_text().splitlines():
-                name = line.split()[1]
-                assert (other / name).read_bytes() == content(name), name
+        self.check()
+        names = remaining(self.journals)
+        for mount in self.mounts:
+            self.cluster.umount(mount)
+            self.cluster.mount(mount)
+            assert {path.name for path in mount.iterdir() if path.is_file()} == names
+            for name in sorted(names):
+                assert read_anew(mount / name) == content(name), name
+        print(f"{len(names)} files read right on both mounts")
 
     def kill(self) -> None:
         for worker in self.workers:
@@ -99,14 +109,19 @@ def servers(cluster: Cluster) -> dict[str, dict[str, Any]]:
 
 
 def healed(cluster: Cluster) -> None:
-    """Return when nothing is missing, and no row has anybody coming or going."""
+    """Return when nothing is missing, as the cluster says and as it is, and no row has anybody coming or going."""
 
     def calm() -> bool:
         done = run(FUSEFS, "server", "list", cluster.config, "--json", check=False)
         found = json.loads(done.stdout)
-        return found.get("under_replicated_blocks") == 0 and found.get("changing_groups") == 0
+        return found.get("under_replicated_blocks") == 0 and found.get("changing_groups") == 0 and whole(cluster)
 
     wait_for(calm, PATIENCE_S, "the cluster to heal by itself")
+
+
+def noticed(cluster: Cluster, name: str) -> None:
+    """Return when a silent server is suspect."""
+    wait_for(lambda: servers(cluster)[name]["state"] == "suspect", PATIENCE_S, f"the silence of {name} to be noticed")
 
 
 def restart(cluster: Cluster, name: str) -> None:
@@ -133,14 +148,17 @@ def disturb(cluster: Cluster, load: Load, rng: random.Random) -> None:
         print(action, victim)
         if action == "flip":
             flip(cluster, victim, rng)
-            done = run(FUSEFS, "scrub", cluster.config, "--json", check=False, timeout_s=PATIENCE_S)
+            done = run(FUSEFS, "scrub", cluster.config, "--rate", "1GiB", "--json", check=False, timeout_s=PATIENCE_S)
             assert done.returncode in (0, 3), done.stderr
         else:
             cluster.kill(cluster.server_pids()[victim])
             load.progress()
+            if action == "kill" and rng.random() < 0.5:
+                noticed(cluster, victim)
             if action == "wipe":
                 shutil.rmtree(cluster.directory / victim)
             restart(cluster, victim)
+        load.progress()
         healed(cluster)
 
 
@@ -161,9 +179,10 @@ def test_everything_heals_by_itself(cluster: Cluster, tmp_path: Path) -> None:
     try:
         load.progress()
         healed(cluster)
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
+            print(f"round {number + 1}")
             disturb(cluster, load, rng)
-        _grow_and_shrink(cluster, load)
+            load.check()
         load.finish()
     finally:
         load.kill()
@@ -172,18 +191,57 @@ def test_everything_heals_by_itself(cluster: Cluster, tmp_path: Path) -> None:
     fsck(cluster)
 
 
-def _grow_and_shrink(cluster: Cluster, load: Load) -> None:
-    """A fourth server takes its share, then the first one gives all it has away, while the load goes on."""
-    run(FUSEFS, "server", "add", cluster.config, "storage-4")
-    restart(cluster, "storage-4")
-    wait_for(lambda: servers(cluster).get("storage-4", {}).get("state") == "serving", PATIENCE_S, "the fourth to serve")
-    run(FUSEFS, "rebalance", cluster.config, "--json", timeout_s=PATIENCE_S)
-    for row in servers(cluster).values():
-        assert abs(row["groups"] - row["target_groups"]) <= 0.1 * row["target_groups"], row
-    load.progress()
-    run(FUSEFS, "server", "drain", cluster.config, "storage-1", "--json", timeout_s=PATIENCE_S)
-    wait_for(lambda: servers(cluster)["storage-1"]["blocks"] == 0, PATIENCE_S, "the drained server to be empty")
-    load.progress()
+@pytest.mark.timeout(900)
+def test_a_fourth_server_takes_its_share_and_another_is_drained(cluster: Cluster, tmp_path: Path) -> None:
+    load = Load(cluster, tmp_path, seed("spreading"))
+    small = load.mounts[0] / "small"
+    small.mkdir()
+    try:
+        for number in range(SMALL_FILES):
+            (small / str(number)).write_bytes(b"small %d" % number * 50)
+        load.progress()
+        healed(cluster)
+        run(FUSEFS, "server", "add", cluster.config, "storage-4")
+        with CopiesWatch(cluster) as watch:
+            _grow(cluster)
+            load.progress()
+            _shrink(cluster)
+            load.progress()
+        print(watch.seen)
+        assert watch.seen.looks > 3 and watch.seen.blocks > SMALL_FILES
+        assert watch.seen.fewest >= 2, f"below min_durable: {watch.seen}"
+        load.finish()
+        for number in range(0, SMALL_FILES, 7):
+            assert read_anew(load.mounts[1] / "small" / str(number)) == b"small %d" % number * 50
+    finally:
+        load.kill()
+    healed(cluster)
+    assert short(cluster) == 0
+    fsck(cluster)
     run(FUSEFS, "server", "remove", cluster.config, "storage-1")
     assert "storage-1" not in cluster.server_pids()
     assert "storage-1" not in {row["name"] for row in cluster.status()["servers"]}
+
+
+def _grow(cluster: Cluster) -> None:
+    """A fourth server comes and takes its share."""
+    restart(cluster, "storage-4")
+    wait_for(lambda: servers(cluster).get("storage-4", {}).get("state") == "serving", PATIENCE_S, "the fourth to serve")
+    run(FUSEFS, "rebalance", cluster.config, "--json", timeout_s=PATIENCE_S)
+    rows = servers(cluster).values()
+    for row in rows:
+        assert abs(row["groups"] - row["target_groups"]) <= 0.1 * row["target_groups"], row
+
+    def spread() -> bool:
+        """What moved away is dropped soon after."""
+        counts = [row["blocks"] for row in servers(cluster).values()]
+        mean = sum(counts) / len(counts)
+        return all(abs(count - mean) <= 0.1 * mean for count in counts)
+
+    wait_for(spread, PATIENCE_S, "blocks to be within 10 % of the weights")
+
+
+def _shrink(cluster: Cluster) -> None:
+    """The first server gives away all it has."""
+    run(FUSEFS, "server", "drain", cluster.config, "storage-1", "--json", timeout_s=PATIENCE_S)
+    wait_for(lambda: servers(cluster)["storage-1"]["blocks"] == 0, PATIENCE_S, "the drained server to be empty")

@@ -34,6 +34,7 @@ from node.wire.codec import Codec
 from node.wire.errors import Code, FsError
 from storage import api as storage
 from storage.api import partial_block, verify_block
+from storage.server.tables import KnownTable
 
 GROUPS = 16
 _META = Codec(api.CATALOGUE)
@@ -155,6 +156,8 @@ class Store(Faults):
         self.gets: list[storage.Get] = []
         self.suspects: list[tuple[bytes, ...]] = []
         self.peers: dict[int, Store] = {}
+        self.known = KnownTable()  # nothing, unless a test tells
+        self.known.server = ident
         self.full = False
         self.put_bytes = 0
 
@@ -196,7 +199,11 @@ class Store(Faults):
         self.puts.append(request)
         codes = []
         assert len(data) == len(request.blocks)
-        for info, frame in zip(request.blocks, data):
+        stale = self.known.stale([info.block for info in request.blocks], request.pg_epoch)
+        for at, (info, frame) in enumerate(zip(request.blocks, data)):
+            if at in stale:
+                codes.append(int(Code.STALE_EPOCH))
+                continue
             verify_block(frame, info.block, info.length)
             self.put_bytes += info.length
             if self.full and info.block not in self.blocks:
@@ -204,7 +211,8 @@ class Store(Faults):
                 continue
             self.blocks[info.block] = bytes(frame), request.touch_epoch
             codes.append(0)
-        return storage.PutReply(tuple(codes), tuple(int(not code) for code in codes)), []
+        table = self.known.news(request.pg_epoch)
+        return storage.PutReply(tuple(codes), tuple(int(not code) for code in codes), table=table), []
 
     def get(self, request: storage.Get) -> tuple[Any, list[memoryview]]:
         self.gets.append(request)
@@ -213,12 +221,13 @@ class Store(Faults):
             encoded, _ = self.blocks.get(wanted.block, (None, 0))
             frame = b""
             if encoded is None:
-                codes.append(int(Code.MISSING_BLOCK))
+                ours = self.known.is_member(wanted.block)
+                codes.append(int(Code.MISSING_BLOCK if ours else Code.STALE_EPOCH))
             else:
                 codes.append(0)
                 frame = partial_block(encoded, wanted.block, wanted.offset, wanted.length) if wanted.length else encoded
             frames.append(memoryview(frame))
-        return storage.GetReply(tuple(codes)), frames
+        return storage.GetReply(tuple(codes), self.known.news(request.pg_epoch)), frames
 
     def damage(self, block: bytes) -> None:
         """Flip a bit in the middle of a block."""
@@ -314,8 +323,12 @@ class World:
             room_bytes = 1 << 30 if self.alone else 0
             return api.RenewSessionReply(10.0, machine.gc_epoch, machine.pg_epoch, orphans, self.term, room_bytes)
         assert isinstance(request, api.GetClusterMap)
+        marked = tuple([
+            api.TableRow(number, group.servers, group.filling, group.leaving)
+            for number, group in enumerate(machine.groups) if group.filling or group.leaving
+        ])
         return api.ClusterMap(
-            machine.pg_epoch, machine.gc_epoch, self.replicas, machine.servers(), machine.table
+            machine.pg_epoch, machine.gc_epoch, self.replicas, machine.servers(), machine.table, rows=marked
         )
 
     def expire(self, session: int) -> None:

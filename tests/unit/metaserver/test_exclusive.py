@@ -45,7 +45,7 @@ def test_a_shared_lease_becomes_exclusive_when_the_others_are_gone(table: LeaseT
     assert table.own(A, [INO], 0.0) == ()
 
 
-def test_rule_4_nothing_is_given_while_a_mutation_is_under_way(table: LeaseTable) -> None:
+def test_nothing_is_given_while_a_mutation_is_under_way(table: LeaseTable) -> None:
     table.pend(B, [INO])
     assert not give(table, A)
     table.unpend(B, [INO])
@@ -66,7 +66,7 @@ def test_who_waits_for_a_mutation_is_called_when_it_is_applied(table: LeaseTable
     assert fired and not table.applying([INO])
 
 
-def test_rule_1_time_alone_does_not_end_it(table: LeaseTable) -> None:
+def test_time_alone_does_not_end_it(table: LeaseTable) -> None:
     give(table, A)
     table.grant(A, [8], 0.0)
     assert table.lapse(11.0) == [] and table.unfenced() == []
@@ -98,7 +98,7 @@ def test_a_debt_that_outlives_the_lease_leads_to_a_fence(table: LeaseTable) -> N
     assert table.unfenced() == [A] and table.unsaid([INO], B)
 
 
-def test_rule_2_grace_ends_with_a_fence_for_who_did_not_come(table: LeaseTable) -> None:
+def test_grace_ends_with_a_fence_for_who_did_not_come(table: LeaseTable) -> None:
     table.end()
     table.begin(2, [A, B], 100.0)
     table.clear(B)

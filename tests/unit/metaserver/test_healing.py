@@ -216,6 +216,25 @@ def test_a_silent_server_is_suspect_and_comes_back_without_a_refill() -> None:
     world.check()
 
 
+def test_what_a_group_lacks_that_never_rests_is_known_and_comes() -> None:
+    world = World(3, 3)
+    world.write(200)
+    world.servers[2].up = False
+    before = set(world.committed)
+    for _ in range(8):
+        world.write(100)
+        world.step()
+    missed = world.committed - before
+    world.servers[2].up = True
+    told = 0
+    for _ in range(30):
+        world.write(400)  # to nearly every group
+        world.step()
+        told = max(told, world.healing.under_replicated(world.volume, world.view))
+    assert told > len(missed) // 2, "what is missing has to be told"
+    assert missed <= world.servers[2].blocks
+
+
 def test_a_server_that_stays_away_is_replaced_for_good_and_empties_when_it_returns() -> None:
     world = World(4, 3)
     world.write(200)

@@ -6,17 +6,7 @@ import pytest
 
 from metadata import api
 from metadata.state import data as data_module
-from metadata.state.command import (
-    AdoptBlocks,
-    AdvanceEpoch,
-    BlocksReply,
-    CommandKind,
-    ForgetBlocks,
-    RegisterServer,
-    SetTable,
-    TableItem,
-)
-from metadata.placement import group_of
+from metadata.state.command import AdoptBlocks, AdvanceEpoch, BlocksReply, CommandKind, ForgetBlocks
 from node.wire.errors import Code
 from node.wire.limits import BLOCK_BYTES_MAX, CHUNK_EXTENTS_MAX, FILE_BYTES_MAX, INLINE_EXTENTS_MAX
 from tests.unit.state.support import DIR, ROOT, World, block, extent, small_geometry
@@ -39,7 +29,7 @@ def advance(world: World) -> int:
     return world.machine.gc_epoch
 
 
-def test_rule_19_a_commit_brings_bytes_size_and_times_together(world: World) -> None:
+def test_a_commit_brings_bytes_size_and_times_together(world: World) -> None:
     ino = world.make(b"f")
     before = world.attr(ino)
     committed = world.write(ino, extent(0, 10, 1), size=100)
@@ -58,7 +48,7 @@ def test_the_size_covers_the_extents(world: World) -> None:
     assert world.write(ino, extent(50, 10, 1), size=0).attr.size == 60
 
 
-def test_rule_6_each_commit_of_data_raises_mtime(world: World) -> None:
+def test_each_commit_of_data_raises_mtime(world: World) -> None:
     ino = world.make(b"f", mtime_ns=1000)
     assert world.do(api.Commit(ino, (), 5, 900, 1)).attr.mtime_ns == 1001
     assert world.do(api.Commit(ino, (), 5, 5000, 1)).attr.mtime_ns == 5000
@@ -114,7 +104,7 @@ def test_sizes_and_ranges_that_cannot_be(world: World) -> None:
     world.sound()
 
 
-def test_rule_1_base_version_guards_a_commit(world: World) -> None:
+def test_base_version_guards_a_commit(world: World) -> None:
     ino = world.make(b"f")
     seen = world.attr(ino).data_version
     world.do(api.SetAttr(ino, mode=0o600))
@@ -151,7 +141,7 @@ def test_a_merge_changes_blocks_and_nothing_that_programs_see(world: World) -> N
     world.sound()
 
 
-def test_rule_9_appends_land_at_the_true_end(world: World) -> None:
+def test_appends_land_at_the_true_end(world: World) -> None:
     ino = world.make(b"f")
     world.write(ino, extent(0, 10, 1))
     landed = world.do(api.Commit(ino, (extent(0, 8, 2),), 8, 0, 1, append=True, expected_size=0))
@@ -221,20 +211,6 @@ def test_old_touches_are_refused(world: World) -> None:
     world.do(api.Commit(ino, (), 5, 0, 0))  # nothing is referenced, so no touch is asked for
 
 
-def test_rule_16_a_changed_placement_group_refuses_commits_of_before(world: World) -> None:
-    ino = world.make(b"f")
-    server = world.run(CommandKind.REGISTER_SERVER, RegisterServer(b"u" * 16, "a", "b", "c", "d", 1.0, 5)).server
-    table = SetTable(0, tuple(TableItem(group, (server,)) for group in range(4)), 4)
-    assert world.run(CommandKind.SET_TABLE, table).pg_epoch == 1
-    group = group_of(block(1), 4)
-    world.run(CommandKind.SET_TABLE, SetTable(1, (TableItem((group + 1) % 4, ()),)))
-    world.write(ino, extent(0, 1, 1), pg_epoch=1)
-    world.run(CommandKind.SET_TABLE, SetTable(2, (TableItem(group, ()),)))
-    assert world.fail(api.Commit(ino, (extent(0, 1, 1),), 1, 0, 1, pg_epoch=2)) == Code.STALE_EPOCH
-    world.write(ino, extent(0, 1, 1), pg_epoch=3)
-    world.write(ino, extent(0, 1, 1))
-
-
 def test_candidates_come_and_go_with_references(world: World) -> None:
     ino = world.make(b"f")
     world.write(ino, extent(0, 1, 1))
@@ -250,7 +226,7 @@ def test_candidates_come_and_go_with_references(world: World) -> None:
     world.sound()
 
 
-def test_rule_17_forgetting_and_adopting_blocks(world: World) -> None:
+def test_forgetting_and_adopting_blocks(world: World) -> None:
     ino = world.make(b"f")
     world.write(ino, extent(0, 1, 1), extent(1, 1, 2))
     world.write(ino, extent(0, 1, 3))
@@ -264,7 +240,7 @@ def test_rule_17_forgetting_and_adopting_blocks(world: World) -> None:
     world.sound()
 
 
-def test_rule_20_clones_share_live_blocks(world: World) -> None:
+def test_clones_share_live_blocks(world: World) -> None:
     source, target = world.make(b"s"), world.make(b"t")
     world.write(source, whole(0, 1), whole(2, 2), size=3 * CHUNK)
     world.write(target, whole(1, 3))

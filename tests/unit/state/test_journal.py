@@ -58,7 +58,7 @@ def test_times_must_fit_the_operations() -> None:
     assert isinstance(reply, FsError) and reply.code is Code.INVALID
 
 
-def test_rule_1_a_fence_refuses_what_is_brought_under_the_old_one() -> None:
+def test_a_fence_refuses_what_is_brought_under_the_old_one() -> None:
     world = World()
     fence = world.run(CommandKind.FENCE_SESSION, FenceSession(1))
     assert isinstance(fence, FenceReply) and world.last is not None and world.last.fenced == [1]

@@ -55,7 +55,7 @@ def test_without_any_holder_a_file_is_freed_at_once() -> None:
     world.sound()
 
 
-def test_rule_18_rename_over_an_open_file_keeps_it(world: World) -> None:
+def test_rename_over_an_open_file_keeps_it(world: World) -> None:
     old, new = filled(world, b"old"), filled(world, b"new")
     renamed = world.do(api.Rename(ROOT, b"new", ROOT, b"old", 0, (old,)), 2)
     assert (renamed.ino, renamed.replaced, renamed.replaced_nlink, renamed.held) == (new, old, 0, False)

@@ -64,16 +64,6 @@ def test_requests_may_come_in_any_order_within_the_window(world: World) -> None:
     assert world.names() == [b"1", b"2", b"3"]
 
 
-def test_rule_12_a_request_waits_for_its_predecessor(world: World) -> None:
-    before = world.tables.range(b"R", b"T")
-    assert world.code(send(world, 2, after=1)) == Code.RETRY
-    assert world.tables.range(b"R", b"T") == before and world.names() == []
-    send(world, 1)
-    assert send(world, 2, after=1).results
-    assert send(world, 4, lowest=4, after=3).results  # what is acknowledged needs no result
-    world.sound()
-
-
 def test_the_window_is_bounded(world: World) -> None:
     assert world.code(send(world, RESULT_WINDOW + 1)) == Code.OVERLOADED
     assert world.names() == []
@@ -127,7 +117,7 @@ def test_a_batch_may_stop_at_the_first_failure(world: World) -> None:
     assert world.names() == [b"a"]
 
 
-def test_rule_1_a_fence_refuses_what_was_sent_before_it(world: World) -> None:
+def test_a_fence_refuses_what_was_sent_before_it(world: World) -> None:
     done = send(world, 1)
     assert world.run(CommandKind.FENCE_SESSION, FenceSession(1)) == FenceReply(1)
     assert world.code(send(world, 2)) == Code.FENCED

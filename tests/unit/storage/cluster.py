@@ -16,6 +16,7 @@ from storage.server.committer import Committer
 from storage.server.forward import Peers
 from storage.server.healing import Healing
 from storage.server.service import Service
+from storage.server.tables import KnownTable
 from storage.store import BlockStore
 from tests.unit.storage.faultdisk import FaultDisk
 from tests.unit.storage.stores import CLUSTER, open_store
@@ -32,10 +33,14 @@ class ChunkServer:
         self.peers = Peers(lambda address: Connection(transport, address, api.CATALOGUE, cluster_id=CLUSTER))
         self.committer = Committer(self.store)
         self.finished = 0  # orders
+        self.asked = 0  # for a newer table
+        self.table = KnownTable(self._behind)
+        self.table.server = number
         self.healing = Healing(
-            self.store, self.committer, self.peers.connection, own=lambda: number, finished=self._order_done
+            self.store, self.committer, self.peers.connection, own=lambda: number, finished=self._order_done,
+            table=self.table,
         )
-        self.service = Service(self.store, self.committer, self.status, self.peers.forward)
+        self.service = Service(self.store, self.committer, self.status, self.peers.forward, self.table)
         self.server = Server(transport, self.address, cluster_id=CLUSTER)
         for method, handler in self.service.handlers().items():
             self.server.register(api.CATALOGUE.by_number[method], handler)
@@ -43,6 +48,9 @@ class ChunkServer:
 
     def _order_done(self) -> None:
         self.finished += 1
+
+    def _behind(self) -> None:
+        self.asked += 1
 
     def reports(self) -> list[api.Report]:
         """What a heartbeat would carry, acknowledged."""
