@@ -149,6 +149,15 @@ class Cluster:
                 mine.append(int(entry))
         return mine
 
+    def mount_pid(self, mount: Path) -> int:
+        """The process that serves a mount of this cluster."""
+        servers = set(self.server_pids().values())
+        for pid in self.pids():
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if pid not in servers and os.fsencode(mount) in words:
+                return pid
+        raise AssertionError(f"no process serves {mount}")
+
     def kill(self, *pids: int) -> None:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):

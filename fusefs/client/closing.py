@@ -31,6 +31,9 @@ class Closing:
 
     def owned(self, ino: int) -> bool:
         """Whether bytes that are written to a file now may stay here until they are asked for."""
+        if self._session.recalls.giving(ino):
+            self._session.given_late()  # bytes of mapped pages, most likely
+            return True
         if self._local.owned(ino) is None:
             return False
         self._session.changed_here()

@@ -9,7 +9,8 @@ what an earlier one granted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import trio
@@ -31,7 +32,8 @@ class Kernel(Protocol):
     """What caches on our word."""
 
     async def forget(self, inos: Collection[int]) -> None:
-        """Return when nothing of these inodes is cached: attributes, and the names in those that are directories."""
+        """Return when nothing of these inodes is cached: attributes, and the names in those that are directories. What
+        programs have written into mapped pages is brought by writes meanwhile, which must not wait for this."""
         ...
 
     async def forget_all(self) -> None:
@@ -60,6 +62,8 @@ class Recalls:
         self._nursery = nursery
         self._surrender = surrender
         self._running: dict[int, trio.Event] = {}
+        self._giving: dict[int, int] = {}  # inode -> recalls for which the kernel still forgets it
+        self.giving_all = 0  # and drops
         self._number = 0
         self._failed = 0
         leases.on_drop = self._dropped
@@ -84,6 +88,23 @@ class Recalls:
         if self.kernel is not None:
             self._nursery.start_soon(self._forget, self.kernel, inos, self._begin())
 
+    def giving(self, ino: int) -> bool:
+        """Whether the kernel is being made to forget this inode. Bytes that are written to it now are brought before
+        that is acknowledged, or before anything is asked for (rule 8), so whoever writes them does not wait."""
+        return self.giving_all > 0 or ino in self._giving
+
+    @contextmanager
+    def _give(self, inos: Collection[int]) -> Iterator[None]:
+        for ino in inos:
+            self._giving[ino] = self._giving.get(ino, 0) + 1
+        try:
+            yield
+        finally:
+            for ino in inos:
+                self._giving[ino] -= 1
+                if not self._giving[ino]:
+                    del self._giving[ino]
+
     async def quiet(self, deadline: float) -> None:
         """Wait for what is under way now; TIMEOUT at the deadline. Does not wait where there is nothing."""
         for done in list(self._running.values()):
@@ -101,9 +122,11 @@ class Recalls:
         self._running.pop(number).set()
 
     async def _forget_all(self, kernel: Kernel, number: int) -> None:
+        self.giving_all += 1
         try:
             await kernel.forget_all()
         finally:
+            self.giving_all -= 1
             self._end(number)
 
     async def _forget(self, kernel: Kernel, inos: Collection[int], number: int) -> None:
@@ -115,7 +138,8 @@ class Recalls:
     async def _recalled(self, member: int, message: api.Recall, number: int) -> None:
         try:
             if self.kernel is not None:
-                await self.kernel.forget(message.inos)
+                with self._give(message.inos):
+                    await self.kernel.forget(message.inos)
             await self._surrender(message.inos)
             await self._acknowledge(self._members[member], message)
         finally:

@@ -39,6 +39,7 @@ WATCH_S = 0.25  # how often to look whether the connection to the leader still s
 CLOSE_TIMEOUT_S = 2.0
 LEASE_S = SESSION_LEASE_S - LEASE_MARGIN_S  # by our clock, which may run slow
 ARRIVAL_S = 0.005  # for an answer to reach who asked, through the kernel
+LATE = -1  # the term of what came while a lease was given back: of none, but not nothing
 ASKED_AGAIN_MAX = 8  # an answer that a recall met on its way
 
 _ENDED = frozenset({Code.UNKNOWN_SESSION, Code.FENCED})  # nothing of this session will be executed any more
@@ -456,6 +457,11 @@ class Session:
         """Something is changed by right of exclusive leases now: sync, before any await."""
         if not self._exclusive_term:  # else what was changed under an earlier leader is not brought yet
             self._exclusive_term = self.leases.term
+
+    def given_late(self) -> None:
+        """Bytes came while the kernel was made to forget. A recall brings them before it is acknowledged; where all
+        leases are gone, they go like what an earlier leader let us change: before anything is asked."""
+        self._exclusive_term = LATE if self.recalls.giving_all else self.leases.term or LATE
 
     async def _bring(self, mutation: Mutation, deadline: float) -> tuple[api.Result, ...]:
         """Have a part of the journal executed. Waits for no recall and names no new leader's term."""

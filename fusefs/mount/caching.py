@@ -18,6 +18,11 @@ time unless the inode is new to the kernel; and a look-up that only revalidates 
 given time to arrive (``Arriving``). An inode that the kernel does not know yet it cannot forget: it is told again until
 it can.
 
+Pages that programs have mapped for writing may hold bytes that we know nothing of (rule 8). So of files that are open
+for reading and writing, which mapping takes, the pages go too when their lease is recalled: the kernel writes back what
+is dirty, and is served meanwhile. That waits for pages that are being read or are held back by a truncation, and those
+may wait for us; then the recall goes on without them, and they come later, like any other write.
+
 Void means also that a read which had asked goes on with the size and the pages that were there before. So attributes
 that were sent a moment ago are given time to arrive before they are recalled, attributes whose time is over are not
 recalled at all, and pages that a recall may have made old are dropped before the next attributes are sent
@@ -45,12 +50,32 @@ ASKED_MAX = 4096
 LISTED_MAX = 256
 ARRIVAL_S = 0.002  # for a reply to reach who asked
 PROOF_S = 0.05  # until a reply that no lock orders has arrived for certain
+PAGES_S = 1.0  # for the kernel to write back what programs have changed in mapped pages
+LOCKED_S = 0.02  # the same where requests are under way that may have them locked
 NAMES_MAX = 1024  # taken back one by one in one recall; more of them would cost others more than the epoch costs us
 LOOK_S = 0.001  # how often to see whether the thread has met a lock
 LOCK_S = 0.1  # a lock that we know nothing of is waited for so long
 AGAIN_S_MIN = 0.0005
 AGAIN_S_MAX = 0.05
 AGAIN_S = 1.0  # in all, until an inode that is not known is believed to be none
+
+
+class Mapped(Protocol):
+    """Files whose pages programs may have changed: fusefs.mount.mapped.Mappable."""
+
+    def among(self, inos: Collection[int]) -> list[int]:
+        """Those of these inodes that are open for reading and writing."""
+        ...
+
+    def all(self) -> list[int]: ...
+
+    def locked(self, ino: int) -> bool:
+        """Whether a request is under way for which the kernel may hold pages of the inode back."""
+        ...
+
+    async def drop(self, inos: list[int]) -> None:
+        """Return when the kernel has written back and dropped the pages of these."""
+        ...
 
 
 class Leased(Protocol):
@@ -83,6 +108,7 @@ class KernelCache:
         clock_s: Callable[[], float],
         busy: Busy,
         names_bytes_max: int = KERNEL_NAMES_BYTES,
+        mapped: Mapped | None = None,
     ) -> None:
         self._leased = leased
         self._view = view
@@ -97,8 +123,9 @@ class KernelCache:
         self._wake = trio.Event()
         self._notifier = Notifier(fd)
         self._busy = busy
+        self._mapped = mapped
         self.crowded = False  # something is mounted inside the mount
-        self._counts = {"again": 0, "contended": 0}
+        self._counts = {"again": 0, "contended": 0, "pages_late": 0}
 
     def close(self) -> bool:
         """The kernel has let go, or is about to: it is told nothing from now on. False: see Notifier.close."""
@@ -207,12 +234,40 @@ class KernelCache:
         self._view.doubt(inos)
         await self._forget_names(self._names.take(inos, self._clock_s()))
         await self._forget_attrs(self._take(inos))
+        if self._mapped is not None:
+            await self._forget_pages(self._mapped.among(inos))
 
     async def forget_all(self) -> None:
         """Return when nothing is believed any more."""
         self._view.doubt_all()
         await self._forget_names(self._names.take_all(self._clock_s()))
         await self._forget_attrs(self._take(list(self._attrs)))
+        if self._mapped is not None:
+            await self._forget_pages(self._mapped.all())
+
+    async def _forget_pages(self, inos: list[int]) -> None:
+        """Have pages written back and dropped that programs may have changed, for as long as that can be waited for."""
+        if not inos or self._mapped is None:
+            return
+        done = trio.Event()
+
+        async def drop(mapped: Mapped) -> None:
+            await mapped.drop(inos)
+            done.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drop, self._mapped)
+            patience = trio.current_time() + PAGES_S
+            locked_s = 0.0
+            while not done.is_set() and trio.current_time() < patience and locked_s < LOCKED_S:
+                began = trio.current_time()
+                with trio.move_on_after(LOOK_S):
+                    await done.wait()
+                if any(self._mapped.locked(ino) for ino in inos):
+                    locked_s += trio.current_time() - began
+            if not done.is_set():
+                self._counts["pages_late"] += 1
+            nursery.cancel_scope.cancel()  # the thread goes on, for nobody
 
     async def _forget_names(self, names: dict[int, list[bytes]]) -> None:
         while names:

@@ -7,9 +7,10 @@ which would end the mount.
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pyfuse3
 
@@ -17,6 +18,7 @@ from fusefs.mount.attributes import bare_entry, entry_of, missing_entry, permitt
 from fusefs.mount.errors import Complaints, handler, locked
 from fusefs.mount.handles import HandleTable
 from fusefs.mount.kernel import KernelView
+from fusefs.mount.mapped import Dropper, Mappable
 from fusefs.mount.names import Busy
 from fusefs.mount.profile import Profile
 from metadata.api import RENAME_EXCHANGE, RENAME_NOREPLACE, Attr
@@ -37,14 +39,6 @@ _ACCESS_ACL = b"system.posix_acl_access"
 _ACLS = (_ACCESS_ACL, b"system.posix_acl_default")
 
 
-class Dropper(Protocol):
-    """Tells the kernel to drop the pages of an inode: soon, or before it returns."""
-
-    def drop(self, ino: int) -> None: ...
-
-    async def drop_now(self, ino: int) -> None: ...
-
-
 class Operations(pyfuse3.Operations):
     """The mount of one volume. ``dropper`` is told of pages that the kernel would keep wrongly."""
 
@@ -61,6 +55,7 @@ class Operations(pyfuse3.Operations):
         self.files: HandleTable[Handle] = HandleTable()
         self._directories: HandleTable[DirHandle] = HandleTable()
         self._dropper = dropper
+        self.mappable = Mappable(dropper)
         self.busy = Busy()
         self.profile = Profile()
         self.cache: KernelCache | None = None
@@ -90,6 +85,7 @@ class Operations(pyfuse3.Operations):
 
     def _opened(self, handle: Handle) -> pyfuse3.FileInfo:
         keep = self.kernel.opened(handle.ino)
+        self.mappable.opened(handle)
         return pyfuse3.FileInfo(fh=self.files.add(handle), direct_io=False, keep_cache=keep, nonseekable=False)
 
     # --- names and attributes -------------------------------------------------------------------------------------
@@ -143,17 +139,18 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        changed = await self.volume.setattr(
-            inode,
-            mode=attr.st_mode & 0o7777 if fields.update_mode else None,
-            uid=attr.st_uid if fields.update_uid else None,
-            gid=attr.st_gid if fields.update_gid else None,
-            size=attr.st_size if fields.update_size else None,
-            atime_ns=storable_time(attr.st_atime_ns) if fields.update_atime else None,
-            mtime_ns=storable_time(attr.st_mtime_ns) if fields.update_mtime else None,
-            ctime_ns=storable_time(attr.st_ctime_ns) if fields.update_ctime else None,
-            handle=None if fh is None else self.files[fh],
-        )
+        with self.mappable.truncating(inode, fields.update_size):
+            changed = await self.volume.setattr(
+                inode,
+                mode=attr.st_mode & 0o7777 if fields.update_mode else None,
+                uid=attr.st_uid if fields.update_uid else None,
+                gid=attr.st_gid if fields.update_gid else None,
+                size=attr.st_size if fields.update_size else None,
+                atime_ns=storable_time(attr.st_atime_ns) if fields.update_atime else None,
+                mtime_ns=storable_time(attr.st_mtime_ns) if fields.update_mtime else None,
+                ctime_ns=storable_time(attr.st_ctime_ns) if fields.update_ctime else None,
+                handle=None if fh is None else self.files[fh],
+            )
         if self.kernel.told(changed, compared=False):
             self._dropper.drop(inode)  # without waiting: while it truncates, the kernel holds back writes of pages
         return entry_of(changed)
@@ -259,11 +256,18 @@ class Operations(pyfuse3.Operations):
         self.files.check_room()
         if self.cache is not None:
             self.cache.proven(ctx.pid)
-        return self._opened(await self.volume.open(inode, flags, ctx.uid))
+        with self.mappable.truncating(inode, bool(flags & os.O_TRUNC)):
+            handle = await self.volume.open(inode, flags, ctx.uid)
+        return self._opened(handle)
 
     @handler
     async def read(self, fh: int, off: int, size: int) -> Any:
-        data = await self.volume.read(self.files[fh], off, size)
+        handle = self.files[fh]
+        self.mappable.holding.enter(handle.ino)
+        try:
+            data = await self.volume.read(handle, off, size)
+        finally:
+            self.mappable.holding.leave(handle.ino)
         self.profile.operations["read"].bytes += len(data)
         return data
 
@@ -284,7 +288,9 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def release(self, fh: int) -> None:
-        await self.volume.release(self.files.remove(fh))
+        handle = self.files.remove(fh)
+        self.mappable.released(handle)
+        await self.volume.release(handle)
 
     # --- directories ----------------------------------------------------------------------------------------------
 

@@ -252,7 +252,9 @@ class _Kernel:
             operations = self._operations
             fd = fuse_descriptor() if self._plan.options.cache_names else None
             names_bytes_max = self._plan.config.client.kernel_names_bytes
-            cache = KernelCache(self._volume, operations.kernel, fd, clock_s, operations.busy, names_bytes_max)
+            cache = KernelCache(
+                self._volume, operations.kernel, fd, clock_s, operations.busy, names_bytes_max, operations.mappable
+            )
             nursery.start_soon(cache.run)
             nursery.start_soon(self._watch_inside, cache)
             self._volume.caches(cache)

@@ -296,15 +296,6 @@ def pair(tmp_path: Path) -> Iterator[tuple[Cluster, Path, Path]]:
         yield made, made.mount(tmp_path / "a"), made.mount(tmp_path / "b")
 
 
-def mount_pid(made: Cluster, mount: Path) -> int:
-    servers = set(made.server_pids().values())
-    for pid in made.pids():
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if pid not in servers and os.fsencode(mount) in words:
-            return pid
-    raise AssertionError(f"no process serves {mount}")
-
-
 def test_a_stopped_mount_delays_others_for_one_lease_only(pair: tuple[Cluster, Path, Path]) -> None:
     made, a, b = pair
     (a / "f").write_text("old")
@@ -314,7 +305,7 @@ def test_a_stopped_mount_delays_others_for_one_lease_only(pair: tuple[Cluster, P
         assert sorted(os.listdir(b)) == ["f", "gone"]
     fd = os.open(b / "f", os.O_RDONLY)
     try:
-        pid = mount_pid(made, b)
+        pid = made.mount_pid(b)
         os.kill(pid, signal.SIGSTOP)
         try:
             began = time.monotonic()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import pyfuse3
 import pytest
 import trio
 
-from fusefs.mount.caching import MARGIN_S, NEGATIVE_AFTER, KernelCache
+from fusefs.mount.caching import MARGIN_S, NEGATIVE_AFTER, PAGES_S, KernelCache
 from fusefs.mount.kernel import KernelView
+from fusefs.mount.mapped import Mappable
 from fusefs.mount.names import Busy
 from fusefs.mount.options import parse_options
 from metadata.api import Attr
@@ -113,6 +117,46 @@ async def test_an_inode_on_its_way_is_recalled_until_it_is_known(
     kernel.unknown = {5, 6}
     await cache.forget([5, 6])
     assert sorted(kernel.forgot) == [5, 5, 6], "the kernel has given back the one that it has no reference to"
+
+
+class Dropper:
+    """Drops pages when it is let."""
+
+    def __init__(self) -> None:
+        self.dropped: list[int] = []
+        self.let = trio.Event()
+
+    def drop(self, ino: int) -> None:
+        raise AssertionError("nobody waits for it")
+
+    async def drop_now(self, ino: int) -> None:
+        await self.let.wait()
+        self.dropped.append(ino)
+
+
+async def test_pages_that_programs_may_have_changed_are_recalled(
+    leased: Leased, kernel: Kernel, autojump_clock: object
+) -> None:
+    """Of what is open for reading and writing. Nobody waits for a page that a request under way may have locked."""
+    dropper = Dropper()
+    mapped = Mappable(dropper)
+    cache = KernelCache(leased, KernelView(), None, lambda: leased.now_s, Busy(), mapped=mapped)
+    handles: list[Any] = [SimpleNamespace(ino=ino, flags=flags) for ino, flags in ((5, os.O_RDWR), (6, os.O_WRONLY))]
+    for handle in handles:
+        mapped.opened(handle)
+    began = trio.current_time()
+    with mapped.truncating(5, True):
+        await cache.forget([5, 6, 7])
+    assert trio.current_time() - began < PAGES_S / 2 and not dropper.dropped
+    assert cache.statistics()["pages_late"] == 1
+    dropper.let.set()
+    await cache.forget([5, 6, 7])
+    await cache.forget_all()
+    assert dropper.dropped == [5, 5]
+    for handle in handles:
+        mapped.released(handle)
+    await cache.forget_all()
+    assert dropper.dropped == [5, 5] and cache.statistics()["pages_late"] == 1
 
 
 async def test_names_are_recalled_one_by_one(leased: Leased, kernel: Kernel) -> None:

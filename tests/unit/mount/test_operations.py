@@ -47,7 +47,7 @@ class FakeVolume:
 
 
 def handle(ino: int) -> Any:
-    return SimpleNamespace(ino=ino)
+    return SimpleNamespace(ino=ino, flags=os.O_RDONLY)
 
 
 class FakeDropper:
