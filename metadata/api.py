@@ -525,12 +525,16 @@ class ChangeServer(msgspec.Struct, frozen=True, array_like=True):
     serve      a drained or draining one takes groups again
     remove     a drained one stays out for good. BUSY while it has groups
     lost       its data are gone and will not come back: nobody waits for it any more
+    introduce  one that has not come yet is let in by everybody, by its ``public_key``, and reached with it at
+               ``address``; remove and lost take that back. EXISTS where another one has the address
 
     NOT_FOUND: there is none of this name. Reply: its ServerRecord.
     """
 
     action: str
     name: str
+    address: str = ""
+    public_key: str = ""
 
 
 class ListReferences(msgspec.Struct, frozen=True, array_like=True):

@@ -373,6 +373,7 @@ class ServerAddress(msgspec.Struct, frozen=True, array_like=True):
 
     server: int
     address: str
+    public_key: str = ""
 
 
 class MemberAddress(msgspec.Struct, frozen=True, array_like=True, gc=False):

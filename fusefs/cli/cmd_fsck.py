@@ -82,7 +82,8 @@ async def run_audit(config: ClusterConfig, keys: CurveKeys | None) -> Audit:
         servers: dict[int, AskServer] = {}
         for record in cluster.servers:
             if record.state != "out":
-                connection = _connect(transport, config, keys, record, public_keys.get(record.address, ""))
+                public_key = record.public_key or public_keys.get(record.address, "")
+                connection = _connect(transport, config, keys, record, public_key)
                 await nursery.start(connection.run)
                 servers[record.server] = _asking(connection)
         audit = await compare(cluster, ask, servers)

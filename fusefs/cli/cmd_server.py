@@ -58,8 +58,9 @@ def add(
 ) -> None:
     """Add chunk server NAME to the configuration, and make its key. Once it runs it takes its share of the data.
 
-    A drained one of this name takes data again. With tcp, processes that run let the new one in after a restart with
-    the changed cluster.toml.
+    A drained one of this name takes data again. With tcp, processes that run hear of the new one's key through the
+    metadata service; where that does not answer, they know it after a restart with the changed cluster.toml, or when
+    this command was given again.
     """
     path, config, output = _open(context, cluster)
     layout = layout_of(path.parent)
@@ -70,14 +71,19 @@ def add(
         entry = _place(layout, config, name, address)
         size = capacity or (config.servers[-1].capacity_bytes if config.servers else 0)
         entry = msgspec.structs.replace(entry, capacity_bytes=size, host=host, rack=rack, weight=weight)
-        save_cluster(path, relative(layout, msgspec.structs.replace(config, servers=(*config.servers, entry))))
         known = [entry]
+    introduced = config.transport != "tcp" or _introduce(config, path, key, known[0])
+    if known[0] not in config.servers:
+        save_cluster(path, relative(layout, msgspec.structs.replace(config, servers=(*config.servers, *known))))
+    if not introduced:
+        output.line("the metadata service does not answer: what runs does not know the key yet; give the command again")
     running = name in layout.living()
     output.line(f"{name} is {'back' if running else 'configured'}, {format_size(known[0].capacity_bytes)}")
     if not running:
         output.line(f"start it, on its host: fusefs up {layout.directory} --only {name} --detach")
     output.line(f"then watch its share come: fusefs rebalance {cluster}")
-    output.document({"name": name, "address": known[0].address, "capacity_bytes": known[0].capacity_bytes})
+    output.document({"name": name, "address": known[0].address, "capacity_bytes": known[0].capacity_bytes,
+                     "introduced": introduced})
 
 
 @server.command("drain")
@@ -192,6 +198,17 @@ def _again(config: ClusterConfig, path: Path, key: Path | None, name: str) -> No
     except FsError as error:
         if error.code is not Code.NOT_FOUND:  # configured, and never started yet
             raise
+
+
+def _introduce(config: ClusterConfig, path: Path, key: Path | None, entry: ChunkServer) -> bool:
+    """Have everybody let a chunk server in; whether the metadata service could be told."""
+    try:
+        _ask(config, path, key, ChangeServer("introduce", entry.name, entry.address, entry.public_key))
+    except FsError as error:
+        if error.code is not Code.UNREACHABLE:
+            raise
+        return False
+    return True
 
 
 def _row(reply: HealingReply, name: str) -> ServerHealing:

@@ -44,7 +44,7 @@ class Dialer:
 
     async def server(self, record: ServerRecord) -> Connection:
         """Connect to a chunk server of the cluster map."""
-        public_key = self._cluster.server_keys.get(record.name, b"")
+        public_key = record.public_key.encode() or self._cluster.server_keys.get(record.name, b"")
         return await self._dial(Peer(record.address, public_key), storage_api.CATALOGUE)
 
     async def _dial(

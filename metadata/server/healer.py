@@ -17,7 +17,7 @@ from metadata.placement import WEIGHTED
 from metadata.server.collector import CallServer, Group
 from metadata.server.fleet import Fleet
 from metadata.server.healing import Healing, Volume
-from metadata.state.command import CommandKind, SetServerState, SetTable
+from metadata.state.command import CommandKind, IntroduceServer, SetServerState, SetTable
 from metadata.state.machine import Machine
 from node.host.logging import get_logger
 from node.rpc.server import Call
@@ -187,12 +187,37 @@ class Healer:
 
     async def _change_server(self, call: Call, request: ChangeServer) -> None:
         try:
+            if request.action == "introduce":
+                call.reply(await self._introduce(request))
+                return
             change = self.healing.asked_for(request.action, request.name, self.volume, self._fleet())
             if change is not None:
                 await self._change(change)
-            call.reply(self.healing.named(request.name, self.volume))
+            record = self.healing.named(request.name, self.volume)
+            if request.action in ("remove", "lost") and any(
+                known.name == request.name for known in self._machine.introduced
+            ):
+                taken_back = IntroduceServer(request.name, record.address)
+                await self._group.propose(CommandKind.INTRODUCE_SERVER, taken_back)
+            call.reply(record)
         except FsError as error:
             call.fail(error)
+
+    async def _introduce(self, request: ChangeServer) -> ServerRecord:
+        """Have a chunk server let in that is about to come."""
+        if not request.public_key or not request.address:
+            raise FsError(Code.INVALID, "a chunk server is introduced with its address and its key")
+        there = {known.name: known.address for known in self._machine.introduced}
+        there |= {known.name: known.address for known in self._machine.servers() if known.state != "out"}
+        for name, address in there.items():
+            if address == request.address and name != request.name:
+                raise FsError(Code.EXISTS, f"{name} answers at {address} already")
+        told = IntroduceServer(request.name, request.address, request.public_key)
+        await self._group.propose(CommandKind.INTRODUCE_SERVER, told)
+        log.info("chunk server introduced", name=request.name, address=request.address)
+        return ServerRecord(
+            0, b"", request.name, request.address, "", "", 1.0, 0, "joining", public_key=request.public_key
+        )
 
     def progress(self) -> HealingReply:
         """How far everything is."""

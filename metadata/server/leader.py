@@ -200,9 +200,10 @@ class Leader:
             self._propose(("register", status.uuid), CommandKind.REGISTER_SERVER, wanted, then)
 
     def _registration(self, status: ServerStatus, record: Optional[ServerRecord]) -> RegisterServer:
+        public_key = ""
         for server in self._config.servers:
             if server.name == status.name or server.address == status.address:
-                name, weight = server.name, server.weight
+                name, weight, public_key = server.name, server.weight, server.public_key
                 host, rack = server.host or status.host, server.rack or status.rack
                 break
         else:
@@ -210,7 +211,13 @@ class Leader:
         if record is not None:
             weight = record.weight  # an operator may have changed it since
         state = "joining" if self._machine.table else "serving"  # of a new one
-        return RegisterServer(status.uuid, name, status.address, host, rack, weight, status.capacity_bytes, state)
+        if not public_key:
+            wanted = name, status.address
+            public_key = next((k.public_key for k in self._machine.introduced if (k.name, k.address) == wanted), "")
+        capacity_bytes = status.capacity_bytes
+        return RegisterServer(
+            status.uuid, name, status.address, host, rack, weight, capacity_bytes, state, public_key
+        )
 
     def _registered(self, call: Call, outcome: Optional[Outcome], error: Optional[FsError]) -> None:
         reply = outcome.reply if outcome is not None else error
@@ -240,7 +247,10 @@ class Leader:
             )
         self.reported(server, request.reports)
         machine = self._machine
-        addresses = tuple([ServerAddress(known.server, known.address) for known in machine.servers()])
+        addresses = tuple([
+            ServerAddress(known.server, known.address, known.public_key)
+            for known in machine.servers() if known.note != "lost"
+        ])
         members = self._members()
         fresh = request.pg_epoch != machine.pg_epoch or self._told.get(server) != (addresses, members)
         self._told[server] = addresses, members
@@ -323,5 +333,6 @@ def _same(record: ServerRecord, wanted: RegisterServer) -> bool:
         and record.name == wanted.name
         and record.host == wanted.host
         and record.rack == wanted.rack
+        and (record.public_key == wanted.public_key or not wanted.public_key)
         and abs(record.capacity_bytes - wanted.capacity_bytes) <= record.capacity_bytes // CAPACITY_GRAIN
     )

@@ -51,6 +51,7 @@ from metadata.server.stable import Stable
 from metadata.server.status import Reporter, role_of
 from metadata.state.command import CommandKind, encode_command
 from metadata.state.machine import Machine, Outcome
+from metadata.state.records import Introduced
 from metadata.store import layout
 from metadata.store.disk import Disk, read_file, write_file
 from metadata.store.engine_lmdb import LmdbEngine
@@ -113,7 +114,8 @@ class MetadataMember:
         self.collector: Optional[Collector] = None
         self.healer: Optional[Healer] = None
         self.members = {member.id: member for member in place.config.members}
-        self._allowed: list[AllowList] = []
+        self._allowed: list[AllowList] = []  # of the two servers, the public one first
+        self._introduced: tuple[Introduced, ...] = ()
         self._transport = transport
         self._disk = disk
         self._report = report
@@ -363,6 +365,7 @@ class MetadataMember:
         hooks.audited = audits.applied
         hooks.members = self._take_members
         self._take_members()
+        self._take_introduced()
         self.peers.attach(
             node,
             self.peers.first or ConfState(),
@@ -402,7 +405,7 @@ class MetadataMember:
         place = self.place
         keys = process_keys(place.config, place.path, place.own.name)
         public_keys = {server.address: server.public_key for server in place.config.servers}
-        security = client_security(place.config, keys, public_keys.get(record.address, ""))
+        security = client_security(place.config, keys, record.public_key or public_keys.get(record.address, ""))
         cluster_id = place.config.cluster_id_bytes
         return Connection(self._transport, record.address, STORAGE, cluster_id=cluster_id, security=security)
 
@@ -425,6 +428,19 @@ class MetadataMember:
                     allowed.add(record.public_key.encode())
         if stable.directory.highest:
             self.peers.update(self.members, stable.directory.highest)
+
+    def _take_introduced(self) -> None:
+        """The log has told of chunk servers that came after cluster.toml, or that are gone again."""
+        assert self.node is not None
+        before, self._introduced = self._introduced, self.node.machine.introduced
+        if not self._allowed:
+            return
+        configured = {entry.public_key for entry in self.place.config.processes}
+        now = {known.public_key for known in self._introduced}
+        for key in {known.public_key for known in before} - now - configured:
+            self._allowed[0].discard(key.encode())
+        for key in now:
+            self._allowed[0].add(key.encode())
 
     # --- serving ---------------------------------------------------------------------------------------------
 
@@ -458,6 +474,8 @@ class MetadataMember:
     def _on_tick(self) -> None:
         self._tick()
         self.peers.watch()
+        if self.node is not None and self.node.machine.introduced is not self._introduced:
+            self._take_introduced()
         if self.leasing is not None:
             self.leasing.look_after()
         if self.membership is not None:

@@ -25,6 +25,7 @@ from metadata.state.records import (
     decode_applied,
     decode_group,
     decode_inode,
+    decode_introduced,
     decode_root,
     decode_row,
     decode_server,
@@ -115,6 +116,9 @@ class Auditor:
         servers = {keys.first(key): decode_server(value) for key, value in self._rows(keys.SERVER)}
         uuids = {key[1:]: keys.NUMBER.unpack(value)[0] for key, value in self._rows(keys.SERVER_UUID)}
         self._expect("the index of store identities", uuids, {s.uuid: number for number, s in servers.items()})
+        value = self._tables.get(keys.INTRODUCED_KEY)
+        names = [] if value is None else [known.name for known in decode_introduced(value)]
+        self._expect("the names of introduced chunk servers", sorted(set(names)), sorted(names))
         groups = [decode_group(value) for _, value in self._rows(keys.GROUP)]
         self._expect("the number of placement groups", root.groups, len(groups))
         for number, group in enumerate(groups):

@@ -45,6 +45,7 @@ class CommandKind(enum.IntEnum):
     FORGET_BLOCKS = 11
     ADOPT_BLOCKS = 12
     AUDIT = 13
+    INTRODUCE_SERVER = 14
 
 
 class Format(msgspec.Struct, frozen=True, array_like=True):
@@ -83,6 +84,16 @@ class RegisterServer(msgspec.Struct, frozen=True, array_like=True):
     weight: float
     capacity_bytes: int
     state: str = "serving"
+    public_key: str = ""  # empty: as introduced, or none
+
+
+class IntroduceServer(msgspec.Struct, frozen=True, array_like=True):
+    """Have everybody let in a chunk server that will come, by its key (z85 text); an empty key takes that back. What
+    was said before of the same name does not count any more. Reply: ServerRecord, with number 0."""
+
+    name: str
+    address: str
+    public_key: str = ""
 
 
 class SetServerState(msgspec.Struct, frozen=True, array_like=True):
@@ -211,6 +222,7 @@ BODIES: dict[int, tuple[int, type[msgspec.Struct]]] = {
     CommandKind.FORGET_BLOCKS: (SHARD, ForgetBlocks),
     CommandKind.ADOPT_BLOCKS: (SHARD, AdoptBlocks),
     CommandKind.AUDIT: (ROOT, Audit),
+    CommandKind.INTRODUCE_SERVER: (ROOT, IntroduceServer),
 }
 """Whose command a kind is, and its body."""
 
@@ -276,6 +288,7 @@ __all__ = [
     "ForgetBlocks",
     "Format",
     "FormatReply",
+    "IntroduceServer",
     "Nothing",
     "ROOT",
     "Reclaim",

@@ -30,6 +30,7 @@ The root's rows::
     P pg                  placement group    records.Group: its ordered servers, the epoch that last changed it
     Z slot                slot table         group (8 bytes) of this slot and those above, up to the next row
     Mr                    root record        records.RootRecord: identity, epochs, counters
+    Mk                    introductions      records.Introduced, a tuple of them; missing until there was one
 
 The machine's rows::
 
@@ -75,6 +76,7 @@ TRASH = b"T"
 APPLIED_KEY = b"Ma"
 AUDITED_KEY = b"Md"
 ROOT_KEY = b"Mr"
+INTRODUCED_KEY = b"Mk"
 SHARD_KEY = b"Mv"
 
 RESERVED = (ACL, SNAPSHOT, FRAGMENTS, QUOTA, TRASH)

@@ -23,7 +23,7 @@ from metadata.state import keys
 from metadata.state.audit import Auditor
 from metadata.state.command import ROOT, Audit, Command, FenceSession, Format, FormatReply, Nothing, decode_command
 from metadata.state.query import Queries
-from metadata.state.records import Applied, Audited, Group, Session, decode_applied, encode
+from metadata.state.records import Applied, Audited, Group, Introduced, Session, decode_applied, encode
 from metadata.state.root import UUID_BYTES, Root, server_record
 from metadata.state.sessions import Sessions
 from metadata.state.shard import Shard
@@ -221,6 +221,11 @@ class Machine:
     def groups(self) -> Sequence[Group]:
         """The placement groups as they are; not to be changed."""
         return self._root.groups
+
+    @property
+    def introduced(self) -> tuple[Introduced, ...]:
+        """Chunk servers whose keys came after the configuration. Another object when something changed."""
+        return self._root.introduced
 
     @property
     def strategy(self) -> str:

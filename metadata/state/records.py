@@ -89,6 +89,14 @@ class Server(msgspec.Struct, frozen=True, array_like=True, gc=False):
     public_key: str = ""
 
 
+class Introduced(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A chunk server that was added after the processes that run had read their configuration: whom to let in."""
+
+    name: str
+    address: str
+    public_key: str
+
+
 class Group(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A placement group: ordered servers, and the table's epoch that brought them.
 
@@ -147,6 +155,7 @@ decode_inode = msgspec.msgpack.Decoder(Inode).decode
 decode_row = msgspec.msgpack.Decoder(Row).decode
 decode_session = msgspec.msgpack.Decoder(Session).decode
 decode_server = msgspec.msgpack.Decoder(Server).decode
+decode_introduced = msgspec.msgpack.Decoder(tuple[Introduced, ...]).decode
 decode_group = msgspec.msgpack.Decoder(Group).decode
 decode_root = msgspec.msgpack.Decoder(RootRecord).decode
 decode_shard = msgspec.msgpack.Decoder(ShardRecord).decode

@@ -24,6 +24,7 @@ from metadata.state.command import (
     FenceSession,
     Format,
     FormatReply,
+    IntroduceServer,
     RegisterServer,
     SetServerState,
     SetTable,
@@ -31,9 +32,11 @@ from metadata.state.command import (
 )
 from metadata.state.records import (
     Group,
+    Introduced,
     RootRecord,
     Server,
     decode_group,
+    decode_introduced,
     decode_root,
     decode_server,
     encode,
@@ -42,7 +45,7 @@ from metadata.state.sessions import Sessions
 from metadata.state.tables import Tables
 from metadata.state.turn import Turn
 from node.wire.errors import Code, FsError
-from node.wire.limits import PLACEMENT_GROUPS_MAX, SESSION_LEASE_S, SESSION_TEXT_BYTES_MAX
+from node.wire.limits import INTRODUCED_MAX, PLACEMENT_GROUPS_MAX, SESSION_LEASE_S, SESSION_TEXT_BYTES_MAX
 
 FORMAT = 1
 STATES = frozenset({"joining", "serving", "suspect", "out", "draining"})
@@ -50,6 +53,7 @@ NOTES = frozenset({"", "lost", "drained"})
 REPLICAS_MAX = 16
 UUID_BYTES = 16
 CLUSTER_BYTES_MAX = 64
+KEY_LENGTHS = frozenset({0, 40})  # of z85 text
 
 
 class Root:
@@ -61,6 +65,7 @@ class Root:
         self.record = RootRecord()
         self.servers: dict[int, Server] = {}
         self.groups: list[Group] = []
+        self.introduced: tuple[Introduced, ...] = ()  # replaced, never changed, when one comes or goes
         self._table: tuple[tuple[int, ...], ...] | None = None
         self.reload()
         self.handlers: dict[type[msgspec.Struct], Callable[[Any, Turn], msgspec.Struct]] = {
@@ -69,6 +74,7 @@ class Root:
             ExpireSession: self.expire_session,
             FenceSession: self.fence_session,
             RegisterServer: self.register_server,
+            IntroduceServer: self.introduce_server,
             SetServerState: self.set_server_state,
             SetTable: self.set_table,
             AdvanceEpoch: self.advance_epoch,
@@ -83,6 +89,8 @@ class Root:
         rows = self._tables.range(keys.GROUP, keys.prefix_end(keys.GROUP))
         self.groups = [decode_group(value) for _, value in rows]
         self._table = None
+        value = self._tables.get(keys.INTRODUCED_KEY)
+        self.introduced = () if value is None else decode_introduced(value)
 
     @property
     def table(self) -> tuple[tuple[int, ...], ...]:
@@ -154,13 +162,38 @@ class Root:
         ident = self.record.next_server if known is None else known.server
         state = body.state if known is None else known.state
         note = "" if known is None else known.note
-        server = Server(ident, body.uuid, *texts, body.weight, body.capacity_bytes, state, note)
+        public_key = body.public_key or self._key_of(body.name, body.address)
+        if len(public_key) not in KEY_LENGTHS:
+            raise FsError(Code.INVALID, f"a public key of {len(public_key)} characters")
+        server = Server(ident, body.uuid, *texts, body.weight, body.capacity_bytes, state, note, public_key)
         if known is None:
             self._save(next_server=ident + 1)
             self._tables.put(keys.server_uuid(body.uuid), keys.NUMBER.pack(ident))
         if server != known:
             self._put_server(server)
         return server_record(server)
+
+    def _key_of(self, name: str, address: str) -> str:
+        """The key that a chunk server was introduced with."""
+        found = [known.public_key for known in self.introduced if (known.name, known.address) == (name, address)]
+        return found[0] if found else ""
+
+    def introduce_server(self, body: IntroduceServer, turn: Turn) -> ServerRecord:
+        if not body.name or max(len(body.name), len(body.address)) > SESSION_TEXT_BYTES_MAX:
+            raise FsError(Code.INVALID, "a chunk server without a name, or with too long a one")
+        if len(body.public_key) not in KEY_LENGTHS:
+            raise FsError(Code.INVALID, f"a public key of {len(body.public_key)} characters")
+        rest = tuple([known for known in self.introduced if known.name != body.name])
+        if body.public_key:
+            if len(rest) >= INTRODUCED_MAX:
+                raise FsError(Code.OVERLOADED, f"{len(rest)} chunk servers were introduced")
+            rest = (*rest, Introduced(body.name, body.address, body.public_key))
+        if rest != self.introduced:
+            self.introduced = rest
+            self._tables.put(keys.INTRODUCED_KEY, encode(rest))
+        return ServerRecord(
+            0, b"", body.name, body.address, "", "", 1.0, 0, "joining", public_key=body.public_key
+        )
 
     def set_server_state(self, body: SetServerState, turn: Turn) -> ServerRecord:
         server = self.servers.get(body.server)

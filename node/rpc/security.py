@@ -38,13 +38,17 @@ class CurveKeys:
 
 
 class AllowList(Collection[bytes]):
-    """Public keys that a server lets in; one that is added later counts from then on."""
+    """Public keys that a server lets in; one that is added later counts from then on. One that is discarded is not let
+    in again; a connection that stands stays."""
 
     def __init__(self, keys: Collection[bytes]) -> None:
         self._keys = set(keys)
 
     def add(self, key: bytes) -> None:
         self._keys.add(key)
+
+    def discard(self, key: bytes) -> None:
+        self._keys.discard(key)
 
     def __contains__(self, key: object) -> bool:
         return key in self._keys

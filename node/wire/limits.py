@@ -171,6 +171,7 @@ TABLE_ITEMS_MAX = 4096  # of one entry
 TABLE_SETTLE_S = 3.0  # a new volume's first table waits this long for the servers that the configuration names
 SERVER_SILENT_S = 10.0  # without a heartbeat a chunk server counts as not alive
 NOOUT_S = 600.0  # and is given up after this, so that its groups get a substitute for good
+INTRODUCED_MAX = 4096  # chunk servers whose keys came after cluster.toml
 ROW_SERVERS_MAX = 32  # of a group, with all that come and go
 TABLE_ROWS_MAX = 8192  # of a difference that a chunk server gets with one heartbeat; the others follow at once
 TABLE_REPLY_ROWS_MAX = 512  # of one that comes with the answer to a put; who lacks more asks the metadata service

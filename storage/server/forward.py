@@ -29,9 +29,9 @@ class Connection(Protocol):
 class Peers:
     """The other chunk servers by id. Connections are made when first needed and closed when a server moves or goes."""
 
-    def __init__(self, connect: Callable[[str], Connection]) -> None:
+    def __init__(self, connect: Callable[[api.ServerAddress], Connection]) -> None:
         self._connect = connect
-        self._addresses: dict[int, str] = {}
+        self._addresses: dict[int, api.ServerAddress] = {}
         self._connections: dict[int, Connection] = {}
         self._nursery: trio.Nursery | None = None
         self._starting = trio.Lock()
@@ -46,7 +46,7 @@ class Peers:
 
     def update(self, servers: Iterable[api.ServerAddress]) -> None:
         """Take a new list of all chunk servers. Puts under way to one that moved fail there and go on to the next."""
-        addresses = {server.server: server.address for server in servers}
+        addresses = {server.server: server for server in servers}
         for number, connection in list(self._connections.items()):
             if addresses.get(number) != self._addresses[number]:
                 connection.close()

@@ -8,8 +8,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
@@ -29,6 +29,7 @@ from node.host.paths import private_directory
 from node.host.units import format_size
 from node.rpc.client import Connection
 from node.rpc.context import Transport
+from node.rpc.security import AllowList
 from node.rpc.server import Server
 from node.wire.catalogue import Catalogue
 from node.wire.limits import (
@@ -74,6 +75,7 @@ class Registration:
         self._peers = peers
         self._table = table
         self.again: Callable[[], None] = lambda: None  # there is more to hear
+        self.guests = Guests(None)
         self.orders: Optional[Orders] = None
         self.server = 0  # our id, 0 until registered
         self.gc_epoch = 0
@@ -104,11 +106,31 @@ class Registration:
             self.again()
         if reply.servers is not None:
             self._peers.update(reply.servers)
+            self.guests.name([*(s.public_key for s in reply.servers), *(m.public_key for m in reply.members)])
             self.pg_epoch = reply.pg_epoch
         if self.orders is not None:
             self.orders.acknowledged(sent.reports)
             if self._store.current(reply.pg_epoch):  # not one who does not know that he was replaced
                 self.orders.take(reply.orders)
+
+
+class Guests:
+    """Whom this server lets in beside those of cluster.toml: members and chunk servers that the leader names."""
+
+    def __init__(self, allowed: Optional[AllowList]) -> None:
+        self._allowed = allowed
+        self._configured = frozenset(allowed or ())
+        self._named: frozenset[bytes] = frozenset()
+
+    def name(self, keys: Iterable[str]) -> None:
+        """These are all of them now."""
+        if self._allowed is None:
+            return
+        before, self._named = self._named, frozenset(key.encode() for key in keys if key) - self._configured
+        for key in before - self._named:
+            self._allowed.discard(key)
+        for key in self._named:
+            self._allowed.add(key)
 
 
 def open_store(place: Place) -> BlockStore:
@@ -164,7 +186,12 @@ async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transpo
         security = client_security(config, keys, public_keys.get(address, ""))
         return Connection(transport, address, catalogue, cluster_id=cluster, security=security)
 
-    peers = Peers(lambda address: connect(address, api.CATALOGUE))
+    def reach(other: api.ServerAddress) -> Connection:
+        if other.public_key:
+            public_keys[other.address] = other.public_key
+        return connect(other.address, api.CATALOGUE)
+
+    peers = Peers(reach)
     table = KnownTable()
     registration = Registration(place, store, peers, table)
     committer = Committer(store)
@@ -186,6 +213,9 @@ async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transpo
     registration.orders = Orders(healing, scrubbing)
     store.on_damage = _telling(healing, heartbeats)
     security = server_security(config, place.path, entry.name)
+    if security.allowed is not None:
+        allowed = AllowList(security.allowed)
+        security, registration.guests = replace(security, allowed=allowed), Guests(allowed)
     server = Server(transport, entry.address, cluster_id=cluster, security=security)
     for number, handler in service.handlers().items():
         server.register(api.CATALOGUE.by_number[number], handler)

@@ -15,6 +15,7 @@ from metadata.state.command import (
     AdvanceEpoch,
     CommandKind,
     Format,
+    IntroduceServer,
     Nothing,
     Reclaim,
     RegisterServer,
@@ -180,3 +181,24 @@ def test_every_slot_belongs_to_group_0_until_the_table_says_otherwise(world: Wor
     assert {world.machine.group_of(ino) for ino in (1, 1 << 44, (1 << 64) - 1)} == {0}
     world.tables.put(keys.slot(5), keys.NUMBER.pack(3))
     assert [world.machine.group_of(slot << 44) for slot in (4, 5, 6)] == [0, 3, 3]
+
+
+def test_introduced_servers_are_known_by_their_keys(world: World) -> None:
+    first, second = "k" * 40, "j" * 40
+    told = world.run(CommandKind.INTRODUCE_SERVER, IntroduceServer("s1", "tcp://h:1", first))
+    assert isinstance(told, api.ServerRecord) and (told.server, told.public_key) == (0, first)
+    before = world.machine.introduced
+    world.run(CommandKind.INTRODUCE_SERVER, IntroduceServer("s1", "tcp://h:1", first))
+    assert world.machine.introduced is before, "nothing changed"
+    assert register(world, name="s1", address="tcp://h:1").public_key == first
+    assert register(world, 2, name="s1", address="tcp://h:2").public_key == "", "somebody else"
+    assert register(world, 3, public_key=second).public_key == second
+    world.run(CommandKind.INTRODUCE_SERVER, IntroduceServer("s2", "tcp://h:2", second))
+    world.sound()
+    assert Machine(world.tables).introduced == world.machine.introduced
+    world.run(CommandKind.INTRODUCE_SERVER, IntroduceServer("s1", ""))
+    assert [known.name for known in world.machine.introduced] == ["s2"]
+    for name, key in (("", first), ("n" * 5000, first), ("s", "short")):
+        refused = world.run(CommandKind.INTRODUCE_SERVER, IntroduceServer(name, "a", key))
+        assert isinstance(refused, FsError) and refused.code is Code.INVALID
+    world.sound()

@@ -30,7 +30,7 @@ class ChunkServer:
         self.address = f"storage-{number}"
         self.disk = disk
         self.store: BlockStore = open_store(disk, seed=number, segment_bytes=1 << 26, **options)
-        self.peers = Peers(lambda address: Connection(transport, address, api.CATALOGUE, cluster_id=CLUSTER))
+        self.peers = Peers(lambda other: Connection(transport, other.address, api.CATALOGUE, cluster_id=CLUSTER))
         self.committer = Committer(self.store)
         self.finished = 0  # orders
         self.asked = 0  # for a newer table
