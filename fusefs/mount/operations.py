@@ -76,6 +76,11 @@ class Operations(pyfuse3.Operations):
             return entry_of(attr)
         return entry_of(attr, cache.attr_s(attr) if new else 0, cache.name_s(parent, name, attr.ino))
 
+    def _heard(self, ctx: pyfuse3.RequestContext) -> None:
+        """This thread asks for something: the kernel has looked at whatever it was answered before."""
+        if self.cache is not None:
+            self.cache.proven(ctx.pid)
+
     def _umask(self, ctx: pyfuse3.RequestContext) -> int:
         return int(ctx.umask) if self.unmasked() else 0
 
@@ -95,8 +100,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         cache = self.cache
-        if cache is not None:
-            cache.proven(ctx.pid)
+        self._heard(ctx)
         try:
             attr = await self.volume.lookup(parent_inode, name)
         except FsError as error:
@@ -123,8 +127,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        if self.cache is not None:
-            self.cache.proven(ctx.pid)
+        self._heard(ctx)
         attr = await self.volume.getattr(inode)
         if self.kernel.told(attr):
             await self._dropper.drop_now(inode)  # the read that asks must not find them
@@ -139,6 +142,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
+        self._heard(ctx)
         with self.mappable.truncating(inode, fields.update_size):
             changed = await self.volume.setattr(
                 inode,
@@ -157,12 +161,14 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        self._heard(ctx)
         return await self.volume.readlink(inode)
 
     @locked
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        self._heard(ctx)
         self._creating(parent_inode, name)
         attr = await self.volume.mknod(parent_inode, name, mode, rdev, ctx.uid, ctx.gid, self._umask(ctx))
         return await self._entry(parent_inode, name, attr)
@@ -171,22 +177,26 @@ class Operations(pyfuse3.Operations):
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        self._heard(ctx)
         self._creating(parent_inode, name)
         attr = await self.volume.mkdir(parent_inode, name, mode, ctx.uid, ctx.gid, self._umask(ctx))
         return await self._entry(parent_inode, name, attr)
 
     @locked
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._heard(ctx)
         await self.volume.unlink(parent_inode, name)
 
     @locked
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._heard(ctx)
         await self.volume.rmdir(parent_inode, name)
 
     @locked
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        self._heard(ctx)
         self._creating(parent_inode, name)
         attr = await self.volume.symlink(parent_inode, name, target, ctx.uid, ctx.gid)
         return await self._entry(parent_inode, name, attr)
@@ -201,6 +211,7 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
+        self._heard(ctx)
         wanted = 0
         if flags & pyfuse3.RENAME_NOREPLACE:
             wanted |= RENAME_NOREPLACE
@@ -224,6 +235,7 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        self._heard(ctx)
         self._creating(new_parent_inode, new_name)
         self.busy.enter(new_parent_inode)
         try:
@@ -234,6 +246,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        self._heard(ctx)
         # Only asked when the kernel does not check permissions itself.
         attr = await self.volume.getattr(inode)
         groups = {ctx.gid} | pyfuse3.get_sup_groups(ctx.pid)
@@ -245,6 +258,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        self._heard(ctx)
         self.files.check_room()
         self._creating(parent_inode, name)
         handle, attr = await self.volume.create(parent_inode, name, mode, flags, ctx.uid, ctx.gid, self._umask(ctx))
@@ -254,8 +268,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         self.files.check_room()
-        if self.cache is not None:
-            self.cache.proven(ctx.pid)
+        self._heard(ctx)
         with self.mappable.truncating(inode, bool(flags & os.O_TRUNC)):
             handle = await self.volume.open(inode, flags, ctx.uid)
         return self._opened(handle)
@@ -296,6 +309,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        self._heard(ctx)
         self._directories.check_room()
         return self._directories.add(await self.volume.opendir(inode))
 
@@ -345,6 +359,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._heard(ctx)
         _check_xattr(name)
         drop_setgid = name == _ACCESS_ACL and await self._loses_setgid(inode, ctx)
         await self.volume.setxattr(inode, name, value, drop_setgid=drop_setgid)
@@ -359,16 +374,19 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        self._heard(ctx)
         _check_xattr(name)
         return await self.volume.getxattr(inode, name)
 
     @handler
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        self._heard(ctx)
         names = await self.volume.listxattr(inode)
         return names if ctx.uid == 0 else [name for name in names if not name.startswith(_TRUSTED_XATTR)]
 
     @handler
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._heard(ctx)
         _check_xattr(name)
         await self.volume.removexattr(inode, name)
 

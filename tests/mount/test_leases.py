@@ -14,7 +14,7 @@ import pytest
 from node.wire.limits import SESSION_LEASE_S
 from tests.harness import LONG, Cluster, cluster, need_fuse, wait_for
 
-TRIALS = 1000 if LONG else 200
+TRIALS = 1000 if LONG else 100
 
 
 @pytest.fixture
@@ -56,15 +56,6 @@ def look_after_change(change: Callable[[int], object], look: Callable[[int], obj
     print(f"{kind}: first look p50 {took[len(took) // 2] * 1e3:.2f} ms, p99 {took[len(took) * 99 // 100] * 1e3:.2f} ms")
 
 
-def test_attributes(work: Path, other: Path) -> None:
-    (work / "f").touch()
-
-    def look(i: int) -> None:
-        assert i < 0 or mode(other / "f") == 0o400 | i % 64
-
-    look_after_change(lambda i: (work / "f").chmod(0o400 | i % 64), look, "attributes")
-
-
 def test_attributes_of_an_open_file(work: Path, other: Path) -> None:
     (work / "f").touch()
     with open(other / "f", "rb") as f:
@@ -73,16 +64,6 @@ def test_attributes_of_an_open_file(work: Path, other: Path) -> None:
             assert i < 0 or os.fstat(f.fileno()).st_mode & 0o777 == 0o400 | i % 64
 
         look_after_change(lambda i: (work / "f").chmod(0o400 | i % 64), look, "attributes of an open file")
-
-
-def test_data_after_close(work: Path, other: Path) -> None:
-    def change(i: int) -> None:
-        (work / "f").write_bytes(b"%08d" % i * 600)
-
-    def look(i: int) -> None:
-        assert i < 0 or (other / "f").read_bytes() == b"%08d" % i * 600
-
-    look_after_change(change, look, "data after close")
 
 
 def test_data_of_an_open_file(work: Path, other: Path) -> None:
@@ -234,7 +215,7 @@ def test_own_changes_show_at_once(work: Path) -> None:
 def test_two_mounts_create_in_one_directory(work: Path, other: Path) -> None:
     """Each create recalls the directory from the other mount, whose own create holds the kernel's lock on it."""
     took: list[float] = []
-    count = TRIALS
+    count = 5 * TRIALS
 
     def create(top: Path, prefix: str) -> None:
         for i in range(count):
@@ -251,7 +232,8 @@ def test_two_mounts_create_in_one_directory(work: Path, other: Path) -> None:
     assert len(took) == 2 * count
     expected = sorted(f"{prefix}{i}" for prefix in "ab" for i in range(count))
     assert sorted(os.listdir(work)) == sorted(os.listdir(other)) == expected
-    print(f"two mounts create in one directory: p50 {took[count] * 1e3:.1f} ms, p99 {took[-count // 50] * 1e3:.1f} ms")
+    p50, p99, most = (took[place] * 1e3 for place in (count, -1 - count // 50, -1))
+    print(f"two mounts create in one directory: p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {most:.1f} ms")
     assert took[-1] < SESSION_LEASE_S - 1, "a recall waited for a lease to end"
 
 
