@@ -69,6 +69,7 @@ from metadata.operations import (
     VolumeStat,
     Walk,
 )
+from metadata.placement import STRATEGIES
 from node.wire.catalogue import Catalogue, Method
 from storage.api import Heartbeat, HeartbeatReply, MemberAddress
 
@@ -78,6 +79,7 @@ __all__ = [  # what the outside may use
     "ATTR_ACCESS_ACL",
     "ATTR_DEFAULT_ACL",
     "RENAME_EXCHANGE",
+    "STRATEGIES",
     "RENAME_NOREPLACE",
     "TIME_NOW",
     "XATTR_CREATE",
@@ -163,6 +165,7 @@ __all__ = [  # what the outside may use
     "GetHealing",
     "HealingReply",
     "ServerHealing",
+    "SetStrategy",
     "StartScrub",
     "GarbageReply",
     "CATALOGUE",
@@ -483,7 +486,8 @@ class GetHealing(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ServerHealing(msgspec.Struct, frozen=True, array_like=True):
-    """A chunk server: how many groups it has, how many it should have by its weight, and its last word on scrubbing."""
+    """A chunk server: how many groups it has, how many it should have by its weight if they were all alike, what it
+    stores of its groups and should store, and its last word on scrubbing."""
 
     record: ServerRecord
     groups: int
@@ -495,6 +499,7 @@ class ServerHealing(msgspec.Struct, frozen=True, array_like=True):
     scrub_done_bytes: int = 0
     scrub_total_bytes: int = 0
     scrub_damaged: int = 0
+    target_bytes: float = 0.0
 
 
 class HealingReply(msgspec.Struct, frozen=True, array_like=True):
@@ -509,12 +514,21 @@ class HealingReply(msgspec.Struct, frozen=True, array_like=True):
     orders: int
     pulled_blocks: int
     scrub_order: int = 0
+    strategy: str = ""  # of placement
 
 
 class StartScrub(msgspec.Struct, frozen=True, array_like=True):
     """Have every chunk server begin a pass over all it stores now, at this rate (0: the usual one)."""
 
     bytes_per_s: int = 0
+
+
+class SetStrategy(msgspec.Struct, frozen=True, array_like=True):
+    """Choose how chunk servers are chosen from now on: weighted, round-robin or random. Groups whose row should be
+    another one change, some at a time: new members take the writes at once, and older data follow. INVALID: there is no
+    such strategy."""
+
+    strategy: str
 
 
 class ChangeServer(msgspec.Struct, frozen=True, array_like=True):
@@ -577,6 +591,7 @@ CATALOGUE = Catalogue(
         Method(0x230, GetHealing, HealingReply),
         Method(0x231, StartScrub, HealingReply),
         Method(0x232, ChangeServer, ServerRecord),
+        Method(0x233, SetStrategy, HealingReply),
         Method(0x221, ListReferences, References),
         Method(0x222, FindReferences, References),
     ],

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from metadata.placement import RANDOM, WEIGHTED, Candidate, Domains, Table, plan, score, weight_of
 
 SLACK = 1.0  # slots: a difference between two servers that no move can make smaller
+BYTES_SLACK = 1.5  # the same in bytes, which change all the time: no group moves for less
 
 
 class Move(NamedTuple):
@@ -53,6 +54,15 @@ def slots(rows: Sequence[Sequence[int]]) -> dict[int, int]:
     return counts
 
 
+def loads(rows: Sequence[Sequence[int]], sizes: Sequence[float] | None = None) -> dict[int, float]:
+    """Add up the sizes of every server's slots; without ``sizes`` each counts 1."""
+    counts: dict[int, float] = {}
+    for number, row in enumerate(rows):
+        for server in row:
+            counts[server] = counts.get(server, 0.0) + (1.0 if sizes is None else sizes[number])
+    return counts
+
+
 def moves(
     rows: Sequence[Sequence[int]],
     candidates: Sequence[Candidate],
@@ -60,12 +70,15 @@ def moves(
     limit: int,
     movable: Collection[int],
     takers: Collection[int] | None = None,
+    sizes: Sequence[float] | None = None,
+    slack: float = SLACK,
 ) -> list[Move]:
     """Return at most ``limit`` moves, at most one a group, of ``movable`` groups. ``rows``: who will have each group
-    when everything under way is done. ``takers``: who may take more; None: all."""
+    when everything under way is done. ``takers``: who may take more; None: all. ``sizes``: what each group's slots
+    count, 1 on average."""
     by_id = {candidate.server: candidate for candidate in candidates}
-    counts = slots(rows)
-    surplus = {server: counts.get(server, 0) - wanted[server] for server in by_id}
+    counts = loads(rows, sizes)
+    surplus = {server: counts.get(server, 0.0) - wanted[server] for server in by_id}
     held: dict[int, set[int]] = {server: set() for server in by_id}
     for group in movable:
         for server in rows[group]:
@@ -73,12 +86,13 @@ def moves(
                 held[server].add(group)
     found: list[Move] = []
     while len(found) < limit:
-        move = _best(rows, by_id, surplus, held, takers)
+        move = _best(rows, by_id, surplus, held, takers, sizes, slack)
         if move is None:
             break
         found.append(move)
-        surplus[move.source] -= 1
-        surplus[move.target] += 1
+        size = 1.0 if sizes is None else sizes[move.group]
+        surplus[move.source] -= size
+        surplus[move.target] += size
         for server in rows[move.group]:
             held.get(server, set()).discard(move.group)
     return found
@@ -86,17 +100,24 @@ def moves(
 
 def _best(
     rows: Sequence[Sequence[int]], by_id: Mapping[int, Candidate], surplus: Mapping[int, float],
-    held: Mapping[int, set[int]], takers: Collection[int] | None,
+    held: Mapping[int, set[int]], takers: Collection[int] | None, sizes: Sequence[float] | None, slack: float,
 ) -> Move | None:
+    largest = 1.0 if sizes is None else max(sizes, default=1.0)
     able = [server for server in surplus if by_id[server].weight > 0.0 and (takers is None or server in takers)]
     poor = sorted(able, key=lambda server: (surplus[server], server))
     for source in sorted(surplus, key=lambda server: (-surplus[server], server)):
         for target in poor:
-            if surplus[source] - surplus[target] <= SLACK:
+            gap = surplus[source] - surplus[target]
+            if gap <= slack:
                 break
             groups = [g for g in held[source] if target not in rows[g] and _no_worse(rows[g], by_id, source, target)]
+            if sizes is not None:
+                groups = [g for g in groups if sizes[g] < gap]  # else the two would only change places
             if groups:
-                best = max(groups, key=lambda g: (score(g, target, by_id[target].weight), -g))
+                near = sizes if sizes is not None and gap < 2 * largest else None  # so near that it matters which
+                best = max(groups, key=lambda g: (
+                    -abs(near[g] - gap / 2) if near is not None else 0.0, score(g, target, by_id[target].weight), -g
+                ))
                 return Move(best, source, target)
     return None
 

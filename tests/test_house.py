@@ -21,7 +21,8 @@ PACKAGES = ("node", "storage", "metadata", "fusefs")
 PURE = (
     "node/wire/", "metadata/raft/", "metadata/state/",
     "metadata/rows.py", "metadata/balance.py", "metadata/placement.py",
-    "storage/table.py", "metadata/server/healing.py", "metadata/server/orders.py", "metadata/server/census.py",
+    "storage/table.py", "metadata/server/shares.py",
+    "metadata/server/healing.py", "metadata/server/orders.py", "metadata/server/census.py",
 )  # fmt: skip
 ALLOWED = set(
     "setup.cfg README.md fusefs metadata storage tests systemd node pyproject.toml setup.py Makefile LICENSE "

@@ -11,7 +11,7 @@ from fusefs.cli.layout import config_path_of
 from fusefs.cli.options import as_size, client_keys, key_option, output_of, with_json
 from fusefs.cli.output import count
 from fusefs.cli.watching import Step, watch
-from metadata.api import HealingReply, StartScrub
+from metadata.api import STRATEGIES, HealingReply, SetStrategy, StartScrub
 from node.host.cluster import load_cluster
 from node.host.exitcodes import Exit
 from node.host.units import format_size
@@ -21,13 +21,17 @@ SETTLED_LOOKS = 4  # so often in a row nothing may be left to do: a server that 
 
 @click.command()
 @click.argument("cluster", type=click.Path())
+@click.option("--strategy", type=click.Choice(sorted(STRATEGIES)), help="Choose servers in this way from now on.")
 @key_option
 @with_json
 @click.pass_context
-def rebalance(context: click.Context, cluster: str, key: Path | None) -> None:
-    """Wait until the data of CLUSTER are spread by the weights of its chunk servers.
+def rebalance(context: click.Context, cluster: str, key: Path | None, strategy: str | None) -> None:
+    """Wait until the data of CLUSTER are spread as they should be: by the weights of its chunk servers, unless another
+    strategy was chosen.
 
-    Groups move by themselves, some at a time, while reads and writes go on; this shows how far that is.
+    Groups move by themselves, some at a time, while reads and writes go on; this shows how far that is. With --strategy
+    what is written goes where the new strategy wants it from then on, and the rest follows: weighted spreads bytes by
+    weight, round-robin gives everybody as many groups, random draws for each group.
     """
     path = config_path_of(cluster)
     config = load_cluster(path)
@@ -39,16 +43,17 @@ def rebalance(context: click.Context, cluster: str, key: Path | None) -> None:
         calm = 0 if left else calm + 1
         return Step(left, f"{count(left, 'group')} to move", calm >= SETTLED_LOOKS)
 
-    reply = trio.run(watch, config, client_keys(config, path, key), step, "rebalancing")
+    first = SetStrategy(strategy) if strategy else None
+    reply = trio.run(watch, config, client_keys(config, path, key), step, "rebalancing", first)
     output = output_of(context)
     rows = [found for found in reply.servers if found.record.state != "out"]
-    output.document({"servers": [
+    output.document({"strategy": reply.strategy, "servers": [
         {"name": found.record.name, "groups": found.groups, "target_groups": round(found.target, 1),
-         "stored_bytes": found.stored_bytes} for found in rows
+         "stored_bytes": found.stored_bytes, "target_bytes": round(found.target_bytes)} for found in rows
     ]})
     for found in rows:
-        stored = format_size(found.stored_bytes)
-        output.line(f"{found.record.name}: {found.groups} groups of {found.target:.1f}, {stored}")
+        stored = f"{format_size(found.stored_bytes)} of {format_size(round(found.target_bytes))}"
+        output.line(f"{found.record.name}: {found.groups} groups, {stored}")
 
 
 @click.command()

@@ -59,6 +59,15 @@ class Census:
         held = self._held.get(server, {}).get(group)
         return held.stored_bytes if held is not None else 0
 
+    def sizes(self, groups: Sequence[Group]) -> list[int] | None:
+        """What each group stores on whoever has the most of it; None while nobody was asked."""
+        if not self._held:
+            return None
+        return [
+            max([self.stored_bytes(server, number) for server in group.servers], default=0)
+            for number, group in enumerate(groups)
+        ]
+
     def total_bytes(self, server: int) -> int:
         """What a server stores of all groups."""
         return sum(digest.stored_bytes for digest in self._held.get(server, {}).values())

@@ -120,10 +120,12 @@ class Fleet:
     # --- placement -------------------------------------------------------------------------------------------
 
     def table_change(
-        self, servers: Sequence[ServerRecord], table: Table, epoch: int, now_s: float
+        self, servers: Sequence[ServerRecord], table: Table, epoch: int, now_s: float, strategy: str = ""
     ) -> Optional[SetTable]:
         """Return the next step towards the ideal table of a volume that holds nothing and that nobody writes to, None
-        where there is none. The first one waits TABLE_SETTLE_S for all servers that are expected."""
+        where there is none. The first one waits TABLE_SETTLE_S for all servers that are expected. ``strategy``: the
+        volume's, empty while it has none; then it gets that of the configuration."""
+        strategy = strategy or self.strategy
         candidates = [
             Candidate(record.server, record.weight, record.host, record.rack)
             for record in servers
@@ -134,9 +136,9 @@ class Fleet:
         if not table and len(candidates) < self.expected and now_s - self._since_s < TABLE_SETTLE_S:
             return None
         groups = len(table) or group_count(len(candidates))
-        wanted = ideal(candidates, self.replicas, groups, self.strategy)
+        wanted = ideal(candidates, self.replicas, groups, strategy)
         current = table or ((),) * groups
         items = [TableItem(group, row) for group, row in enumerate(wanted) if row != current[group]]
         if not items:
             return None
-        return SetTable(epoch, tuple(items[:TABLE_ITEMS_MAX]), 0 if table else groups, strategy=self.strategy)
+        return SetTable(epoch, tuple(items[:TABLE_ITEMS_MAX]), 0 if table else groups, strategy=strategy)

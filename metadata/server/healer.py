@@ -12,8 +12,8 @@ from typing import Any
 
 import trio
 
-from metadata.api import ChangeServer, HealingReply, ServerRecord, StartScrub
-from metadata.placement import WEIGHTED
+from metadata.api import ChangeServer, HealingReply, ServerRecord, SetStrategy, StartScrub
+from metadata.placement import STRATEGIES, WEIGHTED
 from metadata.server.collector import CallServer, Group
 from metadata.server.fleet import Fleet
 from metadata.server.healing import Healing, Volume
@@ -174,12 +174,15 @@ class Healer:
     # --- commands --------------------------------------------------------------------------------------------
 
     def handle(self, call: Call) -> None:
-        """Answer GetHealing, StartScrub and ChangeServer."""
+        """Answer GetHealing, StartScrub, ChangeServer and SetStrategy."""
         self._group.check()
         if self._nursery is None or self._term != self._group.term or not self._machine.formatted:
             raise FsError(Code.RETRY, "the leader has only just begun")
         if isinstance(call.request, ChangeServer):
             self._nursery.start_soon(self._change_server, call, call.request)
+            return
+        if isinstance(call.request, SetStrategy):
+            self._nursery.start_soon(self._set_strategy, call, call.request.strategy)
             return
         if isinstance(call.request, StartScrub):
             self.healing.orders.scrub(call.request.bytes_per_s, True)
@@ -200,6 +203,22 @@ class Healer:
                 taken_back = IntroduceServer(request.name, record.address)
                 await self._group.propose(CommandKind.INTRODUCE_SERVER, taken_back)
             call.reply(record)
+        except FsError as error:
+            call.fail(error)
+
+    async def _set_strategy(self, call: Call, strategy: str) -> None:
+        try:
+            if strategy not in STRATEGIES:
+                raise FsError(Code.INVALID, f"{strategy[:64]!r} is no placement strategy")
+            while self._machine.strategy != strategy:
+                change = SetTable(self._machine.pg_epoch, (), strategy=strategy)
+                try:
+                    await self._group.propose(CommandKind.SET_TABLE, change)
+                except FsError as error:
+                    if error.code is not Code.STALE_EPOCH:  # rows changed meanwhile
+                        raise
+            log.info("placement strategy", strategy=strategy)
+            call.reply(self.progress())
         except FsError as error:
             call.fail(error)
 

@@ -7,19 +7,19 @@ remembered begins with a leadership and ends with it; whatever must not be forgo
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from metadata.api import HealingReply, ServerHealing, ServerRecord
-from metadata.balance import Move, moves, slots, targets
-from metadata.placement import Candidate, Domains, score, weight_of
-from metadata.rows import DRAINING, OUT, View, joined, live_copies, prospects, readings, settled, vacancies
+from metadata.balance import Move, slots
+from metadata.placement import Candidate
+from metadata.rows import DRAINING, OUT, View, joined, live_copies, readings, settled, vacancies
 from metadata.server.census import Census
 from metadata.server.fleet import Fleet
 from metadata.server.orders import OrderBook
+from metadata.server.shares import Draws, Shares
 from metadata.state.command import SetServerState, SetTable, TableItem
 from metadata.state.records import Group
 from node.wire.errors import Code, FsError
@@ -46,6 +46,7 @@ class Healing:
         self._noout_s = noout_s
         self._again_s = HEAL_AGAIN_ASKS * ask_s
         self._reconcile: dict[int, float] = {}  # groups whose members shall read from each other, since when
+        self._draws = Draws()
         self._since_s = now_s
         self.counts = {"suspect": 0, "out": 0, "back": 0, "substitutes": 0, "moves": 0}
 
@@ -95,7 +96,7 @@ class Healing:
 
     def table_change(self, volume: Volume, view: View, candidates: Sequence[Candidate]) -> SetTable | None:
         """The next change of rows that is due: what reports allow, substitutes, and moves for balance."""
-        shares = _Shares(volume, view, candidates)
+        shares = self._shares(volume, view, candidates)
         changed: dict[int, Group] = {}
         for number, group in enumerate(volume.groups):
             read = self.orders.read_by(number, group.changed, group.servers)
@@ -107,7 +108,11 @@ class Healing:
         items = tuple([TableItem(n, g.servers, g.filling, g.leaving) for n, g in sorted(changed.items())])
         return SetTable(volume.pg_epoch, items[:TABLE_ITEMS_MAX], keep=True) if items else None
 
-    def _substitute(self, volume: Volume, view: View, shares: _Shares, changed: dict[int, Group]) -> None:
+    def _shares(self, volume: Volume, view: View, candidates: Sequence[Candidate]) -> Shares:
+        sizes = self.census.sizes(volume.groups)
+        return Shares(volume.groups, volume.servers, volume.strategy, view, candidates, sizes, self._draws)
+
+    def _substitute(self, volume: Volume, view: View, shares: Shares, changed: dict[int, Group]) -> None:
         """Let substitutes join where copies or living members lack; those with the fewest living copies first."""
         drains = sum(bool(group.filling or group.leaving) for group in volume.groups)
         order = sorted(range(len(volume.groups)), key=lambda n: (live_copies(volume.groups[n], view), n))
@@ -126,10 +131,10 @@ class Healing:
                 if server is None:
                     break
                 group = changed[number] = joined(group, server, volume.pg_epoch + 1)
-                shares.takes(server)
+                shares.takes(server, number)
                 self.counts["substitutes"] += 1
 
-    def _balance(self, volume: Volume, view: View, shares: _Shares, changed: dict[int, Group]) -> None:
+    def _balance(self, volume: Volume, view: View, shares: Shares, changed: dict[int, Group]) -> None:
         """Move groups towards the weights: only while nothing else is under way but moves, and only so many."""
         if changed or any(vacancies(group, view) for group in volume.groups):
             return
@@ -139,12 +144,10 @@ class Healing:
             self.counts["moves"] += 1
 
     @staticmethod
-    def wanted_moves(volume: Volume, view: View, shares: _Shares, limit: int) -> list[Move]:
+    def wanted_moves(volume: Volume, view: View, shares: Shares, limit: int) -> list[Move]:
         """Which groups would move now."""
         calm = {n for n, g in enumerate(volume.groups) if not g.filling and not g.leaving and _whole(g, view)}
-        rows = [shares.future(number, group) for number, group in enumerate(volume.groups)]
-        takers = {candidate.server for candidate in shares.candidates}
-        return moves(rows, list(shares.by_id.values()), shares.targets, limit, calm, takers) if limit > 0 else []
+        return shares.moves(volume.groups, limit, calm) if limit > 0 else []
 
     # --- orders ----------------------------------------------------------------------------------------------
 
@@ -189,7 +192,7 @@ class Healing:
         self, volume: Volume, view: View, candidates: Sequence[Candidate], records: Sequence[ServerRecord]
     ) -> HealingReply:
         """How far everything is; ``records`` are the servers with what heartbeats tell."""
-        shares = _Shares(volume, view, candidates)
+        shares = self._shares(volume, view, candidates)
         rows = slots([group.servers for group in volume.groups])
         lacking = 0
         for number, group in enumerate(volume.groups):
@@ -204,11 +207,13 @@ class Healing:
             self.orders.under_way(),
             self.orders.pulled,
             self.orders.scrub_order,
+            volume.strategy,
         )
 
-    def _server(self, record: ServerRecord, rows: Mapping[int, int], shares: _Shares) -> ServerHealing:
+    def _server(self, record: ServerRecord, rows: Mapping[int, int], shares: Shares) -> ServerHealing:
         server, target = record.server, shares.targets.get(record.server, 0.0)
-        found = ServerHealing(record, rows.get(server, 0), target, self.census.total_bytes(server))
+        stored_bytes, target_bytes = self.census.total_bytes(server), shares.target_bytes(server)
+        found = ServerHealing(record, rows.get(server, 0), target, stored_bytes, target_bytes=target_bytes)
         scrub = self.orders.scrubs.get(server)
         if scrub is None:
             return found
@@ -251,67 +256,6 @@ class Healing:
                 raise FsError(Code.BUSY, f"{name} answers: stop it first, if its data are to be given up")
             return None if record.note == "lost" else SetServerState(server, OUT, note="lost")
         raise FsError(Code.INVALID, f"{action} is nothing that a chunk server can be asked for")
-
-
-class _Shares:
-    """Slots and targets of everybody, kept up to date while changes are made up.
-
-    A row with more members than it needs will lose some: here it is decided who, so that all rows together come close
-    to the targets."""
-
-    def __init__(self, volume: Volume, view: View, candidates: Sequence[Candidate]) -> None:
-        self.candidates = candidates
-        self._view = view
-        self._strategy = volume.strategy
-        self.by_id = {
-            r.server: Candidate(r.server, r.weight, r.host, r.rack) for r in volume.servers if view.staying(r.server)
-        }
-        self.targets = targets(list(self.by_id.values()), volume.replicas, len(volume.groups), volume.strategy)
-        rows = [prospects(group, view) for group in volume.groups]
-        self._counts = slots(rows)
-        self._leavers: dict[int, set[int]] = {}
-        for number, (group, row) in enumerate(zip(volume.groups, rows)):
-            for _ in range(len(row) - view.replicas):
-                gone = self._leavers.setdefault(number, set())
-                old = [s for s in row if s not in group.filling and s not in gone]
-                if not old:
-                    break
-                leaver = max(old, key=lambda s: (self.surplus(s), s))
-                gone.add(leaver)
-                self._counts[leaver] -= 1
-
-    def future(self, number: int, group: Group) -> tuple[int, ...]:
-        """Who will have a group when everything under way is done."""
-        gone = self._leavers.get(number, ())
-        return tuple([server for server in prospects(group, self._view) if server not in gone])
-
-    def preference(self, number: int) -> Callable[[int], float]:
-        """Whom the row of this group gives up rather."""
-        gone = self._leavers.get(number, ())
-        return lambda server: math.inf if server in gone else self.surplus(server)
-
-    def surplus(self, server: int) -> float:
-        """Slots above the target."""
-        return self._counts.get(server, 0) - self.targets.get(server, 0.0)
-
-    def takes(self, server: int) -> None:
-        """Note that a server gets one more slot."""
-        self._counts[server] = self._counts.get(server, 0) + 1
-
-    def best(self, number: int, group: Group) -> int | None:
-        """Who is to join a row: in the least crowded domain, of those the one that has the least of its share."""
-        domains = Domains()
-        for server in prospects(group, self._view):
-            domains.place(self.by_id[server])
-        free = [c for c in self.candidates if c.server not in group.servers and c.weight > 0.0]
-        if not free:
-            return None
-
-        def rank(candidate: Candidate) -> tuple[int, int, int, float]:
-            drawn = score(number, candidate.server, weight_of(candidate, self._strategy))
-            return (*domains.crowding(candidate), int(self.surplus(candidate.server)), -drawn)
-
-        return min(free, key=rank).server
 
 
 def _whole(group: Group, view: View) -> bool:

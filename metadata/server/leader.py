@@ -276,7 +276,9 @@ class Leader:
         machine = self._machine
         if machine.table and not self.unused:
             return  # row by row, then: see ``healer``
-        change = self.fleet.table_change(machine.servers(), machine.table, machine.pg_epoch, now_s)
+        change = self.fleet.table_change(
+            machine.servers(), machine.table, machine.pg_epoch, now_s, machine.strategy
+        )
         if change is not None:
             self._counts["tables"] += 1
             log.info("placement changes", groups=len(change.items), epoch=machine.pg_epoch)

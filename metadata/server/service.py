@@ -76,6 +76,7 @@ class Service:
             api.GetHealing: healing or self.misdirected,
             api.StartScrub: healing or self.misdirected,
             api.ChangeServer: healing or self.misdirected,
+            api.SetStrategy: healing or self.misdirected,
             api.FindReferences: self.find_references,
         }
         assert self._handlers.keys() == api.CATALOGUE.by_request.keys()

@@ -31,7 +31,11 @@ def test_servers_are_listed(running: Cluster) -> None:
     )  # fmt: skip
     assert "storage-1" in run(FUSEFS, "server", "list", running.config).stdout
     balanced = json.loads(run(FUSEFS, "rebalance", running.config, "--json").stdout)
-    assert [found["groups"] for found in balanced["servers"]] == [64]
+    assert [found["groups"] for found in balanced["servers"]] == [64] and balanced["strategy"] == "weighted"
+    for strategy in ("round-robin", "random", "weighted"):
+        done = run(FUSEFS, "rebalance", running.config, "--strategy", strategy, "--json")
+        assert json.loads(done.stdout)["strategy"] == strategy
+    refused("rebalance", running.config, "--strategy", "odd", code=2)
     assert json.loads(run(FUSEFS, "scrub", running.config, "--json").stdout)["damaged_blocks"] == 0
 
 

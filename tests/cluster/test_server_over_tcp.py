@@ -57,7 +57,7 @@ def test_a_server_is_added_over_tcp_and_nothing_is_restarted(cluster: Cluster, t
     done = json.loads(run(FUSEFS, "rebalance", cluster.config, "--json", timeout_s=240).stdout)
     stored = {row["name"]: row["stored_bytes"] for row in done["servers"]}
     mean = sum(stored.values()) / 3
-    assert all(abs(found - mean) <= mean / 5 for found in stored.values()), stored
+    assert all(abs(found - mean) <= mean / 10 for found in stored.values()), stored
     run(FUSEFS, "server", "drain", cluster.config, "storage-1", timeout_s=240)
     run(FUSEFS, "server", "remove", cluster.config, "storage-1")
     check(mount, 1, FILES)
