@@ -60,13 +60,15 @@ class _Drop:
 class Healing:
     """The orders of one server about groups, and its reports. ``take`` and the others from the trio thread only.
 
-    ``own`` returns the server's id; ``finished`` is called when an order is done, so that a heartbeat may tell of it.
+    ``own`` returns the server's id; ``finished`` is called when an order is done, so that a heartbeat may tell of it;
+    ``in_thread`` runs what takes long, as trio.to_thread.run_sync does.
     Groups are made complete in the order in which they were ordered, a few at a time.
     """
 
     def __init__(
         self, store: BlockStore, committer: Committer, connect: Connect, *, own: Callable[[], int],
         finished: Callable[[], None], bytes_per_s: float = SYNC_BYTES_PER_S, table: Optional[KnownTable] = None,
+        in_thread: Callable[..., Awaitable[Any]] = trio.to_thread.run_sync,
     ) -> None:
         self._store = store
         self._committer = committer
@@ -74,6 +76,7 @@ class Healing:
         self._own = own
         self._finished = finished
         self._table = table or KnownTable()
+        self._in_thread = in_thread
         self._pacer = Pacer(bytes_per_s)
         self._jobs: dict[Key, Union[_Sync, _Drop]] = {}
         self._queue: dict[Key, None] = {}  # in this order
@@ -283,7 +286,7 @@ class Healing:
         if not len(reply.body.codes) == len(reply.data) == len(pull.blocks):
             raise FsError(Code.PROTOCOL, f"{len(reply.data)} frames for {len(pull.blocks)} blocks")
         check = partial(_verified, pull, reply.body.codes, reply.data)
-        operations = await trio.to_thread.run_sync(check, limiter=self._threads)
+        operations = await self._in_thread(check, limiter=self._threads)
         good = [operation for operation in operations if not operation.code]
         for operation in operations:
             if operation.code:
@@ -319,7 +322,7 @@ class Healing:
             look = partial(
                 self._store.group_blocks, order.group, order.groups, b"", DROP_BATCH_BLOCKS, _DROPPABLE
             )
-            found = await trio.to_thread.run_sync(look, limiter=self._threads)
+            found = await self._in_thread(look, limiter=self._threads)
             if self._jobs.get(key) is not job:
                 return
             if not allowed():  # from here on, what is put comes after the deletes

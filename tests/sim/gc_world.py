@@ -7,7 +7,7 @@ A second collector may believe that it leads: it sees an older state, and nothin
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -39,8 +39,9 @@ SEGMENT_BYTES = 60_000
 class RealStore(Store):
     """A chunk server on a block store. ``lose_power`` takes whatever was not synced, and the connections."""
 
-    def __init__(self, ident: int, quarantine_s: float) -> None:
+    def __init__(self, ident: int, quarantine_s: float, now_s: Callable[[], float] | None = None) -> None:
         super().__init__(ident)
+        self.now_s = now_s  # None: a clock that hardly moves, and quarantine is always over
         self.disk, self.catalog = FaultDisk(), MemoryCatalog()
         self.quarantine_s = quarantine_s
         self.lives = 0
@@ -50,8 +51,9 @@ class RealStore(Store):
     def _open(self) -> None:
         self.lives += 1
         options = {"segment_bytes": SEGMENT_BYTES, "quarantine_s": self.quarantine_s}
-        self.real: BlockStore = open_store(self.disk, self.catalog, seed=self.ident + 100 * self.lives, **options)
-        self.cleaner = Cleaner(self.real, clock=lambda: 1.9e9)
+        seed = self.ident + 100 * self.lives
+        self.real: BlockStore = open_store(self.disk, self.catalog, seed=seed, now_s=self.now_s, **options)
+        self.cleaner = Cleaner(self.real, clock=self.now_s or (lambda: 1.9e9))
 
     def lose_power(self, random: Random, *, with_catalog: bool = False) -> None:
         self.disk.crash(random)

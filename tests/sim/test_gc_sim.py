@@ -8,7 +8,7 @@ nothing that is unreferenced may be left. With an ingredient of the rule taken o
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from storage.store import EPOCH_MAX
 from tests.harness import LONG, seed
 from tests.sim.gc_world import GcWorld, RealStore
 
-SCHEDULES = 400 if LONG else 16
+SCHEDULES = 400 if LONG else 5
 MINUTES = 4  # simulated, each of dozens of epochs
 RDWR = 2
 POOL = [random.Random(number).randbytes(size) for number in range(12) for size in (700, 9_000)]
@@ -176,15 +176,18 @@ class Schedule:
         self.world.check_nothing_stays()
         self.world.check()
         async with self.world.mount() as volume:
-            for number in range(3):
-                for index in range(6):
-                    try:
-                        attr = await volume.lookup(ROOT_INO, b"%d-%d" % (number, index))
-                    except FsError as error:
-                        assert error.code == Code.NOT_FOUND
-                        continue
-                    await self._verify(volume, attr.ino, attr.size)
+            await self._verify_all(volume)
         assert self.commits > 20, "it was too quiet to prove anything"
+
+    async def _verify_all(self, volume: Volume) -> None:
+        for number in range(3):
+            for index in range(6):
+                try:
+                    attr = await volume.lookup(ROOT_INO, b"%d-%d" % (number, index))
+                except FsError as error:
+                    assert error.code == Code.NOT_FOUND
+                    continue
+                await self._verify(volume, attr.ino, attr.size)
 
     async def _verify(self, volume: Volume, ino: int, size: int) -> None:
         handle = await volume.open(ino, 0)
@@ -196,13 +199,18 @@ class Schedule:
 
 
 def simulate(number: int) -> None:
-    """Run one schedule. The order of trio's tasks follows from the seed too."""
+    """Run one schedule."""
+    run_deterministically(number, Schedule(number).run)
+
+
+def run_deterministically(number: int, life: Callable[[], Awaitable[None]]) -> None:
+    """Run on simulated time. The order of trio's tasks follows from the seed too."""
     import trio._core._run as internals
 
     internals._ALLOW_DETERMINISTIC_SCHEDULING = True
     internals._r = random.Random(number)
     try:
-        trio.run(Schedule(number).run, clock=trio.testing.MockClock(autojump_threshold=0))
+        trio.run(life, clock=trio.testing.MockClock(autojump_threshold=0))
     finally:
         internals._ALLOW_DETERMINISTIC_SCHEDULING = False
         internals._r = random.Random()
@@ -234,7 +242,7 @@ def weakened(what: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(collector, "DISTANCE", 0)
     elif what == "unconditional":
         real = RealStore.delete
-        patch.setattr(RealStore, "delete", lambda store, request: real(store, _any_epoch(request)))
+        patch.setattr(RealStore, "delete", lambda store, request: real(store, any_epoch(request)))
     elif what == "no sweep":
         patch.setattr(collector.Collector, "_sweep", _no_sweep)
     elif what == "forgets early":
@@ -242,7 +250,7 @@ def weakened(what: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def _any_epoch(request: Any) -> Any:
+def any_epoch(request: Any) -> Any:
     return type(request)(request.blocks, EPOCH_MAX, request.pg_epoch)
 
 

@@ -26,12 +26,14 @@ def clock() -> Callable[[], float]:
 
 
 def open_store(
-    disk: FaultDisk, catalog: Catalog | None = None, *, cluster: bytes = CLUSTER, seed: int = 1, **options: Any
+    disk: FaultDisk, catalog: Catalog | None = None, *, cluster: bytes = CLUSTER, seed: int = 1,
+    now_s: Callable[[], float] | None = None, **options: Any,
 ) -> BlockStore:
-    """Open a store; segments of 64 KiB and no reserve unless asked otherwise."""
+    """Open a store; segments of 64 KiB and no reserve unless asked otherwise. Its clock is one that ticks with each
+    question, or ``now_s``."""
     chosen = StoreOptions(**{"segment_bytes": 65_536, "reserve_bytes": 0, "deletion": True, **options})
     made = catalog if catalog is not None else MemoryCatalog()
-    return BlockStore(disk, made, cluster, clock=clock(), random=randomness(seed), options=chosen)
+    return BlockStore(disk, made, cluster, clock=now_s or clock(), random=randomness(seed), options=chosen)
 
 
 def plain(seed: int, size: int = 1000) -> bytes:
