@@ -7,6 +7,7 @@ what is here may be believed now, is decided by ``fusefs.client.leases``.
 
 from __future__ import annotations
 
+import stat
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
@@ -123,6 +124,16 @@ class Facts:
             record.attr = attr
             if record.layout is not None and record.layout.data_version != attr.data_version:
                 self.put_layout(attr.ino, None)
+            if not attr.size and not record.complete and attr.nlink and stat.S_ISDIR(attr.mode):
+                self._empty(record)
+
+    def _empty(self, record: Record) -> None:
+        """A directory of size 0 has no names; the size is of the same lease and the same version as they."""
+        self._weigh(record, -sum(_NAME_BYTES + len(name) for name in record.names))
+        record.names.clear()
+        record.complete = True
+        record.listed = None
+        record.reorder()
 
     def put_name(self, parent: int, name: bytes, ino: int) -> None:
         """What a name means; ABSENT: nothing."""

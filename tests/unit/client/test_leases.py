@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -623,6 +624,49 @@ def test_memory_is_bounded() -> None:
     assert leases.facts.bytes <= 50_000 and leases.facts.evicted
     leases.drop_all()
     assert leases.facts.bytes == 0
+
+
+def test_a_directory_of_size_0_is_known(leases: Leases) -> None:
+    assert leases.granted(leases.ask(0.0), 1, 0.0)
+    facts = leases.facts
+
+    def directory(version: int, size: int, nlink: int = 2) -> api.Attr:
+        return msgspec.structs.replace(attr_of(5, version), mode=0o40755, size=size, nlink=nlink)
+
+    facts.put_attr(directory(3, 1))
+    facts.put_name(5, b"old", 7)
+    assert leases.name(5, b"x", 0.0) is None
+    facts.put_attr(directory(2, 0))
+    assert leases.name(5, b"old", 0.0) == 7 and leases.name(5, b"x", 0.0) is None, "an older answer"
+    facts.put_attr(directory(4, 0))
+    assert leases.name(5, b"x", 0.0) == leases.name(5, b"old", 0.0) == ABSENT
+    before = facts.bytes
+    facts.put_name(5, b"new", 8)
+    facts.put_attr(directory(5, 1))
+    assert leases.name(5, b"new", 0.0) == 8 and leases.name(5, b"x", 0.0) == ABSENT and facts.bytes > before
+    facts.drop(5)
+    facts.put_attr(directory(9, 0, nlink=0))
+    assert leases.name(5, b"x", 0.0) is None, "a removed directory has no names that could be made"
+
+
+async def test_a_name_in_a_fresh_directory_costs_no_question() -> None:
+    world = World(alone=True)
+    async with world.mount() as volume:
+        await volume.mkdir(ROOT_INO, b"d", 0o755, 0, 0)
+        await volume.syncfs()
+    async with world.mount() as volume:
+        attr = await volume.lookup(ROOT_INO, b"d")
+        await volume.mknod(ROOT_INO, b"first", 0o100644, 0, 0, 0)  # has inode numbers fetched
+        await trio.testing.wait_all_tasks_blocked()
+        world.member.requests.clear()
+        with pytest.raises(FsError):
+            await volume.lookup(attr.ino, b"n")
+        made = await volume.mknod(attr.ino, b"n", 0o100644, 0, 0, 0)
+        handle = await volume.opendir(attr.ino)
+        assert [name for name, *_ in await volume.readdir(handle, 0)] == [b"n"]
+        assert (await volume.lookup(attr.ino, b"n")).ino == made.ino
+        assert not [request for request in world.member.requests if isinstance(request, api.Read)]
+    world.check()
 
 
 def test_a_listing_with_a_gap_is_not_complete(leases: Leases) -> None:
