@@ -98,7 +98,7 @@ class FileIO:
     async def close(self, handle: Handle) -> None:
         """Where nobody else can see the file before it has arrived, closing does not wait for that."""
         file = handle.file
-        if not file.idle_data and not (file.removed and file.handles) and self._closing.close(file):
+        if file.idle_data or (not (file.removed and file.handles) and self._closing.close(file)):
             self._writeback.check(handle)
             return
         await self.flush(handle)

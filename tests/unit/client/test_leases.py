@@ -665,6 +665,10 @@ async def test_a_name_in_a_fresh_directory_costs_no_question() -> None:
         handle = await volume.opendir(attr.ino)
         assert [name for name, *_ in await volume.readdir(handle, 0)] == [b"n"]
         assert (await volume.lookup(attr.ino, b"n")).ino == made.ino
+        opened, _ = await volume.create(attr.ino, b"o", 0o644, os.O_WRONLY, 0, 0)
+        await volume.flush(opened)  # nothing is dirty: it does not wait for the journal
+        await volume.release(opened)
+        assert volume._session.journal
         assert not [request for request in world.member.requests if isinstance(request, api.Read)]
     world.check()
 
