@@ -461,7 +461,7 @@ class Session:
     def given_late(self) -> None:
         """Bytes came while the kernel was made to forget. A recall brings them before it is acknowledged; where all
         leases are gone, they go like what an earlier leader let us change: before anything is asked."""
-        self._exclusive_term = LATE if self.recalls.giving_all else self.leases.term or LATE
+        self._exclusive_term = LATE if self.recalls.giving_all else self._exclusive_term or self.leases.term or LATE
 
     async def _bring(self, mutation: Mutation, deadline: float) -> tuple[api.Result, ...]:
         """Have a part of the journal executed. Waits for no recall and names no new leader's term."""

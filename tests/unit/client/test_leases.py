@@ -655,6 +655,7 @@ async def test_a_name_in_a_fresh_directory_costs_no_question() -> None:
         await volume.mkdir(ROOT_INO, b"d", 0o755, 0, 0)
         await volume.syncfs()
     async with world.mount() as volume:
+        volume._session.journal.delay_s = 1000.0
         attr = await volume.lookup(ROOT_INO, b"d")
         await volume.mknod(ROOT_INO, b"first", 0o100644, 0, 0, 0)  # has inode numbers fetched
         await trio.testing.wait_all_tasks_blocked()
