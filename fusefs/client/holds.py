@@ -108,11 +108,13 @@ class Holds:
     async def enter(self, ino: int) -> File:
         """Return the file with one handle more. STALE where this mount has let go of the inode."""
         deadline = self._session.deadline()
+        await self._session.ready(deadline)  # what is opened while there is no session would belong to the last one
         while (event := self._removing.get(ino)) is not None:
             with trio.move_on_at(deadline) as scope:
                 await event.wait()
             if scope.cancelled_caught:
                 raise FsError(Code.TIMEOUT, f"inode {ino} is being removed, without an answer in time")
+            await self._session.ready(deadline)
         if ino in self._released:
             raise FsError(Code.STALE, f"inode {ino} was removed")
         return self._files.take(ino, self._session.incarnation)

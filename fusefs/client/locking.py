@@ -120,6 +120,7 @@ class Locking:
             granted = self._decide(op)
             if granted is None:
                 granted = await self._submit(handle, op, known)
+                self._check(handle)  # a repetition is answered also to a session that was fenced since
             if not granted and wait is None:
                 raise FsError(Code.LOCKED, "somebody else holds a lock")
             known.holds = True  # or will, until the wait has ended
@@ -269,6 +270,8 @@ class Locking:
     def _check(self, handle: Handle) -> None:
         if handle.file.dead is not None:
             raise FsError(handle.file.dead.code, handle.file.dead.detail)
+        if handle.file.incarnation != self._session.incarnation:
+            raise FsError(Code.IO, "the session that had this file open has ended")
 
     async def _commit(self, handle: Handle) -> None:
         """What is written here is seen by whoever gets the lock next: also where he has to recall the file first."""
@@ -291,7 +294,7 @@ class Locking:
         self._counts["unlocks"] += 1
         flock, owner = key
         op = api.Unlock(handle.ino, owner, flock, low, high)
-        if handle.file.dead is not None:
+        if handle.file.dead is not None or handle.file.incarnation != self._session.incarnation:
             return  # all its locks have ended
         try:
             if not self._unlock_here(handle.ino, lockset.wanted(self._session.id, op)):

@@ -289,7 +289,7 @@ class Session:
             return await self._read_for_journal(queries, deadline)
         again = 0
         while True:
-            await self._ready(deadline, changing=False)
+            await self.ready(deadline, changing=False)
             if self.journal.concerns(named(queries)):
                 await self.journal.drain(deadline)
             asked = self.id
@@ -383,7 +383,7 @@ class Session:
         journal: bool = False,
     ) -> Mutation:
         """Number a mutation. Until answered or abandoned it may be finished again and again; it executes once."""
-        await self._ready(deadline, changing=True)
+        await self.ready(deadline, changing=True)
         if incarnation is not None and incarnation != self.incarnation:
             raise FsError(Code.UNKNOWN_SESSION, "the session that this belongs to has ended")
         self._sequence += 1
@@ -571,7 +571,7 @@ class Session:
         if self._room:
             self._room.unpark_all()
 
-    async def _ready(self, deadline: float, *, changing: bool) -> None:
+    async def ready(self, deadline: float, *, changing: bool = False) -> None:
         """Wait for a session, and to change something also for room in its window of results."""
         while not self._opened.is_set() or (changing and self._full()):
             with trio.move_on_at(deadline) as scope:

@@ -660,7 +660,7 @@ async def test_a_name_in_a_fresh_directory_costs_no_question() -> None:
         await volume.mknod(attr.ino, b"first", 0o100644, 0, 0, 0)  # has inode numbers fetched
         with trio.fail_after(60):
             while not volume._session.journal.statistics()["inos"]:
-                await trio.sleep(0.001)
+                await trio.testing.wait_all_tasks_blocked()
         world.member.requests.clear()
         with pytest.raises(FsError):
             await volume.lookup(attr.ino, b"n")

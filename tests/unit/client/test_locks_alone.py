@@ -280,7 +280,7 @@ async def start(truth: Locks) -> list[Volume]:
             {1: link},
             truth.world.dial,
             mount="/m",
-            options=ClientOptions(request_timeout_s=25.0),
+            options=ClientOptions(request_timeout_s=100.0),  # an unlock that is not answered leaves the lock
             now_ns=truth.world.clock,
             random_bytes=truth.world.random_bytes,
         )
