@@ -11,7 +11,7 @@ import trio
 
 from fusefs.cli.options import client_keys, key_option, output_of, with_json
 from fusefs.cli.output import Failure, Progress, count
-from fusefs.client.cloning import Cloned
+from fusefs.client.cloning import Cloned, User
 from fusefs.client.connect import open_volume
 from fusefs.client.options import ClientOptions, Cluster, Peer
 from fusefs.mount import table
@@ -30,8 +30,9 @@ from node.rpc.security import CurveKeys
 def clone(context: click.Context, source: str, target: str, key: Path | None) -> None:
     """Clone the file or tree SRC as DST, which must not exist; both on mounts of one cluster.
 
-    No data is copied: both share the blocks until one of them is changed. Owners, modes, times, extended attributes,
-    hard links and holes are kept; a symbolic link is cloned as such.
+    No data is copied: both share the blocks until one of them is changed. Modes, times, extended attributes, hard links
+    and holes are kept; a symbolic link is cloned as such. Whoever clones has to be allowed to read all of SRC and to
+    make DST. Root keeps owners; what others clone and is not theirs becomes theirs, without setuid and setgid.
     """
     mounts = [_mount_of(source, source), _mount_of(os.path.dirname(os.path.abspath(target)), target)]
     paths = [os.path.realpath(table.cluster_of(mount.source)) for mount in mounts]
@@ -79,10 +80,31 @@ def _check(source: str, parent: str, target: str, name: str) -> None:
     inside = os.path.realpath(parent) + "/"
     if os.path.isdir(source) and not os.path.islink(source) and inside.startswith(real.rstrip("/") + "/"):
         raise Failure(f"{target} is inside {source}: a tree cannot be cloned into itself")
-    if not os.path.islink(source) and not os.access(source, os.R_OK):
-        raise Failure(f"{source}: permission denied")
-    if not os.access(parent, os.W_OK | os.X_OK):
+    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
         raise Failure(f"{parent}: permission denied")
+    if os.geteuid():
+        _check_readable(source)
+
+
+def _check_readable(source: str) -> None:
+    """Have the kernel say whether this user could open all of a tree, as cp(1) would have to. The clone itself is made
+    beside the mount, where nobody asks."""
+    waiting = [source]
+    while waiting:
+        path = waiting.pop()
+        if os.path.islink(path):
+            continue
+        directory = os.path.isdir(path)
+        if not os.access(path, os.R_OK | os.X_OK if directory else os.R_OK, effective_ids=True):
+            raise Failure(f"{path}: permission denied")
+        if directory:
+            waiting += [entry.path for entry in os.scandir(path) if not entry.is_symlink()]
+
+
+def _user() -> User | None:
+    """For whom a clone is made, None for root."""
+    uid = os.geteuid()
+    return User(uid, os.getegid(), frozenset(os.getgroups())) if uid else None
 
 
 async def _clone(
@@ -98,4 +120,4 @@ async def _clone(
 
     options = ClientOptions(leases=False)
     async with open_volume(cluster, keys=keys, mount="fusefs clone", options=options) as volume:
-        return await volume.clone(source, parent, name, told)
+        return await volume.clone(source, parent, name, told, _user())

@@ -28,6 +28,21 @@ RANGE_BYTES = 1024 * MIB  # of one CloneRange; a file with many extents is taken
 INOS_AT_ONCE = 1024
 STEP_TIMEOUT_S = 30.0
 PAUSE_S = 0.05
+_PRIVILEGED = (b"trusted.", b"security.")  # attributes that only root may set
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """For whom a clone is made, where that is not root: what others own becomes his, without setuid and setgid, and
+    attributes that only root may set stay behind. Whether he may read it all is for the caller to find out."""
+
+    uid: int
+    gid: int
+    groups: frozenset[int]
+
+    def may_be(self, attr: api.Attr) -> bool:
+        """Whether what he makes may have this owner and group."""
+        return attr.uid == self.uid and (attr.gid == self.gid or attr.gid in self.groups)
 
 
 @dataclass(slots=True)
@@ -41,10 +56,13 @@ class Cloned:
 
 
 class Cloner:
-    """Makes one clone. ``told`` hears of progress. Runs once."""
+    """Makes one clone. ``told`` hears of progress. Runs once. ``user`` None: root."""
 
-    def __init__(self, session: Session, told: Callable[[Cloned], None] = lambda _: None) -> None:
+    def __init__(
+        self, session: Session, told: Callable[[Cloned], None] = lambda _: None, user: Optional[User] = None
+    ) -> None:
         self._session = session
+        self._user = user
         self._told = told
         self._cloned = Cloned()
         self._ops: list[api.Op] = []
@@ -56,7 +74,8 @@ class Cloner:
     async def clone(self, source: int, parent: int, name: bytes) -> Cloned:
         """Give ``parent`` a new name, which must not exist (EXISTS), for a clone of ``source`` and all below it.
 
-        Owners, modes, times (ctime excepted), extended attributes, hard links inside the tree and holes are kept.
+        Modes, times (ctime excepted), extended attributes, hard links inside the tree and holes are kept, owners as far
+        as the user may. PERMISSION: only root may clone a device.
         """
         attr = (await self._session.query(api.GetAttr(source), api.AttrResult)).attr
         (entry,) = await self._details([api.DirEntry(name, source, attr.mode, attr)])
@@ -124,25 +143,33 @@ class Cloner:
             await self._add(api.Link(linked, parent, entry.name))
             return linked
         ino = await self._ino()
-        await self._add(
-            api.Make(parent, entry.name, attr.mode, attr.uid, attr.gid, attr.rdev, target=entry.target, ino=ino)
-        )
+        user = self._user
+        if user is not None and (stat.S_ISBLK(attr.mode) or stat.S_ISCHR(attr.mode)):
+            raise FsError(Code.PERMISSION, f"{entry.name.decode(errors='replace')} is a device")
+        kept = user is None or user.may_be(attr)
+        if user is None or kept:
+            owned = attr.mode, attr.uid, attr.gid
+        else:
+            owned = attr.mode & ~(stat.S_ISUID | stat.S_ISGID), user.uid, user.gid
+        await self._add(api.Make(parent, entry.name, *owned, attr.rdev, target=entry.target, ino=ino))
         if stat.S_ISREG(attr.mode):
             for offset in range(0, attr.size, RANGE_BYTES):
                 length = min(RANGE_BYTES, FILE_BYTES_MAX - offset)
                 await self._add(api.CloneRange(attr.ino, offset, ino, offset, length), min(attr.size - offset, length))
         for name, value in entry.xattrs:
-            await self._add(api.SetXattr(ino, name, value))
+            if user is None or not name.startswith(_PRIVILEGED):
+                await self._add(api.SetXattr(ino, name, value))
         times = api.SetAttr(ino, atime_ns=attr.atime_ns, mtime_ns=attr.mtime_ns)
         if stat.S_ISDIR(attr.mode):
             self._cloned.directories += 1
-            self._finishing.append(msgspec.structs.replace(times, mode=attr.mode, uid=attr.uid, gid=attr.gid))
+            owners = {"mode": attr.mode, "uid": attr.uid, "gid": attr.gid} if kept else {}
+            self._finishing.append(msgspec.structs.replace(times, **owners))
             return ino
         self._cloned.files += 1
         self._cloned.bytes += attr.size if stat.S_ISREG(attr.mode) else 0
-        if not stat.S_ISLNK(attr.mode):
+        if kept and not stat.S_ISLNK(attr.mode):
             times = msgspec.structs.replace(times, mode=attr.mode)
-        await self._add(msgspec.structs.replace(times, uid=attr.uid, gid=attr.gid))
+        await self._add(msgspec.structs.replace(times, uid=attr.uid, gid=attr.gid) if kept else times)
         if attr.nlink > 1:
             self._linked[attr.ino] = ino
         return ino

@@ -1,9 +1,10 @@
 """Fragmented files, put together again at leisure: many small extents of one chunk become one block.
 
-Whoever wrote them does it, some time after the last write, one chunk at a time and at a low rate. The commit names the
-version of the data that was read, so that it is refused where anybody has written meanwhile; it changes neither size
-nor times. Holes stay holes. Nothing depends on it: what a mount that ends leaves undone stays fragmented, and is
-bounded by EXTENTS_PER_CHUNK_MAX all the same.
+Whoever wrote them does it, some time after the last write, one chunk at a time and at a low rate. What a mount that
+ended has left undone is done by whoever reads it, later, so that the writer comes first where he lives. The commit
+names the version of the data that was read, so that it is refused where anybody has written meanwhile; it changes
+neither size nor times. Holes stay holes. Nothing depends on it: what nobody reads stays fragmented, and is bounded by
+EXTENTS_PER_CHUNK_MAX all the same.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fusefs.client.session import Session
 from fusefs.client.writer import Writer
 from metadata.api import Attr, Commit, Committed, Extent, Failed
 from node.wire.errors import Code, FsError
-from node.wire.limits import BLOCK_BYTES_MAX, COMPACT_BYTES_PER_S, COMPACT_EXTENTS_MIN, COMPACT_QUIET_S
+from node.wire.limits import BLOCK_BYTES_MAX, COMPACT_BYTES_PER_S, COMPACT_EXTENTS_MIN, COMPACT_FOUND_S, COMPACT_QUIET_S
 from node.wire.types import Buffer
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class Compactor:
         self._codec = codec
         self._writer = writer
         self._since: OrderedDict[tuple[int, int], float] = OrderedDict()  # (inode, chunk) -> last write, oldest first
+        self._found: OrderedDict[tuple[int, int], float] = OrderedDict()  # the same -> first met by a reader
+        self._left: OrderedDict[tuple[int, int], None] = OrderedDict()  # met, and as good as they can be
         self._merged = 0
         self._bytes = 0
 
@@ -51,8 +54,17 @@ class Compactor:
         """Small extents were committed to this chunk, and it may have many by now."""
         self._since[ino, chunk] = trio.current_time()
         self._since.move_to_end((ino, chunk))
+        self._found.pop((ino, chunk), None)
+        self._left.pop((ino, chunk), None)
         if len(self._since) > CHUNKS_MAX:
             self._since.popitem(last=False)
+
+    def found(self, ino: int, chunk: int) -> None:
+        """Somebody reads this chunk, which has many extents; perhaps nobody lives who wrote them."""
+        key = ino, chunk
+        if key in self._since or key in self._found or key in self._left or len(self._found) >= CHUNKS_MAX:
+            return
+        self._found[key] = trio.current_time()
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -62,12 +74,16 @@ class Compactor:
 
     async def turn(self) -> None:
         """Put together what has been quiet for long enough."""
-        for (ino, chunk), since in list(self._since.items()):
-            if since + COMPACT_QUIET_S > trio.current_time():
+        await self._work_off(self._since, COMPACT_QUIET_S)
+        await self._work_off(self._found, COMPACT_FOUND_S)
+
+    async def _work_off(self, waiting: OrderedDict[tuple[int, int], float], quiet_s: float) -> None:
+        for (ino, chunk), since in list(waiting.items()):
+            if since + quiet_s > trio.current_time():
                 return
-            if self._since.get((ino, chunk)) != since:
+            if waiting.get((ino, chunk)) != since:
                 continue  # written again while others were put together
-            del self._since[ino, chunk]
+            del waiting[ino, chunk]
             file = self._files.get(ino)
             if file is not None and not file.idle_data:
                 continue  # its commit will say so again
@@ -85,6 +101,7 @@ class Compactor:
         attr, extents = await self._reader.extents(ino, start, start + BLOCK_BYTES_MAX, deadline)
         extents = [extent for extent in extents if chunking.chunk_of(extent.offset) == chunk]
         if not worthwhile(extents):
+            self._leave(ino, chunk)
             return 0
         runs = [run for run in chunking.runs_without_gap(extents) if len(run) > 1]
         plain: list[list[Buffer]] = []
@@ -109,6 +126,12 @@ class Compactor:
         self._bytes += read_bytes
         return read_bytes
 
+    def _leave(self, ino: int, chunk: int) -> None:
+        """Readers need not tell of this chunk again, until something is written to it here."""
+        self._left[ino, chunk] = None
+        if len(self._left) > CHUNKS_MAX:
+            self._left.popitem(last=False)
+
     def _noted(self, ino: int, chunk: int, extents: int, attr: Attr) -> None:
         file = self._files.get(ino)
         if file is not None:
@@ -117,7 +140,7 @@ class Compactor:
                 file.extents[chunk] = extents
 
     def statistics(self) -> dict[str, Any]:
-        return {"waiting": len(self._since), "chunks": self._merged, "bytes": self._bytes}
+        return {"waiting": len(self._since), "found": len(self._found), "chunks": self._merged, "bytes": self._bytes}
 
 
 def worthwhile(extents: Sequence[Extent]) -> bool:

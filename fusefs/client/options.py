@@ -39,6 +39,7 @@ class ClientOptions:
     chain: bool = False  # large blocks pass from server to server instead of going to each from here
     flush_after_s: float = 1.0  # dirty data older than this goes out by itself
     stop_flush_s: float = limits.STOP_FLUSH_S  # what closing the volume may take to flush
+    read_only: bool = False  # change nothing, not even the form in which data are stored
     leases: bool = True  # keep names, attributes and extents until they are recalled
     local_names: bool = True  # change what is leased exclusively here, and tell the service later
     lease_bytes_max: int = limits.LEASE_CACHE_BYTES  # of memory for them

@@ -14,6 +14,7 @@ from typing import Any, Optional
 import trio
 
 from fusefs.client.blocks import SMALL_BLOCK_BYTES, Blocks
+from fusefs.client.chunking import chunk_of
 from fusefs.client.codec import join
 from fusefs.client.dirty import Piece
 from fusefs.client.files import File
@@ -21,7 +22,7 @@ from fusefs.client.handles import Handle
 from fusefs.client.readplan import Segment, plan
 from fusefs.client.session import Session
 from metadata.api import Attr, Extent, Extents, GetExtents
-from node.wire.limits import BLOCK_BYTES_MAX
+from node.wire.limits import BLOCK_BYTES_MAX, COMPACT_EXTENTS_MIN
 from node.wire.types import Buffer
 
 EXTENTS_AHEAD_CHUNKS = 256  # of which a sequential reader learns the extents at once
@@ -41,6 +42,7 @@ class Reader:
         self._blocks = blocks
         self._ahead_max = ahead_max
         self._begun = begun
+        self.fragmented: Callable[[int, int], None] = lambda ino, chunk: None  # is told chunks of many extents
         self._wide: OrderedDict[int, float] = OrderedDict()  # file -> when much was asked for last
 
     async def read(self, file: File, handle: Handle, offset: int, length: int) -> Buffer:
@@ -55,6 +57,8 @@ class Reader:
         ahead = handle.stream.reading(offset, length, self._ahead_max)
         deadline = self._session.deadline()
         attr, extents = await self.extents(file.ino, offset, end, deadline, ahead=ahead, wide=True)
+        if len(extents) >= COMPACT_EXTENTS_MIN:
+            self._tell_fragmented(file.ino, extents)
         end = min(end, max(attr.size, dirty_end))
         if end <= offset:
             return b""
@@ -66,6 +70,14 @@ class Reader:
             later = [extent for extent in extents[len(near) :] if extent.offset < until]
             self._blocks.ahead([(extent.block, extent.block_length) for extent in later])
         return join(await self._gather(segments, whole, deadline))
+
+    def _tell_fragmented(self, ino: int, extents: Sequence[Extent]) -> None:
+        counts: dict[int, int] = {}
+        for extent in extents:
+            chunk = chunk_of(extent.offset)
+            counts[chunk] = counts.get(chunk, 0) + 1
+            if counts[chunk] == COMPACT_EXTENTS_MIN:
+                self.fragmented(ino, chunk)
 
     async def extents(
         self,

@@ -15,7 +15,7 @@ import trio
 
 from fusefs.client.blocks import Blocks
 from fusefs.client.caller import Caller
-from fusefs.client.cloning import Cloned, Cloner
+from fusefs.client.cloning import Cloned, Cloner, User
 from fusefs.client.closing import Closing
 from fusefs.client.codec import Codec
 from fusefs.client.commit import Committer
@@ -96,6 +96,8 @@ class Volume:
         committer = Committer(self._session, self._writer, reader, codec)
         self._compactor = Compactor(self._session, self._files, reader, codec, self._writer)
         committer.fragmented = self._compactor.fragmented
+        if not options.read_only:
+            reader.fragmented = self._compactor.found
         self._writeback = WriteBack(self._files, committer, nursery, options, now_ns)
         self._holds = Holds(self._session, self._files, self._writeback, nursery)
         self._prefetch = Prefetch(self._session, nursery)
@@ -221,10 +223,11 @@ class Volume:
         await self._namespace.rename(parent, name, new_parent, new_name, flags)
 
     async def clone(
-        self, source: int, parent: int, name: bytes, told: Callable[[Cloned], None] = lambda _: None
+        self, source: int, parent: int, name: bytes, told: Callable[[Cloned], None] = lambda _: None,
+        user: Optional[User] = None,
     ) -> Cloned:
         """Another tree with the same data, as far as that was committed, under a new name. EXISTS. See Cloner."""
-        return await Cloner(self._session, told).clone(source, parent, name)
+        return await Cloner(self._session, told, user).clone(source, parent, name)
 
     # --- files --------------------------------------------------------------------------------------------------
 

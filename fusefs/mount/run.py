@@ -79,6 +79,7 @@ def client_options(config: ClusterConfig, options: MountOptions) -> ClientOption
         lease_bytes_max=config.client.lease_cache_bytes,
         read_ahead_blocks=config.client.read_ahead_blocks,
         chain=config.client.chain,
+        read_only=options.read_only,
         leases=config.client.leases if options.leases is None else options.leases,
         stop_flush_s=CLOSE_S,
         host=socket.gethostname(),

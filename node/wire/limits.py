@@ -73,6 +73,7 @@ COMMIT_EXTENTS_MAX = 4096
 EXTENT_PAGE_MAX = 2048
 COMPACT_EXTENTS_MIN = 8  # of a chunk: then they are put together, some time after the last write
 COMPACT_QUIET_S = 10.0
+COMPACT_FOUND_S = 60.0  # what a reader finds is left to whoever wrote it for so long
 COMPACT_BYTES_PER_S = 8 * MIB
 CHUNK_EXTENTS_MAX = 256  # refused above: what a chunk may hold at all
 SUBMIT_EXTENTS_MAX = 8192  # of all operations of a Submit together, so that applying it is short

@@ -107,3 +107,34 @@ async def test_a_lone_symlink_and_an_empty_file() -> None:
         for ino, name in ((link, b"l2"), (empty, b"e2")):
             cloned = await volume.clone(ino, ROOT_INO, name)
             assert await tree_of(volume, cloned.ino) == await tree_of(volume, ino)
+
+
+async def test_a_user_makes_nothing_that_belongs_to_others() -> None:
+    world = World()
+    async with world.mount() as volume:
+        top = (await volume.mkdir(ROOT_INO, b"top", 0o2755, 5, 6)).ino
+        theirs = await write(volume, top, b"theirs", (0, b"data"), mode=0o4755)
+        mine = await write(volume, top, b"mine", (0, b"data"), mode=0o4750)
+        await volume.setattr(mine, uid=9, gid=11)
+        await volume.setattr(mine, mode=0o4750)
+        for ino in (theirs, mine):
+            await volume.setxattr(ino, b"user.a", b"1", 0)
+            await volume.setxattr(ino, b"trusted.b", b"2", 0)
+        user = cloning.User(9, 10, frozenset({11}))
+        made = (await volume.clone(top, ROOT_INO, b"copy", user=user)).ino
+        attr = await volume.getattr(made)
+        assert (attr.uid, attr.gid, stat.S_IMODE(attr.mode)) == (9, 10, 0o755)
+        other = (await volume.lookup(made, b"theirs")).ino
+        own = (await volume.lookup(made, b"mine")).ino
+        attr = await volume.getattr(other)
+        assert (attr.uid, attr.gid, stat.S_IMODE(attr.mode)) == (9, 10, 0o755)
+        attr = await volume.getattr(own)
+        assert (attr.uid, attr.gid, stat.S_IMODE(attr.mode)) == (9, 11, 0o4750)
+        for ino in (other, own):
+            assert list(await volume.listxattr(ino)) == [b"user.a"]
+            assert await contents(volume, ino) == b"data"
+        await volume.mknod(top, b"device", stat.S_IFCHR | 0o600, 0x103, 0, 0)
+        with pytest.raises(FsError) as refused:
+            await volume.clone(top, ROOT_INO, b"again", user=user)
+        assert refused.value.code is Code.PERMISSION
+    world.check()

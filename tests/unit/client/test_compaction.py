@@ -13,7 +13,7 @@ from fusefs.client.handles import Handle
 from fusefs.client.volume import Volume
 from metadata import api
 from metadata.api import Extent
-from node.wire.limits import BLOCK_BYTES_MAX, COMPACT_EXTENTS_MIN, COMPACT_QUIET_S, KIB
+from node.wire.limits import BLOCK_BYTES_MAX, COMPACT_EXTENTS_MIN, COMPACT_FOUND_S, COMPACT_QUIET_S, KIB
 from node.wire.types import ROOT_INO
 
 from .world import Gate, World, contents, submits
@@ -143,3 +143,39 @@ def test_what_is_worth_it() -> None:
     mostly_overwritten = [extent(0, 4096, BLOCK_BYTES_MAX, 1), extent(4096, 400_000, 400_000, 2)]
     assert worthwhile(mostly_overwritten)
     assert not worthwhile([])
+
+
+async def test_what_a_mount_left_when_it_ended_is_put_together_by_who_reads_it(autojump_clock: object) -> None:
+    world = World()
+    async with world.mount() as volume:
+        handle, attr = await volume.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+        expected = await scatter(volume, handle, 40, 1000, 1000)
+        await volume.release(handle)
+    async with world.mount(read_only=True) as reader:
+        assert await contents(reader, attr.ino) == expected
+        await trio.sleep(COMPACT_FOUND_S + QUIET_S)
+        assert len(extents_of(world, attr.ino)) == 40, "not by one who may change nothing"
+    async with world.mount() as one, world.mount() as two:
+        for reader in (one, two, one):
+            assert await contents(reader, attr.ino) == expected
+        await trio.sleep(COMPACT_FOUND_S / 2)
+        assert len(extents_of(world, attr.ino)) == 40, "whoever wrote it has the first turn"
+        await trio.sleep(COMPACT_FOUND_S)
+        assert len(extents_of(world, attr.ino)) == 1
+        for reader in (one, two):
+            assert await contents(reader, attr.ino) == expected
+    world.check()
+
+
+async def test_readers_tell_once_of_what_cannot_be_better(autojump_clock: object) -> None:
+    world = World()
+    async with world.mount() as volume:
+        handle, attr = await volume.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+        expected = await scatter(volume, handle, 12, 1000, 8000)
+        await volume.release(handle)
+    async with world.mount() as reader:
+        for _ in range(3):
+            assert await contents(reader, attr.ino) == expected
+            await trio.sleep(COMPACT_FOUND_S + QUIET_S)
+        statistics = reader.statistics()["compaction"]
+        assert statistics["found"] == 0 and statistics["chunks"] == 0 and not merges(world)
