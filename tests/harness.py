@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from node.host.ports import free_ports
 FUSEFS = str(Path(sys.executable).parent / "fusefs")
 CI = os.environ.get("CI") == "true"
 LONG = bool(os.environ.get("LONG"))
+AUDIT_AT_END = False  # clusters made from now on are audited when they are cleaned up
 
 
 def seed(name: str) -> int:
@@ -99,6 +101,8 @@ class Cluster:
         self.directory = directory
         self.flags = [part for key, value in flags.items() for part in (f"--{key.replace('_', '-')}", str(value))]
         self.mounts: list[Path] = []
+        self.lost: set[str] = set()  # names of blocks whose every copy the test has destroyed: the audit must find them
+        self.audited = AUDIT_AT_END
 
     @property
     def config(self) -> Path:
@@ -171,8 +175,50 @@ class Cluster:
         for path in self.mounts:
             subprocess.run(["umount", "-l", str(path)], capture_output=True)
 
+    def command(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run a command of the operator's, whatever comes of it."""
+        return run(FUSEFS, *words, check=False)
+
+    def audit(self, timeout_s: float = 240) -> None:
+        """Mark and sweep (``fusefs fsck``) until nothing is found but what the test has destroyed: what is under way,
+        and copies that come back by themselves, get their time. Chunk servers that do not run are started."""
+        for name in self.down_servers():
+            self.command("up", self.directory, "--only", name, "--detach")
+        said = ""
+
+        def clean() -> bool:
+            nonlocal said
+            done = self.command("fsck", self.config, "--json")
+            said = done.stdout + done.stderr
+            if done.returncode not in (0, 3):
+                return False
+            found = json.loads(done.stdout)
+            return set(found["lost"]) == self.lost and not found["short"] and not found["unreferenced"]
+
+        try:
+            wait_for(clean, timeout_s, "the auditor to find nothing")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{said[-2000:]}") from None
+
+    def down_servers(self) -> list[str]:
+        """Chunk servers of the configuration that do not run."""
+        names = [server["name"] for server in tomllib.loads(self.config.read_text()).get("servers", ())]
+        return [name for name in names if name not in self.server_pids()]
+
+    def living(self) -> bool:
+        """Whether any member runs."""
+        return any(name.startswith("metadata-") for name in self.server_pids())
+
     def clean(self) -> None:
-        """Leave nothing behind, whatever happened."""
+        """Leave nothing behind, whatever happened. Where tests end with an audit, and this one has not failed yet, a
+        cluster that lives is audited first."""
+        try:
+            if self.audited and sys.exc_info()[0] is None and self.living():
+                self.audit()
+        finally:
+            self._clean()
+
+    def _clean(self) -> None:
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)

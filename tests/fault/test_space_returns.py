@@ -176,3 +176,4 @@ def test_killing_the_server_while_it_compacts_loses_nothing(cluster: Cluster, tm
         return again.returncode == 3 and bool(json.loads(again.stdout)["lost"])
 
     wait_for(findings, 30, "fsck to miss what was wiped")
+    cluster.audited = False
