@@ -1,0 +1,93 @@
+"""What files cost on the chunk servers: little more than lz4 makes of them, nothing for copies, nothing when gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import lz4.block
+import pytest
+
+from tests.harness import FUSEFS, Cluster, need_fuse, run, wait_for
+
+PIECE_BYTES = 64 << 10
+TREE_BYTES = 8 << 20
+PATIENCE_S = 90.0
+FAST = {"metadata": {"gc_interval": "1s"}, "storage": {"quarantine": "1s", "heartbeat_interval": "300ms"}}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    need_fuse()
+    made = Cluster(tmp_path / "cluster", capacity="1GiB")
+    try:
+        run(FUSEFS, "up", made.directory, *made.flags, "--no-start")
+        with open(made.config, "a") as file:
+            for section, keys in FAST.items():
+                file.write(f"\n[{section}]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items()))
+        made.up()
+        yield made
+    finally:
+        made.clean()
+
+
+def texts() -> list[bytes]:
+    """Source texts, no two alike, some megabytes of them."""
+    found: dict[bytes, None] = {}
+    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+        data = path.read_bytes()
+        if len(data) > 4096:
+            found[data] = None
+        if sum(map(len, found)) > TREE_BYTES:
+            break
+    return list(found)
+
+
+def compressed(data: bytes) -> int:
+    """What lz4 makes of a file in pieces; one that does not shrink stays as it is."""
+    pieces = [data[at : at + PIECE_BYTES] for at in range(0, len(data), PIECE_BYTES)]
+    return sum(min(len(piece), len(lz4.block.compress(piece, store_size=False))) for piece in pieces)
+
+
+def write(top: Path, datas: list[bytes]) -> None:
+    top.mkdir()
+    for number, data in enumerate(datas):
+        with open(top / str(number), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def stored(cluster: Cluster) -> int:
+    return int(cluster.status()["volume"]["stored_bytes"] or 0)
+
+
+def test_what_files_cost(cluster: Cluster, tmp_path: Path) -> None:
+    mount = cluster.mount(tmp_path / "m")
+    datas = texts()
+    wanted = sum(map(compressed, datas))
+    assert wanted < 0.6 * sum(map(len, datas)), "the texts do not compress: the test has no power"
+    empty = stored(cluster)
+    write(mount / "first", datas)
+    # the servers tell a moment later; whatever is stored too much never goes away
+    wait_for(lambda: 0.9 * wanted < stored(cluster) - empty <= 1.1 * wanted, PATIENCE_S, f"some {wanted} bytes")
+    once = stored(cluster)
+    print(f"{(once - empty) / wanted:.3f} times what lz4 makes of it")
+    for name in ("second", "third"):
+        write(mount / name, datas)
+    assert [(mount / "third" / str(at)).read_bytes() for at in range(len(datas))] == datas
+    with open(mount / "mark", "wb") as file:  # when this has been told of, so has what came before
+        file.write(os.urandom(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+    marked = wait_for(lambda: max(0, stored(cluster) - once - (1 << 20) + 1), PATIENCE_S, "the mark to be told of")
+    assert marked < 0.02 * wanted, "copies of a file cost something"
+    run("rm", "-r", *[mount / name for name in ("first", "second", "third", "mark")])
+    wait_for(lambda: stored(cluster) <= empty + (64 << 10), PATIENCE_S, "everything to come back")
+    report = json.loads(run(FUSEFS, "fsck", cluster.config, "--json").stdout)
+    assert report["clean"] and report["blocks"] == 0
+    segments = cluster.directory / "storage-1" / "segments"
+    wait_for(lambda: sum(p.stat().st_size for p in segments.glob("*.seg")) < wanted, PATIENCE_S, "the disk to be free")
