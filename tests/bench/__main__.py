@@ -3,7 +3,8 @@
     python -m tests.bench [--only ROW-OR-GROUP,...] [--repeats N] [--json FILE] [--members N --servers N --replicas N]
 
 The groups failover, consensus and million run clusters of their own (``tests.bench.failover``); million only by name.
-The group chunk runs chunk servers alone (``tests.bench.chunk``).
+The groups chunk and replicated run chunk servers alone, and clusters with 1 and 3 copies (``tests.bench.chunk``,
+``tests.bench.replicated``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench import chunk, failover
+from tests.bench import chunk, failover, replicated
 from tests.bench.memory import memory
 from tests.bench.rows import GROUPS, Scale
 from tests.bench.systems import Bindfs, Fusefs, Plain
@@ -29,9 +30,9 @@ Table = dict[str, dict[str, list[float]]]
 def chosen(only: str) -> tuple[list[str], set[str]]:
     """Split --only into groups to run and rows to print (empty: all of them)."""
     if not only:
-        return [*GROUPS, "memory", "chunk", "failover", "consensus"], set()
+        return [*GROUPS, "memory", "chunk", "replicated", "failover", "consensus"], set()
     words = only.split(",")
-    known = (*GROUPS, "memory", "chunk", *failover.GROUPS)
+    known = (*GROUPS, "memory", "chunk", "replicated", *failover.GROUPS)
     groups = [g for g in known if g in words]
     rows = {w for w in words if w not in known}
     prefixes = {
@@ -90,7 +91,7 @@ def main() -> None:
     systems: list[Plain] = []
     try:
         flags = {"members": options.members, "servers": options.servers, "replicas": options.replicas}
-        if any(group not in (*failover.GROUPS, "chunk") for group in groups):
+        if any(group not in (*failover.GROUPS, "chunk", "replicated") for group in groups):
             systems += [Fusefs(base, **flags), Plain(base), Bindfs(base)]
         for group in groups:
             if group not in GROUPS:
@@ -112,6 +113,9 @@ def main() -> None:
         for row, value, unit in chunk.measure(*sizes) if "chunk" in groups else ():
             table.setdefault(row, {})["fusefs"] = [value]
             units[row] = unit
+        for row, name, value, unit in replicated.measure(base, scale.file_mib) if "replicated" in groups else ():
+            table.setdefault(row, {})[name] = [value]
+            units[row] = unit
         own = [group for group in groups if group in failover.GROUPS]
         for row, value, unit in failover.measure(own, failover.Effort(5, 2.0) if options.quick else failover.Effort()):
             print(f"{row} {value:,.6g} {unit}", file=sys.stderr, flush=True)
@@ -122,7 +126,7 @@ def main() -> None:
             system.close()
         shutil.rmtree(base, ignore_errors=True)
     print(f"# {platform.release()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, medians of {repeats}")
-    print_table(table, units, [s.name for s in systems] or ["fusefs"])
+    print_table(table, units, [s.name for s in systems] or ["fusefs", *(["plain"] if "replicated" in groups else [])])
     if options.json:
         Path(options.json).write_text(json.dumps({"units": units, "figures": table}, indent=1))
 
