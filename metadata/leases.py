@@ -36,6 +36,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 COOL_MAX = 65_536  # inodes that are remembered to be wanted by two
 
+READING_COOLS = 0.1  # of the time for which two who change an inode are kept from having it exclusively
+
 Fire = Callable[[], None]
 Debt = tuple[int, int]  # (session, number of a recall): what has not been acknowledged
 Recall = tuple[int, int, tuple[int, ...]]  # (session, number, inodes)
@@ -264,8 +266,9 @@ class LeaseTable:
                 del self._holders[ino]
         return self._dispossess(session, ino)
 
-    def seize(self, inos: Iterable[int], asking: int, now_s: float) -> list[Recall]:
-        """``asking`` is about to see or to change these inodes: recall what others may change by themselves."""
+    def seize(self, inos: Iterable[int], asking: int, now_s: float, *, reading: bool = False) -> list[Recall]:
+        """``asking`` is about to see or to change these inodes: recall what others may change by themselves. Who only
+        looks keeps them from it for a shorter while: they wait for the service with each write meanwhile."""
         if not self._exclusive:
             return []
         affected: dict[int, list[int]] = {}
@@ -273,7 +276,7 @@ class LeaseTable:
             owner = self._exclusive.get(ino)
             if owner is not None and owner != asking:
                 affected.setdefault(owner, []).append(ino)
-                self._cool[ino] = now_s + self._cool_s
+                self._cool[ino] = now_s + (self._cool_s * READING_COOLS if reading else self._cool_s)
         if len(self._cool) > COOL_MAX:
             self._cool = {ino: until_s for ino, until_s in self._cool.items() if until_s > now_s}
         self.counts["seized"] += len(affected)

@@ -39,6 +39,11 @@ class Closing:
         self._session.changed_here()
         return True
 
+    def size(self, ino: int) -> Optional[int]:
+        """How long a file is that nobody else changes; None where that cannot be told."""
+        record = self._local.owned(ino)
+        return None if record is None or record.attr is None else record.attr.size
+
     def close(self, file: File) -> bool:
         """Have what is dirty committed by the journal, soon; False where the caller has to wait for that himself: it
         is not leased exclusively, or there may be no room for it (rule 13)."""
@@ -79,16 +84,20 @@ class Closing:
     async def surrender(self, inos: Optional[Collection[int]], deadline: float) -> None:
         """Bring everything that was changed here of these inodes (None: of all), and what was before it. From then on
         they are not leased exclusively any more."""
-        while True:
-            files = [file for file in self._files if file.exclusive and (inos is None or file.ino in inos)]
+        files = [file for file in self._files if file.exclusive and (inos is None or file.ino in inos)]
+        self._writeback.recalled(files)
+        try:
+            while True:  # once, but for what waited in a buffer of appends
+                for file in files:
+                    if file.unsealed and file.dirty and file.dead is None:
+                        self._journal.add_data(file, self._now_ns())
+                await self._journal.drain(deadline)
+                if not any(file.unsealed and file.dirty and file.dead is None for file in files):
+                    break
             for file in files:
-                if file.unsealed and file.dirty and file.dead is None:
-                    self._journal.add_data(file, self._now_ns())
-            await self._journal.drain(deadline)
-            if not any(file.unsealed and file.dirty and file.dead is None for file in files):
-                break
-        for file in files:
-            file.exclusive = False
+                file.exclusive = False
+        finally:
+            self._writeback.given_back(files)
 
     async def sync(self, deadline: float) -> None:
         """Return when everything that was changed here has arrived, as far as it was leased exclusively."""

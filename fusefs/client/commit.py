@@ -7,6 +7,7 @@ the same commit, and groups are committed in file order, so that no reader sees 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Optional
 
 import trio
@@ -169,7 +170,8 @@ class Committer:
                 group.crowded.add(chunk)
 
     async def _extents(self, file: File, start: int, end: int, deadline: float) -> tuple[Attr, list[Extent]]:
-        return await self._reader.extents(file.ino, start, end, deadline, journal=in_journal(file))
+        # What is committed, and without waiting for the journal, which may come to wait for this file meanwhile
+        return await self._reader.extents(file.ino, start, end, deadline, journal=True)
 
     async def commit(
         self, file: File, groups: Sequence[Group], ops: tuple[Op, ...], deadline: float
@@ -201,7 +203,7 @@ class Committer:
     async def execute(self, file: File, ops: tuple[Op, ...], deadline: float) -> tuple[Result, ...]:
         """Execute ops on a file that has nothing to commit."""
         return await self._session.submit(
-            *ops, stop_on_error=True, incarnation=file.incarnation, deadline=deadline, journal=in_journal(file)
+            *ops, stop_on_error=True, incarnation=file.incarnation, deadline=deadline, journal=partial(in_journal, file)
         )
 
     async def submit(self, file: File, ops: tuple[Op, ...], deadline: float) -> tuple[Result, ...]:
@@ -260,7 +262,7 @@ class Committer:
         if file.append_base is None:  # may be made again: it writes the same bytes to the same place
             return await self.execute(file, ops, deadline)
         mutation = await self._session.begin(
-            *ops, stop_on_error=True, incarnation=file.incarnation, deadline=deadline, journal=in_journal(file)
+            *ops, stop_on_error=True, incarnation=file.incarnation, deadline=deadline, journal=partial(in_journal, file)
         )
         try:
             return await self._session.finish(mutation, deadline)
@@ -338,7 +340,7 @@ class Committer:
 
     async def _rewrite_end(self, file: File, deadline: float) -> None:
         """Make one block of the chunk that the true end of the file is in, before bytes are appended to it."""
-        attr = (await self._session.query(GetAttr(file.ino), AttrResult, deadline, journal=in_journal(file))).attr
+        attr = (await self._session.query(GetAttr(file.ino), AttrResult, deadline, journal=True)).attr
         if not attr.size % BLOCK_BYTES_MAX:
             return
         start, end = attr.size - attr.size % BLOCK_BYTES_MAX, attr.size

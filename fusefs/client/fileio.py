@@ -82,6 +82,8 @@ class FileIO:
             raise FsError(file.dead.code, file.dead.detail)
         if length <= 0:
             return b""
+        if file.through:
+            await self._writeback.written_through(file)
         if file.append_base is not None and file.dirty:
             await self._writeback.flush(file)  # where appends land is known only then
         data = await self._reader.read(file, handle, offset, length)

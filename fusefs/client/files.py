@@ -51,6 +51,8 @@ class File:
         self.moved = 0  # by how much the last append landed elsewhere than believed
         self.extents: dict[int, int] = {}  # chunk -> at most so many extents in it
         self.exclusive = False  # bytes were written under an exclusive lease that nobody has asked back since
+        self.recalls = 0  # of that lease under way: new bytes wait until it has been given back
+        self.through = 0  # writes that are being committed before they return: not seen before that
         self.unsealed = False  # bytes were written that are not in the journal
         self.journaled = 0  # entries in the journal that are about the data
         self.fresh = False  # created or emptied here: a chunk that is not in ``extents`` has none
@@ -137,7 +139,7 @@ class Files:
             return newest if newest is not None and newest.version > attr.version else attr
         if file.known is not None and file.known.version > attr.version:
             attr = file.known
-        if not file.dirty or not file.unsealed:
+        if not file.dirty or not file.unsealed or file.through:
             return attr
         size = max(attr.size, file.dirty.end)
         mtime_ns = max(attr.mtime_ns + 1, file.mtime_ns)

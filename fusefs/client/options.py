@@ -42,6 +42,7 @@ class ClientOptions:
     read_only: bool = False  # change nothing, not even the form in which data are stored
     leases: bool = True  # keep names, attributes and extents until they are recalled
     local_names: bool = True  # change what is leased exclusively here, and tell the service later
+    write_through: bool = True  # a file that others can see: commit before write returns; False: at close and fsync
     lease_bytes_max: int = limits.LEASE_CACHE_BYTES  # of memory for them
     host: str = ""  # shown by `fusefs status`
     version: str = ""

@@ -21,6 +21,7 @@ import trio
 from fusefs.client.brought import Brought
 from fusefs.client.caller import Answer, Caller
 from fusefs.client.channel import SessionChannel
+from fusefs.client.dead import end_dead_sessions
 from fusefs.client.journal import Journal
 from fusefs.client.leader import PAUSE_S_MAX, PAUSE_S_MIN, Leader
 from fusefs.client.learning import Lesson, learn, locking, named, subjects, touched
@@ -109,7 +110,7 @@ class Session:
         await self._open()
         await self.renew()  # learns the leader's term
         if self._options.process:
-            self._nursery.start_soon(self._end_dead)
+            self._nursery.start_soon(end_dead_sessions, self, self._gone)
         task_status.started()
         while True:
             await self._pause()
@@ -161,17 +162,6 @@ class Session:
             self.on_orphans(reply.orphans)
         if self.leases.term != term:
             self._wake.set()  # tell the leader that its term is known, so that it need not wait for us
-
-    async def _end_dead(self) -> None:
-        """End sessions of processes that are gone, as far as this host knows: others wait for their leases."""
-        try:
-            status = (await self.call(api.GetStatus())).body
-            for other in status.sessions:
-                if other.id != self.id and other.process and self._gone(other.process):
-                    log.info("session %d of %s is ended: its process is gone", other.id, other.mount)
-                    await self.call(api.CloseSession(other.id))
-        except FsError as error:
-            log.info("sessions of dead processes are left to expire: %s", error)
 
     async def close(self) -> None:
         """End the session, so that nothing waits for its expiry. Never raises for a service that is away."""
@@ -348,11 +338,12 @@ class Session:
         stop_on_error: bool = False,
         incarnation: Optional[int] = None,
         deadline: Optional[float] = None,
-        journal: bool = False,
+        journal: Callable[[], bool] | bool = False,
     ) -> tuple[api.Result, ...]:
         """Execute mutations, exactly once, as one step. Results may be Failed; durable when this returns.
 
-        What the journal holds goes first. ``journal``: these are part of it, changes of what is leased exclusively.
+        What the journal holds goes first. ``journal``: these are part of it, changes of what is leased exclusively
+        (or a function that tells so when it has come to that).
 
         With ``incarnation`` they are for that session only: UNKNOWN_SESSION where it has ended. After TIMEOUT, IO or
         a cancellation they may or may not have been executed, and will not be executed later.
@@ -380,7 +371,7 @@ class Session:
         stop_on_error: bool = False,
         incarnation: Optional[int] = None,
         deadline: float,
-        journal: bool = False,
+        journal: Callable[[], bool] | bool = False,
     ) -> Mutation:
         """Number a mutation. Until answered or abandoned it may be finished again and again; it executes once."""
         await self.ready(deadline, changing=True)
@@ -388,7 +379,8 @@ class Session:
             raise FsError(Code.UNKNOWN_SESSION, "the session that this belongs to has ended")
         self._sequence += 1
         self._unacked[self._sequence] = None
-        return Mutation(self.id, self._sequence, ops, stop_on_error, journal=journal)
+        in_journal = journal if isinstance(journal, bool) else journal()
+        return Mutation(self.id, self._sequence, ops, stop_on_error, journal=in_journal)
 
     async def finish(self, mutation: Mutation, deadline: float) -> tuple[api.Result, ...]:
         """Have a mutation executed and return its results. After TIMEOUT it may be tried again."""
@@ -497,6 +489,8 @@ class Session:
         results = whole(reply.results, len(mutation.ops))
         granted = term != 0 and self.leases.granted(ticket, reply.lease_term, self.now_s())
         self.leases.confirmed(ticket, shown(results), reply.shared if granted else None)
+        if not mutation.times_ns:  # nobody was told of it before: an answer that crossed this one may be older
+            self.leases.changed(*shown(results))
         self._brought.take(mutation.ops, results, foretold=bool(mutation.times_ns))
         for result in results:
             for attr in told(result):

@@ -253,7 +253,8 @@ class Volume:
         return await self._fileio.read(handle, offset, length)
 
     async def write(self, handle: Handle, offset: int, data: bytes) -> int:
-        """Buffer a write and return len(data). ``data`` is kept, not copied. With O_APPEND ``offset`` is only a hint.
+        """Write and return len(data): from then on every mount sees it. ``data`` is kept, not copied. With O_APPEND
+        ``offset`` is only a hint. It is durable too where others can see the file, else after fsync.
 
         Waits above the dirty bound. Raises the error of earlier write-back of this file once for each handle.
         """
@@ -396,6 +397,11 @@ class Volume:
     def name_known(self, parent: int, name: bytes) -> bool:
         """Whether it is known under a lease what a name means, or that it means nothing."""
         return self._session.leases.name(parent, name, self._session.now_s()) is not None
+
+    def committing(self, ino: int) -> bool:
+        """Whether a write to this inode is being committed before it returns."""
+        file = self._files.get(ino)
+        return file is not None and file.through > 0
 
     def held(self, ino: int) -> bool:
         """Whether a handle keeps this inode, removed or not."""

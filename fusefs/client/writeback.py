@@ -60,6 +60,7 @@ class WriteBack:
         self._now_ns = now_ns
         self._dirty: OrderedDict[File, None] = OrderedDict()  # files with dirty bytes, the longest dirty first
         self._room = trio.lowlevel.ParkingLot()
+        self._moved = trio.lowlevel.ParkingLot()
         self._bytes = 0
         self._flushes = 0
         self._waits = 0
@@ -70,12 +71,20 @@ class WriteBack:
     # --- writing ------------------------------------------------------------------------------------------------
 
     async def write(self, handle: Handle, offset: int, data: bytes) -> None:
-        """Buffer bytes; wait while there are too many. Raises what this handle must still be told."""
+        """Buffer bytes; wait while there are too many. Raises what this handle must still be told.
+
+        Where others can see the file they see these bytes when this returns: it has committed them. Only an exclusive
+        lease lets them stay here, because then others are not shown the file before it was asked back.
+        """
         file = handle.file
         self.check(handle)
         if self._bytes >= self._options.dirty_bytes_max:
             await self._wait_for_room(handle)
-        while (file.append_base is not None) != handle.append:
+        while file.recalls or (file.append_base is not None) != handle.append:
+            if file.recalls:  # else who writes on and on could never give it back
+                await self._given_back(file)
+                self.check(handle)
+                continue
             if file.dirty or file.running or file.requests:
                 await self.flush(file)  # appends and other writes are not mixed in one buffer
                 self.check(handle)
@@ -84,6 +93,9 @@ class WriteBack:
             if handle.append:
                 file.append_base = offset if file.known is None else max(offset, file.known.size)
         if file.append_base is not None:
+            size = self._closing.size(file.ino) if self._closing and not file.dirty else None
+            if size is not None:  # others may have appended or truncated since we did
+                file.append_base = max(size, file.append_base) if file.running or file.journaled else size
             offset = file.dirty.end or file.append_base
         if offset + len(data) > FILE_BYTES_MAX:
             raise FsError(Code.FILE_TOO_BIG, f"a write up to byte {offset + len(data)}")
@@ -97,12 +109,53 @@ class WriteBack:
         file.mtime_ns = self._now_ns()
         file.behind = file.behind or offset < file.position
         self._account(file)
+        if not file.exclusive and self._options.write_through:
+            await self._through(handle)
+            return
         end = offset + len(data)
         if file.dirty.bytes >= BLOCK_BYTES_MAX and not file.running and (
             chunking.chunk_of(offset) != chunking.chunk_of(end) or file.dirty.bytes > EAGER_BYTES
         ):
             if file.retry_at <= trio.current_time() and not (self._closing and self._closing.behind(file)):
                 self._start(file)
+
+    async def _given_back(self, file: File) -> None:
+        """Wait until the recalls of a file have been served; nothing of that waits for who writes."""
+        with trio.move_on_after(self._options.request_timeout_s):
+            while file.recalls:
+                await self._moved.park()
+        if file.recalls:
+            raise FsError(Code.TIMEOUT, "another mount asks for this file, and it could not be brought in time")
+
+    async def _through(self, handle: Handle) -> None:
+        """Commit what was written; an error is told to who wrote it, now. Until then nobody here sees it either: what
+        was seen once must be seen by everybody from then on."""
+        handle.file.through += 1
+        try:
+            await self.flush(handle.file)
+        except FsError:
+            handle.seen = handle.file.ledger.mark()
+            raise
+        finally:
+            handle.file.through -= 1
+            self._moved.unpark_all()
+
+    async def written_through(self, file: File) -> None:
+        """Wait for writes that are committing now, whatever becomes of them."""
+        with trio.move_on_after(self._options.request_timeout_s):
+            while file.through:
+                await self._moved.park()
+
+    def recalled(self, files: Iterable[File]) -> None:
+        """Exclusive leases of these are being given back: nobody writes to them meanwhile."""
+        for file in files:
+            file.recalls += 1
+
+    def given_back(self, files: Iterable[File]) -> None:
+        """That has ended."""
+        for file in files:
+            file.recalls -= 1
+        self._moved.unpark_all()
 
     def check(self, handle: Handle) -> None:
         """Raise an error of write-back that this handle has not been told of."""

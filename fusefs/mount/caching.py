@@ -25,8 +25,10 @@ may wait for us; then the recall goes on without them, and they come later, like
 
 Void means also that a read which had asked goes on with the size and the pages that were there before. So attributes
 that were sent a moment ago are given time to arrive before they are recalled, attributes whose time is over are not
-recalled at all, and pages that a recall may have made old are dropped before the next attributes are sent
-(``KernelView.doubt``).
+recalled at all, and pages go with the recall. A thread drops them, for it waits for those that are being read, and such
+a read waits for the leader (rule 5). Where one is under way they are dropped before the next attributes are sent
+instead (``KernelView.doubt``); those the kernel does not compare then, so a file that has grown shows that one look
+later.
 """
 
 from __future__ import annotations
@@ -231,11 +233,19 @@ class KernelCache:
 
     async def forget(self, inos: Collection[int]) -> None:
         """Return when nothing of these inodes is believed any more."""
-        self._view.doubt(inos)
         await self._forget_names(self._names.take(inos, self._clock_s()))
-        await self._forget_attrs(self._take(inos))
-        if self._mapped is not None:
-            await self._forget_pages(self._mapped.among(inos))
+        told = self._take(inos)
+        mapped = self._mapped.among(inos) if self._mapped is not None else []
+        self._view.doubt(mapped)
+        await self._forget_pages(mapped, PAGES_S, LOCKED_S)
+        # Where attributes are not believed the kernel will ask, and compare, before it shows a page that nobody here
+        # can have written: it is told nothing then, which would make its question void.
+        read = [ino for ino in self._view.paged(told) if ino not in mapped]
+        self._view.doubt(read)
+        if self._mapped is not None and not any(map(self._mapped.locked, read)):
+            await self._arrive({ino: told[ino] for ino in read})
+            await self._forget_pages(read, LOCK_S, LOCK_S / 10)
+        await self._forget_attrs(told)
 
     async def forget_all(self) -> None:
         """Return when nothing is believed any more."""
@@ -243,10 +253,11 @@ class KernelCache:
         await self._forget_names(self._names.take_all(self._clock_s()))
         await self._forget_attrs(self._take(list(self._attrs)))
         if self._mapped is not None:
-            await self._forget_pages(self._mapped.all())
+            await self._forget_pages(self._mapped.all(), PAGES_S, LOCKED_S)
 
-    async def _forget_pages(self, inos: list[int]) -> None:
-        """Have pages written back and dropped that programs may have changed, for as long as that can be waited for."""
+    async def _forget_pages(self, inos: list[int], patience_s: float, locked_s: float) -> None:
+        """Have pages written back and dropped, for as long as that can be waited for: shorter while requests are under
+        way that may have them locked. What is not done stays in doubt."""
         if not inos or self._mapped is None:
             return
         done = trio.Event()
@@ -257,17 +268,18 @@ class KernelCache:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drop, self._mapped)
-            patience = trio.current_time() + PAGES_S
-            locked_s = 0.0
-            while not done.is_set() and trio.current_time() < patience and locked_s < LOCKED_S:
+            patience = trio.current_time() + patience_s
+            while not done.is_set() and trio.current_time() < patience and locked_s > 0:
                 began = trio.current_time()
                 with trio.move_on_after(LOOK_S):
                     await done.wait()
-                if any(self._mapped.locked(ino) for ino in inos):
-                    locked_s += trio.current_time() - began
-            if not done.is_set():
-                self._counts["pages_late"] += 1
+                if any(map(self._mapped.locked, inos)):
+                    locked_s -= trio.current_time() - began
             nursery.cancel_scope.cancel()  # the thread goes on, for nobody
+        if done.is_set():
+            self._view.dropped(inos)
+        else:
+            self._counts["pages_late"] += 1
 
     async def _forget_names(self, names: dict[int, list[bytes]]) -> None:
         while names:
@@ -328,12 +340,16 @@ class KernelCache:
         taken = {ino: told for ino in inos if (told := self._attrs.pop(ino, None)) is not None}
         return {ino: told for ino, told in taken.items() if told.until_s > now_s}
 
-    async def _forget_attrs(self, told: dict[int, _Told]) -> None:
-        inos = set(told)
-        if inos:
+    async def _arrive(self, told: dict[int, _Told]) -> None:
+        """Wait until the kernel has seen what it was told."""
+        if told:
             wait_s = max(one.at_s for one in told.values()) + ARRIVAL_S - self._clock_s()
             if wait_s > 0:
                 await trio.sleep(wait_s)
+
+    async def _forget_attrs(self, told: dict[int, _Told]) -> None:
+        inos = set(told)
+        await self._arrive(told)
         end = trio.current_time() + AGAIN_S
         pause_s = AGAIN_S_MIN
         while inos:

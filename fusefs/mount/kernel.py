@@ -10,9 +10,9 @@ from node.wire.types import ROOT_INO
 
 class _Known:
     """One inode in the kernel. ``pages`` is the data version that its page cache holds at oldest, 0: not known.
-    ``doubted``: another mount may have changed it since attributes were last sent."""
+    ``doubted``: another mount may have changed it since attributes were last sent. ``opened``: it may have pages."""
 
-    __slots__ = ("count", "version", "pages", "mtime_ns", "size", "doubted")
+    __slots__ = ("count", "version", "pages", "mtime_ns", "size", "doubted", "opened")
 
     def __init__(self) -> None:
         self.count = 0
@@ -21,6 +21,7 @@ class _Known:
         self.mtime_ns = 0  # told last; with size all that the kernel compares to drop pages by itself
         self.size = 0
         self.doubted = False
+        self.opened = False
 
 
 class KernelView:
@@ -59,6 +60,17 @@ class KernelView:
             if known is not None:
                 known.doubted = True
 
+    def paged(self, inos: Iterable[int]) -> list[int]:
+        """Those of which the kernel may have pages."""
+        return [ino for ino in inos if (known := self._inodes.get(ino)) is not None and known.opened]
+
+    def dropped(self, inos: Iterable[int]) -> None:
+        """The pages of these are gone, and what is read from now on is asked for: there is nothing to doubt."""
+        for ino in inos:
+            known = self._inodes.get(ino)
+            if known is not None:
+                known.doubted = False
+
     def doubt_all(self) -> None:
         """Another mount may have changed anything."""
         self.doubt(self._inodes)
@@ -84,6 +96,7 @@ class KernelView:
         known = self._inodes.get(ino)
         if known is None:
             return False
+        known.opened = True
         keep = known.pages != 0 and known.pages == known.version
         known.pages = known.version
         return keep

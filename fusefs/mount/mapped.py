@@ -8,7 +8,7 @@ mapping has gone: so what is open in that way may be mapped, and nothing else.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,8 +29,10 @@ class Dropper(Protocol):
 class Mappable:
     """Files that are open for reading and writing, so that programs may have mapped them and changed their pages."""
 
-    def __init__(self, dropper: Dropper) -> None:
+    def __init__(self, dropper: Dropper, committing: Callable[[int], bool]) -> None:
+        """``committing`` tells whether writes to an inode wait for the service."""
         self._dropper = dropper
+        self._committing = committing
         self._open: dict[int, int] = {}  # inode -> handles
         self.holding = Busy()  # inodes by requests for which the kernel has pages locked, or writes none back
 
@@ -63,7 +65,7 @@ class Mappable:
             self.holding.leave(ino)
 
     def locked(self, ino: int) -> bool:
-        return self.holding.any_of((ino,))
+        return self.holding.any_of((ino,)) or self._committing(ino)
 
     async def drop(self, inos: list[int]) -> None:
         for ino in inos:

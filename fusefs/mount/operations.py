@@ -55,7 +55,7 @@ class Operations(pyfuse3.Operations):
         self.files: HandleTable[Handle] = HandleTable()
         self._directories: HandleTable[DirHandle] = HandleTable()
         self._dropper = dropper
-        self.mappable = Mappable(dropper)
+        self.mappable = Mappable(dropper, volume.committing)
         self.busy = Busy()
         self.profile = Profile()
         self.cache: KernelCache | None = None
@@ -89,9 +89,12 @@ class Operations(pyfuse3.Operations):
             self.cache.creating(parent, name)
 
     def _opened(self, handle: Handle) -> pyfuse3.FileInfo:
+        """Reply to an open. Where appended bytes land is told by the service or the lease, not by the size that the
+        kernel believes in: they must not get into its pages at that place (rule 9)."""
         keep = self.kernel.opened(handle.ino)
         self.mappable.opened(handle)
-        return pyfuse3.FileInfo(fh=self.files.add(handle), direct_io=False, keep_cache=keep, nonseekable=False)
+        direct_io = handle.append
+        return pyfuse3.FileInfo(fh=self.files.add(handle), direct_io=direct_io, keep_cache=keep, nonseekable=False)
 
     # --- names and attributes -------------------------------------------------------------------------------------
 

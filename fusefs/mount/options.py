@@ -37,6 +37,7 @@ class MountOptions:
     leases: bool | None = None
     local_locks: bool = False
     cache_names: bool = True
+    write_through: bool = True
     read_only: bool = False
     allow_other: bool | None = None
     fast_loop: bool = True
@@ -76,6 +77,7 @@ class _Found:
         self.timeout_s: float | None = None
         self.leases = ""
         self.locks = ""
+        self.writes = ""
         self.loop = ""
         self.wakeup = ""
         self.http = ""
@@ -93,6 +95,8 @@ class _Found:
             self.leases = _one_of(name, value, "on", "off", "attributes")
         elif equals and name == "locks":
             self.locks = _one_of(name, value, "cluster", "local")
+        elif equals and name == "writes":
+            self.writes = _one_of(name, value, "through", "close")
         elif equals and name == "loop":
             self.loop = _one_of(name, value, "fast", "stock")
         elif equals and name == "wakeup":
@@ -124,6 +128,7 @@ class _Found:
             leases=self.leases != "off" if self.leases else None,
             local_locks=self.locks == "local",
             cache_names=self.leases != "attributes",
+            write_through=self.writes != "close",
             read_only=self.flags.get("ro", False),
             allow_other=self.flags.get("allow_other"),
             fast_loop=self.loop != "stock",

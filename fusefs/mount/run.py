@@ -81,6 +81,7 @@ def client_options(config: ClusterConfig, options: MountOptions) -> ClientOption
         chain=config.client.chain,
         read_only=options.read_only,
         leases=config.client.leases if options.leases is None else options.leases,
+        write_through=options.write_through,
         stop_flush_s=CLOSE_S,
         host=socket.gethostname(),
         process=own_identity(),

@@ -178,7 +178,8 @@ class Leasing:
         if table.in_grace:
             table.wait_grace(self._park(call, then))
             return True
-        for recall in [*table.demand(inos, session), *table.seize(inos, session, self._node.running_s)]:
+        seized = table.seize(inos, session, self._node.running_s, reading=True)
+        for recall in [*table.demand(inos, session), *seized]:
             self._send(*recall)
         debts = table.debts(inos, session)
         if debts:

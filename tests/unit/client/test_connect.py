@@ -22,7 +22,7 @@ from storage import api as storage
 from .world import Faults, World, contents
 
 CLUSTER = b"c" * 16
-OPTIONS = ClientOptions(request_timeout_s=5.0, flush_after_s=1000.0)
+OPTIONS = ClientOptions(request_timeout_s=5.0, flush_after_s=1000.0, write_through=False)
 
 
 @asynccontextmanager

@@ -455,7 +455,7 @@ async def nothing(*_: object) -> None:
 WEAKENINGS = {
     "bring before the acknowledgement": lambda patch: patch.setattr(Session, "_surrendered", nothing),
     "bring before going on": lambda patch: patch.setattr(Journal, "drain", nothing),
-    "recall before showing": lambda patch: patch.setattr(LeaseTable, "seize", lambda *_: []),
+    "recall before showing": lambda patch: patch.setattr(LeaseTable, "seize", lambda *_, **__: []),
     "wait before proposing": lambda patch: patch.setattr(LeaseTable, "unsaid", lambda *_: set()),
     "late answers": lambda patch: patch.setattr(Leases, "fresh", lambda self, ticket, ino: True),
     "recalls": lambda patch: patch.setattr(Leases, "recall", lambda self, inos: None),

@@ -371,6 +371,7 @@ class World:
         """A volume on this cluster. Leaving it stops it; an error inside comes out as it is."""
         self._mounts += 1
         options.setdefault("flush_after_s", 1000.0)
+        options.setdefault("write_through", False)  # no leases here: and write-back is what is to be seen
         failure: BaseException | None = None
         async with trio.open_nursery() as nursery:
             volume = Volume(

@@ -139,7 +139,7 @@ async def test_pages_that_programs_may_have_changed_are_recalled(
 ) -> None:
     """Of what is open for reading and writing. Nobody waits for a page that a request under way may have locked."""
     dropper = Dropper()
-    mapped = Mappable(dropper)
+    mapped = Mappable(dropper, lambda ino: False)
     cache = KernelCache(leased, KernelView(), None, lambda: leased.now_s, Busy(), mapped=mapped)
     handles: list[Any] = [SimpleNamespace(ino=ino, flags=flags) for ino, flags in ((5, os.O_RDWR), (6, os.O_WRONLY))]
     for handle in handles:

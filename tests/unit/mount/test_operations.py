@@ -47,7 +47,7 @@ class FakeVolume:
 
 
 def handle(ino: int) -> Any:
-    return SimpleNamespace(ino=ino, flags=os.O_RDONLY)
+    return SimpleNamespace(ino=ino, flags=os.O_RDONLY, append=False)
 
 
 class FakeDropper:

@@ -1,0 +1,138 @@
+"""Two mounts keep one file open: what write(2) returned on one, the other reads at once, without close or fsync."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import LONG
+
+TRIALS = 10_000 if LONG else 500
+
+
+@pytest.fixture
+def other(work: Path, second_mount: Path) -> Path:
+    """The same directory through the second mount."""
+    return second_mount / work.name
+
+
+@pytest.fixture
+def pair(work: Path, other: Path) -> Iterator[tuple[int, int]]:
+    """Descriptors of one file, one on each mount."""
+    writer = os.open(work / "f", os.O_RDWR | os.O_CREAT)
+    reader = os.open(other / "f", os.O_RDWR)
+    yield writer, reader
+    os.close(writer)
+    os.close(reader)
+
+
+def test_overwriting(pair: tuple[int, int]) -> None:
+    writer, reader = pair
+    for i in range(TRIALS):
+        os.pwrite(writer, b"%08d" % i, 5000)
+        assert os.pread(reader, 8, 5000) == b"%08d" % i
+
+
+def test_growing_by_writes_and_by_stat(pair: tuple[int, int]) -> None:
+    writer, reader = pair
+    for i in range(TRIALS):
+        os.pwrite(writer, b"%08d" % i, 8 * i)
+        assert os.fstat(reader).st_size == 8 * i + 8
+        assert os.pread(reader, 8, 8 * i) == b"%08d" % i
+
+
+def test_taking_turns(pair: tuple[int, int]) -> None:
+    for i in range(TRIALS):
+        os.pwrite(pair[i % 2], b"%08d" % i, 100)
+        assert os.pread(pair[1 - i % 2], 8, 100) == b"%08d" % i
+
+
+def test_truncating(pair: tuple[int, int]) -> None:
+    writer, reader = pair
+    for i in range(TRIALS // 2):
+        os.pwrite(writer, b"x" * 10_000, 0)
+        assert os.pread(reader, 20_000, 0) == b"x" * 10_000
+        os.ftruncate(writer, 100 + i)
+        assert os.pread(reader, 20_000, 0) == b"x" * (100 + i)
+
+
+def test_two_append_lines_and_read_them_all_the_time(work: Path, other: Path) -> None:
+    """Each line is there once, whole, in its writer's order, as soon as its write has returned; and never zeros."""
+    (work / "log").touch()
+    lines = [0, 0]
+    wrong: list[str] = []
+    end = threading.Event()
+
+    def look(path: Path) -> None:
+        while not end.is_set() and not wrong:
+            floor = list(lines)
+            data = path.read_bytes()
+            if b"\0" in data:
+                wrong.append(f"zeros in {data!r}")
+            found = data.split(b"\n")[:-1]
+            for who in (0, 1):
+                mine = [int(line[1:]) for line in found if line[:1] == b"%d" % who]
+                if mine != list(range(len(mine))) or len(mine) < floor[who]:
+                    wrong.append(f"of {floor[who]} lines of {who} were read: {mine[-5:]}")
+
+    def append(path: Path, who: int) -> None:
+        with open(path, "ab", buffering=0) as f:
+            for i in range(TRIALS // 2):
+                f.write(b"%d%06d\n" % (who, i))
+                lines[who] = i + 1
+
+    lookers = [threading.Thread(target=look, args=(path / "log",)) for path in (work, other)]
+    writers = [threading.Thread(target=append, args=(path / "log", who)) for who, path in enumerate((work, other))]
+    for thread in lookers + writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    end.set()
+    for thread in lookers:
+        thread.join()
+    assert not wrong, wrong[0]
+    assert len((work / "log").read_bytes()) == 8 * 2 * (TRIALS // 2)
+
+
+def test_a_long_write_goes_on_while_somebody_looks(work: Path, other: Path) -> None:
+    """Who looks gets an answer at once, and sees the file grow."""
+    block = os.urandom(1 << 20)
+    written = 0
+    end = threading.Event()
+
+    def write() -> None:
+        nonlocal written
+        with open(work / "big", "wb", buffering=0) as f:
+            while not end.is_set() and written < 1 << 30:
+                f.write(block)
+                written += len(block)
+
+    (work / "big").touch()
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        longest = 0.0
+        for _ in range(20):
+            floor, begin = written, time.monotonic()
+            assert (other / "big").stat().st_size >= floor
+            longest = max(longest, time.monotonic() - begin)
+            time.sleep(0.05)
+        print(f"{written >> 20} MiB written, the longest look took {longest:.3f} s")
+        assert longest < 9.0, "that long only a broken lease takes"
+    finally:
+        end.set()
+        thread.join()
+
+
+def test_a_mapping_shows_what_was_written_before_it_was_made(pair: tuple[int, int]) -> None:
+    writer, reader = pair
+    for i in range(20):
+        os.pwrite(writer, b"%08d" % i * 512, 0)
+        with mmap.mmap(reader, 4096, access=mmap.ACCESS_READ) as mapped:
+            assert mapped[:8] == b"%08d" % i

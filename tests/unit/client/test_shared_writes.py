@@ -1,0 +1,216 @@
+"""Two mounts that keep one file open: what write(2) returned on one, read(2) shows on the other, without a close.
+
+Each task writes counters into a place of its own, so everybody knows the least that must be seen there, and appends
+records to a log. Mounts, leases and the service are the real ones, see ``test_leases``.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fusefs.client.handles import Handle
+from fusefs.client.options import ClientOptions
+from fusefs.client.volume import Volume
+from fusefs.client.writeback import WriteBack
+from node.wire.errors import Code, FsError
+from node.wire.types import ROOT_INO
+from storage.api import Put
+from tests.harness import LONG
+
+from .test_leases import Truth, with_two_mounts
+from .world import always
+
+STEPS = 20
+TASKS = 2  # of each mount
+APART = 3000  # bytes between two places, so that some share a page and none a byte
+RECORD = struct.Struct("<HQ6x")
+
+
+class Shared:
+    """One file of counters and one log, and what everybody must see of them."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.begun = [0] * (2 * TASKS)  # the newest counter that was written or is being written
+        self.floor = [0] * (2 * TASKS)  # the newest that returned, or was seen by anybody
+        self.appended = 0  # records whose write has returned
+        self.log: list[list[int]] = [[] for _ in range(2 * TASKS)]  # what each task appended
+
+    async def work(self, volume: Volume, task: int, counters: Handle, log: Handle) -> None:
+        for _ in range(STEPS):
+            if self.rng.random() < 0.6:
+                await trio.sleep(self.rng.expovariate(5.0))
+            act = self.rng.choice([self.write, self.write, self.read, self.read, self.append, self.read_log, self.sync])
+            await act(volume, task, counters, log)
+
+    async def write(self, volume: Volume, task: int, counters: Handle, _log: Handle) -> None:
+        self.begun[task] += 1
+        value = self.begun[task]
+        await volume.write(counters, task * APART, struct.pack("<Q", value))
+        self.floor[task] = max(self.floor[task], value)
+
+    async def read(self, volume: Volume, _task: int, counters: Handle, _log: Handle) -> None:
+        place = self.rng.randrange(2 * TASKS)
+        floor = self.floor[place]
+        data = bytes(await volume.read(counters, place * APART, 8))
+        value = struct.unpack("<Q", data)[0] if len(data) == 8 else 0
+        assert floor <= value <= self.begun[place], f"place {place}: {value} was read, {floor} had returned"
+        self.floor[place] = max(self.floor[place], value)
+
+    async def append(self, volume: Volume, task: int, _counters: Handle, log: Handle) -> None:
+        self.log[task].append(len(self.log[task]) + 1)
+        await volume.write(log, 0, RECORD.pack(task + 1, self.log[task][-1]))
+        self.appended += 1
+
+    async def read_log(self, volume: Volume, _task: int, _counters: Handle, log: Handle) -> None:
+        floor = self.appended
+        assert (await volume.getattr(log.ino)).size >= floor * RECORD.size, "an append that returned is not in the size"
+        records = await self.records(volume, log)
+        assert len(records) >= floor, f"{len(records)} records were read, {floor} had returned"
+
+    async def sync(self, volume: Volume, _task: int, counters: Handle, log: Handle) -> None:
+        await volume.fsync(self.rng.choice([counters, log]))
+
+    async def records(self, volume: Volume, log: Handle) -> list[tuple[int, int]]:
+        data = bytes(await volume.read(log, 0, 1 << 20))
+        assert len(data) % RECORD.size == 0, f"{len(data)} bytes"
+        records = [RECORD.unpack_from(data, at) for at in range(0, len(data), RECORD.size)]
+        for task in range(2 * TASKS):
+            mine = [number for writer, number in records if writer == task + 1]
+            assert mine == self.log[task][: len(mine)], f"of task {task}: {mine}"
+        assert all(writer for writer, _ in records), "bytes that nobody wrote"
+        return records
+
+
+async def play(seed: int, elections: int, loss: float, local: bool) -> dict[str, Any]:
+    rng = random.Random(seed)
+    async with trio.open_nursery() as nursery:
+        truth = Truth(rng, nursery, loss)
+        shared = Shared(rng)
+        volumes = []
+        for link in truth.links:
+            link.volume = Volume(
+                nursery,
+                {1: link},
+                truth.world.dial,
+                mount="/m",
+                options=ClientOptions(local_names=local, flush_after_s=rng.choice((0.3, 5.0))),
+                now_ns=truth.world.clock,
+                random_bytes=truth.world.random_bytes,
+            )
+            await link.volume.start()
+            link.volume._session.journal.delay_s = rng.choice((0.001, 0.01, 0.5))
+            volumes.append(link.volume)
+        handles = []
+        for volume in volumes:
+            counters, _ = await volume.create(ROOT_INO, b"counters", 0o600, os.O_RDWR, 0, 0)
+            log, _ = await volume.create(ROOT_INO, b"log", 0o600, os.O_RDWR | os.O_APPEND, 0, 0)
+            handles.append((volume, counters, log))
+        async with trio.open_nursery() as workers:
+            for task in range(2 * TASKS):
+                volume, counters, log = handles[task % 2]
+                workers.start_soon(shared.work, volume, task, counters, log)
+            for _ in range(elections):
+                await trio.sleep(rng.uniform(0.1, 1.5))
+                truth.elect()
+        for volume, _, log in handles:
+            assert len(await shared.records(volume, log)) == shared.appended == sum(map(len, shared.log))
+        statistics = volumes[0].statistics()["write_back"]
+        for volume, counters, log in handles:
+            for handle in (counters, log):
+                await volume.flush(handle)
+                await volume.release(handle)
+        nursery.cancel_scope.cancel()
+    return dict(statistics)
+
+
+def run(seed: int, *, elections: int = 0, loss: float = 0.0, local: bool = True) -> dict[str, Any]:
+    return trio.run(play, seed, elections, loss, local, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def fails(seed: int) -> bool:
+    """Whether somebody misses what had returned."""
+    missed = False
+    try:
+        run(seed)
+    except* AssertionError:
+        missed = True
+    return missed
+
+
+SETTINGS = settings(max_examples=200 if LONG else 25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@SETTINGS
+@given(st.integers(0, 1 << 32), st.booleans())
+def test_what_write_returned_is_read_by_everybody(seed: int, local: bool) -> None:
+    run(seed, local=local)
+
+
+@SETTINGS
+@given(st.integers(0, 1 << 32), st.sampled_from([0.0, 0.1]))
+def test_what_write_returned_is_read_after_an_election(seed: int, loss: float) -> None:
+    run(seed, elections=3, loss=loss)
+
+
+def test_a_write_that_stays_here_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the rule taken out: bytes written without an exclusive lease stay here until the close."""
+
+    async def buffered(self: WriteBack, handle: Handle) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(WriteBack, "_through", buffered)
+    assert any(fails(seed) for seed in range(50))
+
+
+def test_who_writes_on_and_on_gives_the_file_back() -> None:
+    """A recall is acknowledged although the file is never without new bytes. (Few, so that no thread hashes them.)"""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
+        written = 0
+
+        async def write_on() -> None:
+            nonlocal written
+            while True:
+                await first.write(handle, written, b"x" * 10)
+                written += 10
+                await trio.sleep(0.0001)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_on)
+            for _ in range(5):
+                await trio.sleep(0.3)
+                floor, begin = written, trio.current_time()
+                assert (await second.getattr(attr.ino)).size >= floor > 0
+                assert trio.current_time() - begin < 8.0, "that long only a broken lease takes"
+            nursery.cancel_scope.cancel()
+        assert handle.file.dead is None
+
+    with_two_mounts(scene)
+
+
+def test_a_full_disk_is_told_to_who_writes() -> None:
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
+        await first.write(handle, 0, b"a")
+        truth.leasing.table._cool_s = 100.0  # nobody has it exclusively from now on
+        assert (await second.getattr(attr.ino)).size == 1
+        mine = await second.open(attr.ino, os.O_RDWR)
+        for store in truth.world.stores.values():
+            store.before.append(always(Put, Code.NO_SPACE))
+        with pytest.raises(FsError) as caught:
+            await second.write(mine, 1, b"b")
+        assert caught.value.code is Code.NO_SPACE
+        assert (await first.getattr(attr.ino)).size == 1
+
+    with_two_mounts(scene)
