@@ -11,13 +11,12 @@ from types import TracebackType
 import trio
 
 from fusefs.cli.leading import Ask, asking_leader
-from fusefs.client.placement import group_of
 from metadata.api import ClusterMap, FindReferences, GetClusterMap, ListReferences, References, ServerRecord
 from node.host.cluster import ClusterConfig, load_cluster
 from node.rpc.client import Connection
 from node.rpc.context import Transport
 from node.wire.errors import FsError
-from storage.api import CATALOGUE, FindBlocks
+from storage.api import CATALOGUE, FindBlocks, group_of
 from tests.harness import Cluster
 
 LIVE = 1
