@@ -71,7 +71,7 @@ def histories(journals: list[Path]) -> dict[str, list[Operation]]:
             result = record.get("result", UNKNOWN)
             if call == ("list",) and result is not UNKNOWN and result != "ENOENT":
                 result = frozenset(result)
-            if record["object"].startswith("log") and result == "ENOENT":
+            if record["object"].startswith(("log", "cut")) and result == "ENOENT":
                 result = []
             end = record.get("end", NEVER)
             if end == NEVER and call[0] in ("read", "list", "get"):
@@ -85,7 +85,9 @@ def histories(journals: list[Path]) -> dict[str, list[Operation]]:
 STEPS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "names": (directory.EMPTY, directory.step),
     "register": (0, directory.register_step),
+    "over": (0, directory.register_step),
     "log": ((), directory.log_step),
+    "cut": ((), directory.log_step),
     "swap": ((), directory.swap_step),
 }
 

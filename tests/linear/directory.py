@@ -129,9 +129,12 @@ def register_step(state: int, call: tuple[Any, ...], result: Any) -> Iterator[Ha
 
 
 def log_step(state: tuple[int, ...], call: tuple[Any, ...], result: Any) -> Iterator[Hashable]:
-    """An append-only file: ("append", value) -> "ok", ("read",) -> all values in order."""
+    """A file that is appended to: ("append", value) -> "ok", ("cut",) -> "ok", which empties it, ("read",) -> all
+    values in order."""
     if call[0] == "append":
         yield (*state, call[1])
+    elif call[0] == "cut":
+        yield ()
     elif result is UNKNOWN or tuple(result) == state:
         yield state
 
