@@ -33,10 +33,13 @@ from collections.abc import Callable, Iterator
 
 
 def violated(scene: Callable[[], object]) -> bool:
-    """Whether something is wrong in a scene. Only a failed assertion counts; anything else is a fault of the test."""
+    """Whether something is wrong in a scene. Only a failed assertion counts, also where closing files after it failed;
+    anything else is a fault of the test."""
     try:
         scene()
     except Exception as error:
+        if isinstance(error, OSError) and isinstance(error.__context__, AssertionError):
+            return True
         if not all(isinstance(leaf, AssertionError) for leaf in _leaves(error)):
             raise
         return True
