@@ -12,7 +12,8 @@ import metadata.state
 MODULES = sorted(Path(metadata.state.__file__).parent.glob("*.py"))
 ALLOWED = {
     *("__future__", "abc", "bisect", "collections", "contextlib", "dataclasses", "enum", "math", "stat", "struct"),
-    *("typing", "blake3", "msgspec", "metadata.api", "metadata.placement", "metadata.state", "node.wire"),
+    *("typing", "blake3", "msgspec", "metadata.api", "metadata.lockset", "metadata.placement", "metadata.state"),
+    "node.wire",
 }
 
 
@@ -23,7 +24,8 @@ def imported(path: Path) -> set[str]:
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module is not None
-            names.add(node.module)
+            inner = node.module == "metadata"
+            names.update([f"metadata.{alias.name}" for alias in node.names] if inner else [node.module])
     return names
 
 
