@@ -169,8 +169,9 @@ def test_stopped_servers_do_not_hang_the_mount(tmp_path: Path) -> None:
         start = time.monotonic()
         done = subprocess.run(["cat", str(mount / "f")], capture_output=True, timeout=30)
         assert done.returncode != 0 or done.stdout == b"x" * 100_000
-        done = subprocess.run(["touch", str(mount / "g")], capture_output=True, timeout=30)
-        assert done.returncode != 0
+        command = ["dd", "if=/dev/zero", f"of={mount / 'g'}", "bs=1k", "count=1", "conv=fsync"]
+        done = subprocess.run(command, capture_output=True, timeout=30)
+        assert done.returncode != 0, "what nobody has stored is not acknowledged as synced"
         assert time.monotonic() - start < 45
         for pid in pids.values():
             os.kill(pid, signal.SIGCONT)

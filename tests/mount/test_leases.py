@@ -14,7 +14,7 @@ import pytest
 from node.wire.limits import SESSION_LEASE_S
 from tests.harness import LONG, Cluster, cluster, need_fuse, wait_for
 
-TRIALS = 1000 if LONG else 100
+TRIALS = 1000 if LONG else 50
 
 
 @pytest.fixture
