@@ -71,13 +71,17 @@ def create_in_one_directory(a: Path, b: Path) -> None:
     took: list[float] = []
     began = [0.0, 0.0]
     stop = time.monotonic() + 60
+    together = threading.Barrier(2)  # else one may be done before the other begins
 
     def create(which: int, top: Path) -> None:
-        with contextlib.suppress(OSError):  # the mount is taken away from a thread that hangs
+        # The mount is taken away from a thread that hangs
+        with contextlib.suppress(OSError, threading.BrokenBarrierError):
             for i in range(TRIALS):
+                together.wait(STALL_S * 4)
                 began[which] = time.monotonic()
                 (top / f"{which}-{i}").touch()
                 took.append(time.monotonic() - began[which])
+                began[which] = 0.0
         began[which] = 0.0
 
     threads = [
