@@ -489,8 +489,6 @@ class Session:
         results = whole(reply.results, len(mutation.ops))
         granted = term != 0 and self.leases.granted(ticket, reply.lease_term, self.now_s())
         self.leases.confirmed(ticket, shown(results), reply.shared if granted else None)
-        if not mutation.times_ns:  # nobody was told of it before: an answer that crossed this one may be older
-            self.leases.changed(*shown(results))
         self._brought.take(mutation.ops, results, foretold=bool(mutation.times_ns))
         for result in results:
             for attr in told(result):
