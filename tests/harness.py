@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -242,10 +242,17 @@ def _alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def cluster(directory: Path, **flags: str | int) -> Iterator[Cluster]:
-    """A running cluster that is gone afterwards."""
+def cluster(
+    directory: Path, settings: Mapping[str, Mapping[str, str]] | None = None, **flags: str | int
+) -> Iterator[Cluster]:
+    """A running cluster that is gone afterwards. ``settings``: sections that its configuration gets."""
     made = Cluster(directory, **flags)
     try:
+        if settings:
+            run(FUSEFS, "up", made.directory, *made.flags, "--no-start")
+            with open(made.config, "a") as file:
+                for section, keys in settings.items():
+                    file.write(f"\n[{section}]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items()))
         made.up()
         yield made
     finally:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.fault.copies import CopiesWatch, whole
 from tests.fault.healing_worker import content, read_anew, remaining
-from tests.harness import FUSEFS, LONG, Cluster, need_fuse, run, seed, wait_for
+from tests.harness import FUSEFS, LONG, Cluster, cluster, need_fuse, run, seed, wait_for
 
 ROUNDS = 20 if LONG else 5
 SMALL_FILES = 1500  # so many that chance spreads them evenly
@@ -28,19 +28,11 @@ FAST = {
 }
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+@pytest.fixture(name="cluster")
+def running(tmp_path: Path) -> Iterator[Cluster]:
     need_fuse()
-    made = Cluster(tmp_path / "cluster", servers=3, replicas=3, capacity="1GiB")
-    try:
-        run(FUSEFS, "up", made.directory, *made.flags, "--no-start")
-        with open(made.config, "a") as file:
-            for section, keys in FAST.items():
-                file.write(f"\n[{section}]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items()))
-        made.up()
+    with cluster(tmp_path / "cluster", FAST, servers=3, replicas=3, capacity="1GiB") as made:
         yield made
-    finally:
-        made.clean()
 
 
 class Load:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import FUSEFS, LONG, Cluster, need_fuse, run, seed, wait_for
+from tests.harness import FUSEFS, LONG, Cluster, cluster, need_fuse, run, seed, wait_for
 
 MIB = 1 << 20
 FILES = 50
@@ -57,19 +57,11 @@ def write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+@pytest.fixture(name="cluster")
+def running(tmp_path: Path) -> Iterator[Cluster]:
     need_fuse()
-    made = Cluster(tmp_path / "cluster", capacity="2GiB")
-    try:
-        run(FUSEFS, "up", made.directory, *made.flags, "--no-start")
-        with open(made.config, "a") as file:
-            for section, keys in FAST.items():
-                file.write(f"\n[{section}]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items()))
-        made.up()
+    with cluster(tmp_path / "cluster", FAST, capacity="2GiB") as made:
         yield made
-    finally:
-        made.clean()
 
 
 def stored(cluster: Cluster) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import lz4.block
 import pytest
 
-from tests.harness import FUSEFS, Cluster, need_fuse, run, wait_for
+from tests.harness import FUSEFS, Cluster, cluster, need_fuse, run, wait_for
 
 PIECE_BYTES = 64 << 10
 TREE_BYTES = 8 << 20
@@ -19,19 +19,11 @@ PATIENCE_S = 90.0
 FAST = {"metadata": {"gc_interval": "1s"}, "storage": {"quarantine": "1s", "heartbeat_interval": "300ms"}}
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+@pytest.fixture(name="cluster")
+def running(tmp_path: Path) -> Iterator[Cluster]:
     need_fuse()
-    made = Cluster(tmp_path / "cluster", capacity="1GiB")
-    try:
-        run(FUSEFS, "up", made.directory, *made.flags, "--no-start")
-        with open(made.config, "a") as file:
-            for section, keys in FAST.items():
-                file.write(f"\n[{section}]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items()))
-        made.up()
+    with cluster(tmp_path / "cluster", FAST, capacity="1GiB") as made:
         yield made
-    finally:
-        made.clean()
 
 
 def texts() -> list[bytes]:
