@@ -86,7 +86,9 @@ class FileIO:
             await self._writeback.written_through(file)
         if file.append_base is not None and file.dirty:
             await self._writeback.flush(file)  # where appends land is known only then
-        data = await self._reader.read(file, handle, offset, length)
+        # What is in the buffer of appends now was written since, and may land elsewhere than it is believed to.
+        placed = file.append_base is None or not file.dirty
+        data = await self._reader.read(file, handle, offset, length, placed=placed)
         if file.dead is not None:  # since then: others may have changed what was locked here
             raise FsError(file.dead.code, file.dead.detail)
         return data

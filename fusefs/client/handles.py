@@ -48,3 +48,12 @@ class Handle:
         self.seen = file.ledger.mark()  # errors of write-back that this handle has been told of
         self.stream = Stream()
         self.closed = False
+
+    def placed(self) -> Handle:
+        """This; where it appends, one of the same file that writes where it is told to: pages of a shared mapping have
+        their place. What becomes of those is told by fsync and close of this one."""
+        if not self.append:
+            return self
+        placed = Handle(self.file, self.flags & ~os.O_APPEND)
+        placed.seen = self.seen
+        return placed

@@ -45,11 +45,12 @@ class Reader:
         self.fragmented: Callable[[int, int], None] = lambda ino, chunk: None  # is told chunks of many extents
         self._wide: OrderedDict[int, float] = OrderedDict()  # file -> when much was asked for last
 
-    async def read(self, file: File, handle: Handle, offset: int, length: int) -> Buffer:
-        """Return [offset, offset + length), shorter only at the end of the file."""
+    async def read(self, file: File, handle: Handle, offset: int, length: int, *, placed: bool = True) -> Buffer:
+        """Return [offset, offset + length), shorter only at the end of the file. Not ``placed``: without what is dirty,
+        because its place is not known."""
         end = offset + length
-        pieces = file.dirty.pieces(offset, end)
-        dirty_end = file.dirty.end
+        pieces = file.dirty.pieces(offset, end) if placed else []
+        dirty_end = file.dirty.end if placed else 0
         if sum(len(piece.data) for piece in pieces) == length:
             return join([piece.data for piece in pieces])
         if not offset:

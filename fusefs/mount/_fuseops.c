@@ -1,4 +1,5 @@
-/* The requests that pyfuse3 has no handler for: locks, fallocate, lseek, copy_file_range, and who flushes.
+/* The requests that pyfuse3 has no handler for: locks, fallocate, lseek, copy_file_range, and who flushes; and one thing
+ * that libfuse 3.14 does not know how to ask the kernel for: shared mappings of files that are open for direct I/O.
  *
  * Loaded with RTLD_GLOBAL before pyfuse3, this library's fuse_session_new is the one that pyfuse3 calls: it adds to the
  * table of operations and calls libfuse's. fuse_session_destroy likewise, because a request must not be answered after
@@ -21,8 +22,12 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fuse_lowlevel.h>
+#include <linux/fuse.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 /* --- state: one mount in a process, as with pyfuse3 --------------------------------------------------------------- */
 
@@ -32,6 +37,8 @@ static struct fuse_session *session;       /* the one that was made through us *
 static struct fuse_lowlevel_ops original;  /* as pyfuse3 filled it in */
 static bool left_unmasked;                 /* modes come without the umask applied */
 static uint64_t flusher;                   /* lock owner of the flush that is being started */
+static bool paged;                         /* the write that is being started comes from a shared mapping */
+static enum { NOT_OFFERED, OFFERED, AGREED } mapping_direct; /* what the kernel said of shared mappings of such files */
 
 /* --- requests ----------------------------------------------------------------------------------------------------- */
 
@@ -337,6 +344,13 @@ static void op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     original.flush(req, ino, fi);
 }
 
+static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *bufv, off_t off,
+                         struct fuse_file_info *fi)
+{
+    paged = fi->writepage; /* as with flush */
+    original.write_buf(req, ino, bufv, off, fi);
+}
+
 /* --- taking part in the making of a session ----------------------------------------------------------------------- */
 
 static void *in_libfuse(const char *name)
@@ -364,6 +378,7 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     memcpy(&ops, op, op_size < sizeof ops ? op_size : sizeof ops);
     original = ops;
     left_unmasked = false;
+    mapping_direct = NOT_OFFERED;
     ops.init = op_init;
     if (with_locks) { /* else the kernel keeps them itself */
         ops.getlk = op_getlk;
@@ -375,9 +390,62 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     ops.copy_file_range = op_copy_file_range;
     if (original.flush)
         ops.flush = op_flush;
+    if (original.write_buf)
+        ops.write_buf = op_write_buf;
     made = real(args, &ops, sizeof ops, userdata);
     session = made;
     return made;
+}
+
+/* The kernel offers what it can in its first request, INIT, and takes what the reply repeats. libfuse 3.14 drops the
+ * flags that it does not know, so they are read off the request and added to the reply on their way.
+ */
+#define DIRECT_IO_ALLOW_MMAP (1u << (36 - 32)) /* in flags2; Linux 6.6 and later */
+
+static ssize_t io_read(int fd, void *buffer, size_t size, void *userdata)
+{
+    ssize_t got = read(fd, buffer, size);
+    const struct fuse_in_header *header = buffer;
+    const struct fuse_init_in *init = (const void *)(header + 1);
+
+    (void)userdata;
+    if (got >= (ssize_t)(sizeof *header + offsetof(struct fuse_init_in, unused)) && header->opcode == FUSE_INIT &&
+        (init->flags & FUSE_INIT_EXT) && (init->flags2 & DIRECT_IO_ALLOW_MMAP))
+        mapping_direct = OFFERED;
+    return got;
+}
+
+static ssize_t io_writev(int fd, struct iovec *iov, int count, void *userdata)
+{
+    (void)userdata;
+    if (mapping_direct == OFFERED) { /* this is the reply to INIT: the kernel asks nothing else before it has it */
+        const struct fuse_out_header *header = iov[0].iov_base;
+        mapping_direct = NOT_OFFERED;
+        if (count == 2 && header->error == 0 && iov[1].iov_len >= sizeof(struct fuse_init_out)) {
+            struct fuse_init_out *init = iov[1].iov_base;
+            init->flags |= FUSE_INIT_EXT;
+            init->flags2 |= DIRECT_IO_ALLOW_MMAP;
+            mapping_direct = AGREED;
+        }
+    }
+    return writev(fd, iov, count);
+}
+
+int fuse_session_mount(struct fuse_session *mounted, const char *mountpoint)
+{
+    static const struct fuse_custom_io io = {.read = io_read, .writev = io_writev};
+    int (*real)(struct fuse_session *, const char *);
+    int (*customize)(struct fuse_session *, const struct fuse_custom_io *, int);
+    int error;
+
+    *(void **)&real = in_libfuse("fuse_session_mount");
+    *(void **)&customize = in_libfuse("fuse_session_custom_io");
+    if (!real)
+        return -1;
+    error = real(mounted, mountpoint);
+    if (!error && handler && mounted == session && customize)
+        customize(mounted, &io, fuse_session_fd(mounted)); /* without it all works as libfuse has it */
+    return error;
 }
 
 void fuse_session_destroy(struct fuse_session *ended)
@@ -444,6 +512,13 @@ static PyObject *unmasked(PyObject *module, PyObject *nothing)
     return PyBool_FromLong(left_unmasked);
 }
 
+static PyObject *maps_direct(PyObject *module, PyObject *nothing)
+{
+    (void)module;
+    (void)nothing;
+    return PyBool_FromLong(mapping_direct == AGREED);
+}
+
 static PyObject *take_flusher(PyObject *module, PyObject *nothing)
 {
     uint64_t owner = flusher;
@@ -453,13 +528,24 @@ static PyObject *take_flusher(PyObject *module, PyObject *nothing)
     return PyLong_FromUnsignedLongLong(owner);
 }
 
+static PyObject *take_paged(PyObject *module, PyObject *nothing)
+{
+    bool was = paged;
+    (void)module;
+    (void)nothing;
+    paged = false;
+    return PyBool_FromLong(was);
+}
+
 static PyMethodDef module_methods[] = {
     {"set_handler", set_handler, METH_O, "Have requests handed to handler(name, request, arguments); None: to nobody."},
     {"take_locks", take_locks, METH_O, "Whether sessions that are made from now on hand over locks."},
     {"serving", serving, METH_NOARGS, "Whether the session that libfuse has was made through here."},
     {"waiting", waiting, METH_NOARGS, "How many requests wait for their answer."},
     {"unmasked", unmasked, METH_NOARGS, "Whether the kernel leaves the umask to us."},
+    {"maps_direct", maps_direct, METH_NOARGS, "Whether files that are open for direct I/O can be mapped shared."},
     {"take_flusher", take_flusher, METH_NOARGS, "The lock owner of the flush whose handler begins now; then 0."},
+    {"take_paged", take_paged, METH_NOARGS, "Whether the write whose handler begins now is of mapped pages; then False."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -28,7 +28,8 @@ that were sent a moment ago are given time to arrive before they are recalled, a
 recalled at all, and pages go with the recall. A thread drops them, for it waits for those that are being read, and such
 a read waits for the leader (rule 5). Where one is under way they are dropped before the next attributes are sent
 instead (``KernelView.doubt``); those the kernel does not compare then, so a file that has grown shows that one look
-later.
+later. Such a file is one that several mounts change at this moment; so what was recalled lately is opened for direct
+I/O (``contended``), which asks us for bytes and size together, and only who had it open before can notice.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ PROOF_S = 0.05  # until a reply that no lock orders has arrived for certain
 PAGES_S = 1.0  # for the kernel to write back what programs have changed in mapped pages
 LOCKED_S = 0.02  # the same where requests are under way that may have them locked
 NAMES_MAX = 1024  # taken back one by one in one recall; more of them would cost others more than the epoch costs us
+CONTENDED_S = 3.0  # a file is opened for direct I/O for so long after a recall
+CONTENDED_MAX = 4096
 LOOK_S = 0.001  # how often to see whether the thread has met a lock
 LOCK_S = 0.1  # a lock that we know nothing of is waited for so long
 AGAIN_S_MIN = 0.0005
@@ -121,6 +124,7 @@ class KernelCache:
         self._cooling = Cooling()
         self._arriving = Arriving(PROOF_S)
         self._listed: dict[int, float] = {}  # directories of which a page was told, when last
+        self._recalled: OrderedDict[int, float] = OrderedDict()  # inodes by the time when they were recalled last
         self._renamed: dict[int, dict[bytes, None]] = {}  # names carried over without a lease
         self._wake = trio.Event()
         self._notifier = Notifier(fd)
@@ -231,8 +235,22 @@ class KernelCache:
         if told:
             self._notifier.forget_attributes(told)
 
+    def contended(self, ino: int) -> bool:
+        """Whether other mounts have changed this lately, so that an answer may be void by the time it arrives."""
+        at_s = self._recalled.get(ino)
+        return at_s is not None and self._clock_s() < at_s + CONTENDED_S
+
+    def _note(self, inos: Iterable[int]) -> None:
+        now_s, recalled = self._clock_s(), self._recalled
+        for ino in inos:
+            recalled[ino] = now_s
+            recalled.move_to_end(ino)
+        while recalled and (len(recalled) > CONTENDED_MAX or next(iter(recalled.values())) < now_s - CONTENDED_S):
+            recalled.popitem(last=False)
+
     async def forget(self, inos: Collection[int]) -> None:
         """Return when nothing of these inodes is believed any more."""
+        self._note(inos)
         await self._forget_names(self._names.take(inos, self._clock_s()))
         told = self._take(inos)
         mapped = self._mapped.among(inos) if self._mapped is not None else []
@@ -370,6 +388,7 @@ class KernelCache:
             "names": len(self._names),
             "names_bytes": self._names.weight,
             "asked": len(self._asked),
+            "recalled": len(self._recalled),
             **self._counts,
             **{f"forgotten_{name}": count for name, count in self._notifier.counts.items()},
         }

@@ -60,6 +60,8 @@ class Operations(pyfuse3.Operations):
         self.profile = Profile()
         self.cache: KernelCache | None = None
         self.flusher: Callable[[], int] = int  # says, when a flush begins, whose locks end
+        self.paged: Callable[[], bool] = bool  # says, when a write begins, whether it is of mapped pages
+        self.maps_direct: Callable[[], bool] = bool  # says whether files open for direct I/O can be mapped shared
         self.unmasked: Callable[[], bool] = bool  # says whether the kernel leaves the umask to us
 
     # --- replies --------------------------------------------------------------------------------------------------
@@ -90,10 +92,12 @@ class Operations(pyfuse3.Operations):
 
     def _opened(self, handle: Handle) -> pyfuse3.FileInfo:
         """Reply to an open. Where appended bytes land is told by the service or the lease, not by the size that the
-        kernel believes in: they must not get into its pages at that place (rule 9)."""
+        kernel believes in: they must not get into its pages at that place (rule 9). Nor are pages filled that others
+        are changing at this moment, where programs can map the file all the same."""
         keep = self.kernel.opened(handle.ino)
         self.mappable.opened(handle)
-        direct_io = handle.append
+        cache = self.cache
+        direct_io = handle.append or (cache is not None and cache.contended(handle.ino) and self.maps_direct())
         return pyfuse3.FileInfo(fh=self.files.add(handle), direct_io=direct_io, keep_cache=keep, nonseekable=False)
 
     # --- names and attributes -------------------------------------------------------------------------------------
@@ -289,7 +293,10 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        written = await self.volume.write(self.files[fh], off, buf)
+        handle = self.files[fh]
+        if self.paged():  # before anything is awaited
+            handle = handle.placed()
+        written = await self.volume.write(handle, off, buf)
         self.profile.operations["write"].bytes += written
         return written
 

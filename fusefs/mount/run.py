@@ -234,6 +234,8 @@ class _Kernel:
         extension.set_handler(requests.handle)
         self._operations.flusher = extension.take_flusher
         self._operations.unmasked = extension.unmasked
+        self._operations.paged = extension.take_paged
+        self._operations.maps_direct = extension.maps_direct
 
     async def _loop(self, done: trio.CancelScope) -> None:
         await pyfuse3.main(min_tasks=WORKERS_MIN, max_tasks=WORKERS_MAX)

@@ -117,17 +117,15 @@ class Worker:
         return True
 
     def log(self, number: int) -> bool:
-        """Appends. The kernel believes for a moment that an append went to where it believed the end; read without its
-        cache."""
+        """Appends."""
         path, do, obj = self.top / f"log{number}", self.record.do, f"log/{number}"
         if self.rng.random() < 0.5:
             mine = next(self.serial)
             return do(obj, ("append", mine), lambda: write(path, mine, os.O_APPEND) or "ok") is not None
-        return do(obj, ("read",), values, path, os.O_DIRECT) is not None
+        return do(obj, ("read",), values, path) is not None
 
     def cut(self, number: int) -> bool:
-        """Like a log, emptied now and then. A page that is being read into the kernel's cache when another mount cuts
-        the file may be filled with zeros there, so this is read without that cache."""
+        """Like a log, emptied now and then."""
         path, do, obj = self.top / f"cut{number}", self.record.do, f"cut/{number}"
         kind = self.rng.choice(("append",) * 6 + ("cut",) + ("read",) * 5)
         if kind == "append":
@@ -135,7 +133,7 @@ class Worker:
             return do(obj, (kind, mine), lambda: write(path, mine, os.O_APPEND) or "ok") is not None
         if kind == "cut":
             return do(obj, (kind,), lambda: write(path, 0, os.O_TRUNC) or "ok") is not None
-        return do(obj, (kind,), values, path, os.O_DIRECT) is not None
+        return do(obj, (kind,), values, path) is not None
 
 
 def main() -> None:

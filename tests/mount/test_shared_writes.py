@@ -62,17 +62,22 @@ def test_truncating(pair: tuple[int, int]) -> None:
         assert os.pread(reader, 20_000, 0) == b"x" * (100 + i)
 
 
-def test_two_append_lines_and_read_them_all_the_time(work: Path, other: Path) -> None:
-    """Each line is there once, whole, in its writer's order, as soon as its write has returned; and never zeros."""
+@pytest.mark.parametrize("kept", [False, True], ids=["opened anew", "kept open"])
+def test_two_append_lines_and_read_them_all_the_time(kept: bool, work: Path, other: Path) -> None:
+    """Each line is there once, whole, in its writer's order, as soon as its write has returned; and never zeros. Who
+    keeps the file open has opened it while others were writing."""
     (work / "log").touch()
     lines = [0, 0]
     wrong: list[str] = []
     end = threading.Event()
 
     def look(path: Path) -> None:
+        held = -1
         while not end.is_set() and not wrong:
             floor = list(lines)
-            data = path.read_bytes()
+            if kept and min(floor) > 10 and held < 0:
+                held = os.open(path, os.O_RDONLY)
+            data = path.read_bytes() if held < 0 else os.pread(held, 1 << 20, 0)
             if b"\0" in data:
                 wrong.append(f"zeros in {data!r}")
             found = data.split(b"\n")[:-1]
@@ -80,6 +85,8 @@ def test_two_append_lines_and_read_them_all_the_time(work: Path, other: Path) ->
                 mine = [int(line[1:]) for line in found if line[:1] == b"%d" % who]
                 if mine != list(range(len(mine))) or len(mine) < floor[who]:
                     wrong.append(f"of {floor[who]} lines of {who} were read: {mine[-5:]}")
+        if held >= 0:
+            os.close(held)
 
     def append(path: Path, who: int) -> None:
         with open(path, "ab", buffering=0) as f:
@@ -136,3 +143,60 @@ def test_a_mapping_shows_what_was_written_before_it_was_made(pair: tuple[int, in
         os.pwrite(writer, b"%08d" % i * 512, 0)
         with mmap.mmap(reader, 4096, access=mmap.ACCESS_READ) as mapped:
             assert mapped[:8] == b"%08d" % i
+
+
+def test_cutting_a_file_that_is_read_all_the_time(work: Path, other: Path) -> None:
+    """Truncated to nothing and written again on both mounts: a reader sees one of the contents or none, never zeros."""
+    (work / "f").write_bytes(b"x" * 6000)
+    wrong: list[bytes] = []
+    end = threading.Event()
+
+    def look(path: Path) -> None:
+        while not end.is_set() and not wrong:
+            data = path.read_bytes()
+            if data.strip(data[:1]) or data[:1] == b"\0":
+                wrong.append(data)
+
+    def cut(path: Path, content: bytes) -> None:
+        for i in range(TRIALS // 4):
+            with open(path, "r+b", buffering=0) as f:
+                f.truncate(0)
+                f.write(content * (1000 + i))
+
+    lookers = [threading.Thread(target=look, args=(path / "f",)) for path in (work, other)]
+    cutters = [threading.Thread(target=cut, args=(work / "f", b"x"))]
+    for thread in lookers + cutters:
+        thread.start()
+    for thread in cutters:
+        thread.join()
+    end.set()
+    for thread in lookers:
+        thread.join()
+    assert not wrong, wrong[0]
+
+
+def test_a_mapping_of_a_file_that_is_open_for_appending(work: Path, other: Path) -> None:
+    """What a program stores in mapped pages goes to their place, not to the end."""
+    fd = os.open(work / "f", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    try:
+        os.write(fd, b"a" * 8192)
+        with mmap.mmap(fd, 8192) as mapped:
+            mapped[4000:4200] = b"b" * 200
+            mapped.flush()
+            os.write(fd, b"end")
+        expected = b"a" * 4000 + b"b" * 200 + b"a" * 3992 + b"end"
+        assert (other / "f").read_bytes() == expected
+        assert (work / "f").read_bytes() == expected
+    finally:
+        os.close(fd)
+
+
+def test_a_file_that_two_mounts_change_can_be_mapped(work: Path, other: Path) -> None:
+    """Opened while others write to it, and mapped shared for writing."""
+    for i in range(20):
+        (work / "f").write_bytes(b"%08d" % i * 1024)
+        with open(other / "f", "r+b") as f, mmap.mmap(f.fileno(), 0) as mapped:
+            assert mapped[:] == b"%08d" % i * 1024
+            mapped[:4] = b"here"
+            mapped.flush()
+        assert (work / "f").read_bytes()[:8] == b"here%04d" % (i % 10000)

@@ -17,6 +17,7 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fusefs.client.files import File
 from fusefs.client.handles import Handle
 from fusefs.client.options import ClientOptions
 from fusefs.client.volume import Volume
@@ -195,6 +196,29 @@ def test_who_writes_on_and_on_gives_the_file_back() -> None:
                 assert trio.current_time() - begin < 8.0, "that long only a broken lease takes"
             nursery.cancel_scope.cancel()
         assert handle.file.dead is None
+
+    with_two_mounts(scene)
+
+
+def test_an_append_under_way_is_not_shown_where_it_does_not_land(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that has waited for earlier appends finds more in the buffer, whose place only the service knows."""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        log, _ = await first.create(ROOT_INO, b"log", 0o600, os.O_RDWR | os.O_APPEND, 0, 0)
+        theirs, _ = await second.create(ROOT_INO, b"log", 0o600, os.O_RDWR | os.O_APPEND, 0, 0)
+        await second.write(theirs, 0, b"theirs, 16 bytes")
+        flush = WriteBack.flush
+
+        async def flush_and_more(self: WriteBack, file: File) -> None:
+            await flush(self, file)
+            if not file.dirty:
+                file.append_base = 0  # where this mount believed the end before it heard of theirs
+                file.dirty.write(0, b"mine, 16 bytes..")
+
+        monkeypatch.setattr(WriteBack, "flush", flush_and_more)
+        await flush_and_more(first._fileio._writeback, log.file)
+        assert bytes(await first.read(log, 0, 100)).startswith(b"theirs, 16 bytes")
+        monkeypatch.setattr(WriteBack, "flush", flush)
 
     with_two_mounts(scene)
 

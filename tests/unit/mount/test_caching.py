@@ -12,7 +12,7 @@ import pyfuse3
 import pytest
 import trio
 
-from fusefs.mount.caching import MARGIN_S, NEGATIVE_AFTER, PAGES_S, KernelCache
+from fusefs.mount.caching import CONTENDED_MAX, CONTENDED_S, MARGIN_S, NEGATIVE_AFTER, PAGES_S, KernelCache
 from fusefs.mount.kernel import KernelView
 from fusefs.mount.mapped import Mappable
 from fusefs.mount.names import Busy
@@ -117,6 +117,19 @@ async def test_an_inode_on_its_way_is_recalled_until_it_is_known(
     kernel.unknown = {5, 6}
     await cache.forget([5, 6])
     assert sorted(kernel.forgot) == [5, 5, 6], "the kernel has given back the one that it has no reference to"
+
+
+async def test_what_was_recalled_lately_is_contended(leased: Leased, kernel: Kernel, autojump_clock: object) -> None:
+    cache, _ = made(leased)
+    assert not cache.contended(5)
+    await cache.forget([5])
+    leased.now_s = 1.0
+    await cache.forget([6])
+    assert cache.contended(5) and cache.contended(6) and not cache.contended(7)
+    leased.now_s = CONTENDED_S
+    assert not cache.contended(5) and cache.contended(6)
+    await cache.forget(range(10, 10 + 2 * CONTENDED_MAX))
+    assert cache.statistics()["recalled"] == CONTENDED_MAX
 
 
 class Dropper:
