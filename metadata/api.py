@@ -11,6 +11,7 @@ from typing import Optional
 import msgspec
 
 from metadata import lockset
+from metadata.garbage import CollectGarbage, FindReferences, GarbageReply, ListReferences, References
 from metadata.lockset import Held, LockRow
 from metadata.operations import (
     ATTR_ACCESS_ACL,
@@ -34,6 +35,7 @@ from metadata.operations import (
     Extents,
     Failed,
     GetAttr,
+    GetBlock,
     GetExtents,
     GetLock,
     GetXattr,
@@ -98,6 +100,7 @@ __all__ = [  # what the outside may use
     "Extents",
     "Failed",
     "GetAttr",
+    "GetBlock",
     "GetExtents",
     "GetLock",
     "GetXattr",
@@ -162,6 +165,9 @@ __all__ = [  # what the outside may use
     "ChangeMembersReply",
     "ChangeServer",
     "CollectGarbage",
+    "FindReferences",
+    "ListReferences",
+    "References",
     "GetHealing",
     "HealingReply",
     "ServerHealing",
@@ -298,6 +304,7 @@ class RenewSessionReply(msgspec.Struct, frozen=True, array_like=True):
     orphans: tuple[int, ...] = ()
     lease_term: int = 0  # the leader's term; where the request named it too, its leases are prolonged, from sending
     room_bytes: int = 0  # what this session may acknowledge before it is durable (rule 13)
+    log_room_bytes: int = -1  # what commits may bring along at the moment (Commit.data); -1: a service that cannot
 
 
 class Recall(msgspec.Struct, frozen=True, array_like=True):
@@ -458,29 +465,6 @@ class ChangeMembersReply(msgspec.Struct, frozen=True, array_like=True):
     member: int
 
 
-class CollectGarbage(msgspec.Struct, frozen=True, array_like=True):
-    """Ask the leader about its garbage collector; with ``advance`` it takes a round first, which moves the epoch where
-    something waits for that. Two or three rounds delete what nothing references."""
-
-    advance: bool = False
-
-
-class GarbageReply(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """``candidates``: blocks that nothing references; ``due``: of these, old enough to be deleted. ``deleted`` and the
-    rest of the counts are of the round that was asked for. ``waiting``: another round will do more."""
-
-    gc_epoch: int
-    candidates: int
-    due: int
-    more_candidates: bool  # than were counted
-    quarantined_bytes: int  # of all copies, as the last heartbeats told
-    unconfirmed_bytes: int
-    deleted: int = 0
-    kept: int = 0  # touched again, or a server could not be asked
-    adopted: int = 0  # blocks of writers that died
-    waiting: bool = False
-
-
 class GetHealing(msgspec.Struct, frozen=True, array_like=True):
     """Ask the leader how far repair, drains, balancing and scrubbing are."""
 
@@ -549,27 +533,6 @@ class ChangeServer(msgspec.Struct, frozen=True, array_like=True):
     name: str
     address: str = ""
     public_key: str = ""
-
-
-class ListReferences(msgspec.Struct, frozen=True, array_like=True):
-    """List the blocks that the volume knows, with names above ``after``, in order; for auditors."""
-
-    after: bytes
-    limit: int
-
-
-class FindReferences(msgspec.Struct, frozen=True, array_like=True):
-    """Ask which of these blocks the volume knows; for auditors. The reply names those."""
-
-    blocks: tuple[bytes, ...]
-
-
-class References(msgspec.Struct, frozen=True, array_like=True):
-    """(block, how many extents name it); 0 for a candidate for collection."""
-
-    blocks: tuple[tuple[bytes, int], ...]
-    more: bool
-    gc_epoch: int
 
 
 CATALOGUE = Catalogue(

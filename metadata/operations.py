@@ -164,6 +164,12 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
     With ``merge`` the extents hold the same bytes as those that they replace, only in fewer blocks: size and times
     stay, data_version rises. INVALID without a base_version, with ``append``, or where a hole or the end is filled.
+
+    With ``data`` the bytes of all its blocks come along, one after the other, instead of having been put before:
+    each extent is one whole block, and the epochs do not count. The service keeps them until it has put them on chunk
+    servers. INVALID where they are not the blocks that are named, or with ``merge``; TOO_BIG above
+    LOG_DATA_COMMIT_BYTES here or LOG_DATA_ENTRY_BYTES in the Submit; LOG_FULL where too many wait there already: put
+    the blocks, and commit without.
     """
 
     ino: int
@@ -176,6 +182,7 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, tag=6):
     base_version: int = 0
     pg_epoch: int = 0
     merge: bool = False
+    data: bytes = b""
 
 
 class SetXattr(msgspec.Struct, frozen=True, array_like=True, tag=7):
@@ -379,11 +386,14 @@ class Names(msgspec.Struct, frozen=True, array_like=True, tag=12):
 
 
 class Extents(msgspec.Struct, frozen=True, array_like=True, tag=13):
-    """Extents that meet the asked range, in order, whole (not clipped). ``more``: ask again from the last one's end."""
+    """Extents that meet the asked range, in order, whole (not clipped). ``more``: ask again from the last one's end.
+
+    ``data``: names and bytes of those of their blocks that are not on chunk servers yet (Commit.data)."""
 
     attr: Attr
     extents: tuple[Extent, ...]
     more: bool
+    data: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class VolumeStat(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False):
@@ -505,6 +515,13 @@ class Walk(msgspec.Struct, frozen=True, array_like=True, tag=9):
     names: tuple[bytes, ...]
 
 
+class GetBlock(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):
+    """The bytes of a block that came with a Commit and is not on chunk servers yet. Result: Value, or Failed
+    MISSING_BLOCK: it is there by now, or nothing references it any more."""
+
+    block: bytes
+
+
 class GetLock(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
     """What is in the way of a lock, and whether a ticket still waits. Result: LockState."""
 
@@ -518,4 +535,4 @@ class GetLock(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
     ticket: int = 0
 
 
-Query = Union[Lookup, GetAttr, ReadDir, ReadLink, GetXattr, ListXattr, GetExtents, StatVolume, Walk, GetLock]
+Query = Union[Lookup, GetAttr, ReadDir, ReadLink, GetXattr, ListXattr, GetExtents, StatVolume, Walk, GetBlock, GetLock]

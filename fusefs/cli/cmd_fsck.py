@@ -1,4 +1,7 @@
-"""``fusefs fsck``: is every referenced block where it must be, and nothing else? It changes nothing."""
+"""``fusefs fsck``: is every referenced block where it must be, and nothing else? It changes nothing.
+
+A block whose bytes the metadata service still has itself need not be anywhere else.
+"""
 
 from __future__ import annotations
 
@@ -152,14 +155,15 @@ def _judge(
     """Add what is wrong to ``into``; return the blocks that it is about."""
     wrong: dict[bytes, Any] = {}
     moving = {row.group: {*row.filling, *row.leaving} for row in cluster.rows}
-    known = dict(page.blocks)
+    known, logged = dict(page.blocks), frozenset(page.logged)
     for block, references in known.items():
         number = group_of(block, len(cluster.table)) if cluster.table else 0
         row = cluster.table[number] if cluster.table else ()
         if number in moving:  # whoever fills may lack it, and whoever leaves need not have it
             row = tuple([server for server in row if server not in moving[number]])
         holders = [s for s in stored if block in stored[s] and stored[s][block].state == LIVE]
-        if references and len([server for server in row if server in holders]) < len(row):
+        short = len([server for server in row if server in holders]) < len(row)
+        if references and short and block not in logged:
             wrong[block] = None
             (into.short if holders else into.lost).append(block)
     for blocks in stored.values():

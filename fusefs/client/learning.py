@@ -25,7 +25,7 @@ def named(queries: Sequence[api.Query]) -> Iterator[int]:
     for query in queries:
         if isinstance(query, (api.Lookup, api.Walk)):
             yield query.parent
-        elif not isinstance(query, api.StatVolume):
+        elif not isinstance(query, (api.StatVolume, api.GetBlock)):
             yield query.ino
 
 

@@ -14,7 +14,9 @@ A round has three steps, one after the other:
 reference, and carries g - 2. Whoever references the block in a later state has to have touched it in epoch g - 1 or
 later on a write quorum, else the commit is refused; then the condition does not hold there. This does not ask who leads
 now, nor which candidate's epoch it was (that is at most g - 2), so leaders may change in the middle, two may believe
-that they lead, and any message may come twice. Clones need a living reference (rule 20), so a commit came first.
+that they lead, and any message may come twice. Clones need a living reference (rule 20), so a commit came first. A
+commit that brings the bytes along touches nothing; these are nobody's to delete, and go by an entry that is refused
+like a commit (``mover``).
 
 **Why nothing stays.** A touch that brings a block back after its deletion, by somebody who then does not commit, is a
 new record on that server, so the next sweep lists it. Sweep and deletion never overlap: a block that the sweep found to

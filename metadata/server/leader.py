@@ -35,7 +35,14 @@ from node.host.cluster import ClusterConfig
 from node.host.logging import get_logger
 from node.rpc.server import Call
 from node.wire.errors import Code, FsError
-from node.wire.limits import LEADER_DUTY_S, RECLAIM_ROWS, ROOM_BYTES_MAX, ROOM_MARGIN_BYTES, SESSION_EXPIRY_S
+from node.wire.limits import (
+    LEADER_DUTY_S,
+    LOG_DATA_STATE_BYTES,
+    RECLAIM_ROWS,
+    ROOM_BYTES_MAX,
+    ROOM_MARGIN_BYTES,
+    SESSION_EXPIRY_S,
+)
 from storage.api import Heartbeat, HeartbeatReply, Order, Report, ServerAddress, ServerStatus
 
 log = get_logger(__name__)
@@ -178,6 +185,13 @@ class Leader:
         """What a session may acknowledge before it is durable, so that all of it finds room (rule 13)."""
         free_bytes = self.volume().free_bytes - ROOM_MARGIN_BYTES
         return max(0, min(free_bytes // (2 * max(1, len(self._sessions))), ROOM_BYTES_MAX))
+
+    def log_room_bytes(self) -> int:
+        """What commits may bring along: nothing where chunk servers may not have room for all that the state can hold
+        of it, so that who writes hears of a full disk."""
+        if self.volume().free_bytes < LOG_DATA_STATE_BYTES:
+            return 0
+        return max(0, self._machine.logged_room_bytes)
 
     # --- chunk servers ---------------------------------------------------------------------------------------
 

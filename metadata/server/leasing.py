@@ -263,7 +263,7 @@ def spoken_of(queries: Sequence[api.Query], results: Sequence[api.Result]) -> li
         elif kind is api.GetLock:
             if not (isinstance(result, api.LockState) and (result.taken or result.held or result.waiting)):
                 inos.append(query.ino)  # type: ignore[union-attr]  # somebody may be deciding about its locks alone
-        elif kind is not api.StatVolume:
+        elif kind is not api.StatVolume and kind is not api.GetBlock:
             inos.append(query.ino)  # type: ignore[union-attr]
         if type(result) is api.AttrResult:
             inos.append(result.attr.ino)
@@ -274,7 +274,7 @@ def spoken_of(queries: Sequence[api.Query], results: Sequence[api.Result]) -> li
 
 def leasable(queries: Sequence[api.Query]) -> bool:
     """Whether answers to these may be cached: a walk passes directories that its answer does not name."""
-    return not any(type(query) in (api.Walk, api.StatVolume, api.GetLock) for query in queries)
+    return not any(type(query) in (api.Walk, api.StatVolume, api.GetBlock, api.GetLock) for query in queries)
 
 
 def shown(results: Sequence[api.Result]) -> list[int]:

@@ -40,6 +40,7 @@ from metadata.server.leader import Leader
 from metadata.server.leasing import Leasing
 from metadata.server.locking import LockNotices
 from metadata.server.membership import Membership
+from metadata.server.mover import Mover
 from metadata.server.node import Hooks, Node
 from metadata.server.outbound import ChunkServers
 from metadata.server.peers import Peers
@@ -112,6 +113,7 @@ class MetadataMember:
         self.audits: Optional[Audits] = None
         self.chunk_servers: Optional[ChunkServers] = None
         self.collector: Optional[Collector] = None
+        self.mover: Optional[Mover] = None
         self.healer: Optional[Healer] = None
         self.members = {member.id: member for member in place.config.members}
         self._allowed: list[AllowList] = []  # of the two servers, the public one first
@@ -192,8 +194,10 @@ class MetadataMember:
                 await nursery.start(self.node.run)
                 await nursery.start(self.leader.run)
                 assert self.chunk_servers is not None and self.collector is not None and self.healer is not None
+                assert self.mover is not None
                 await nursery.start(self.chunk_servers.run)
                 await nursery.start(self.collector.run)
+                await nursery.start(self.mover.run)
                 await nursery.start(self.healer.run)
                 await stopping.wait()
                 await self._finish()
@@ -399,6 +403,7 @@ class MetadataMember:
         interval_s = self.place.config.metadata.gc_interval
         self.chunk_servers = calls = ChunkServers(self._connect_server)
         self.collector = Collector(group, machine, lambda: leader.fleet, calls.call, interval_s=interval_s)
+        self.mover = Mover(group, machine, lambda: leader.fleet, calls.call)
         return self.collector
 
     def _connect_server(self, record: ServerRecord) -> Connection:
@@ -509,6 +514,8 @@ class MetadataMember:
             found |= self.node.statistics() | self.service.statistics() | self.leader.statistics()
             if self.collector is not None:
                 found |= self.collector.statistics()
+            if self.mover is not None:
+                found |= self.mover.statistics()
             if self.healer is not None:
                 found |= self.healer.statistics()
         if self.audits is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 import trio
 
 from metadata.api import ServerRecord
+from node.wire.types import Buffer
 
 
 class Connection(Protocol):
@@ -37,7 +38,9 @@ class ChunkServers:
             task_status.started()
             await trio.sleep_forever()
 
-    async def call(self, record: ServerRecord, request: msgspec.Struct, *, timeout_s: float) -> Any:
+    async def call(
+        self, record: ServerRecord, request: msgspec.Struct, data: Sequence[Buffer] = (), *, timeout_s: float
+    ) -> Any:
         """Ask a chunk server; return the reply's body. Raises FsError."""
         async with self._starting:
             known = self._known.get(record.server)
@@ -47,7 +50,7 @@ class ChunkServers:
                 assert self._nursery is not None, "not running"
                 known = self._known[record.server] = (record.address, self._connect(record))
                 await self._nursery.start(known[1].run)
-        return (await known[1].call(request, timeout_s=timeout_s)).body
+        return (await known[1].call(request, data, timeout_s=timeout_s)).body
 
     def forget(self) -> None:
         """Close all connections: this member does not lead any more."""

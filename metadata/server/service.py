@@ -237,10 +237,9 @@ class Service:
         self.leader.heard_session(request.session)
         orphans = machine.orphans_of(request.session, request.orphans_after)
         term = self.leasing.renewed(request.session, request.lease_term)
-        room_bytes = self.leader.room_bytes()
-        call.reply(
-            api.RenewSessionReply(SESSION_LEASE_S, machine.gc_epoch, machine.pg_epoch, orphans, term, room_bytes)
-        )
+        room_bytes, log_room_bytes = self.leader.room_bytes(), self.leader.log_room_bytes()
+        epochs = machine.gc_epoch, machine.pg_epoch
+        call.reply(api.RenewSessionReply(SESSION_LEASE_S, *epochs, orphans, term, room_bytes, log_room_bytes))
 
     def _answer_map(self, call: Call) -> None:
         request: api.GetClusterMap = call.request
@@ -256,7 +255,11 @@ class Service:
         request: api.ListReferences = call.request
         found = self.machine.blocks(request.after, request.limit + 1)
         more = len(found) > request.limit
-        call.reply(api.References(tuple(found[: request.limit]), more, self.machine.gc_epoch))
+        call.reply(self._references(found[: request.limit], more))
+
+    def _references(self, found: list[tuple[bytes, int]], more: bool) -> api.References:
+        logged = self.machine.logged_among([block for block, _ in found])
+        return api.References(tuple(found), more, self.machine.gc_epoch, logged)
 
     def find_references(self, call: Call) -> None:
         request: api.FindReferences = call.request
@@ -266,7 +269,7 @@ class Service:
 
     def _answer_found_references(self, call: Call) -> None:
         request: api.FindReferences = call.request
-        call.reply(api.References(tuple(self.machine.blocks_among(request.blocks)), False, self.machine.gc_epoch))
+        call.reply(self._references(self.machine.blocks_among(request.blocks), False))
 
     # --- chunk servers, commands -----------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import msgspec
 
 from metadata.raft.messages import ConfChange, ConfState, Entry, HardState, SnapshotMeta
 from metadata.server.roster import DIRECTORY_KEY, Directory, decode_directory, encode_directory, following
+from metadata.server.trail import Trail
 from metadata.state.keys import APPLIED_KEY
 from metadata.state.records import Applied, decode_applied
 from metadata.state.tables import Engine, SnapshotView, Tables
@@ -55,6 +56,7 @@ class Stable:
         self._commit_entries = commit_entries
         self._commit_s = commit_s
         self._trailing = trailing
+        self._trail = Trail()
         self._commit_due_s = 0.0
         self._room_due_s = 0.0
         self._uncommitted = 0
@@ -77,6 +79,7 @@ class Stable:
     def append(self, hard: HardState | None, entries: Sequence[Entry], must_sync: bool) -> None:
         """Write; durable on return where ``must_sync``. NO_SPACE: call ``sync`` again when there is room."""
         self.store.append(hard, entries)
+        self._trail.appended(entries)
         if must_sync:
             self.store.sync()
 
@@ -146,6 +149,9 @@ class Stable:
         droppable = self._committed.index - self._trailing - self.store.first_index()
         if droppable >= min(COMPACT_STEP_ENTRIES, max(self._trailing, 1)):
             self._drop(self._trailing)
+        large = min(self._trail.droppable(), self._committed.index)
+        if large >= self.store.first_index():
+            self._drop(self._committed.index - large)
 
     def _make_room(self) -> None:
         """The disk is full: drop all of the log that the state holds durably, and take the reserve back if possible."""
@@ -158,6 +164,7 @@ class Stable:
     def _drop(self, trailing: int) -> None:
         try:
             self.store.compact(self._committed, trailing)
+            self._trail.dropped(self._committed.index - trailing)
         except FsError as error:
             if error.code != Code.NO_SPACE:
                 raise

@@ -22,6 +22,8 @@ from node.wire.limits import AUDIT_ROWS_MAX
 
 _END = b"\xff" * 8  # above every key
 _DIGEST_BYTES = 16
+_LOGGED_END = keys.prefix_end(keys.LOGGED)  # these rows are large; no others come before them
+_LOGGED_ROWS = 64
 
 
 class Auditor:
@@ -56,6 +58,8 @@ class Auditor:
     def _slice(self, low: bytes, rows: int) -> tuple[bytes, int, bytes]:
         """Digest at most ``rows`` rows from ``low`` on; return digest, count, and where the next slice begins (empty:
         at the beginning)."""
+        if low < _LOGGED_END and self._tables.range(low or b"\0", _LOGGED_END, 1):
+            rows = min(rows, _LOGGED_ROWS)
         page = self._tables.range(low or b"\0", _END, rows)
         digest = blake3.blake3(encode((low, page))).digest(length=_DIGEST_BYTES)
         following = page[-1][0] + b"\0" if len(page) == rows else b""

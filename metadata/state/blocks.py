@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from struct import Struct
 
 from metadata.state import keys
+from metadata.state.logged import Logged
 from metadata.state.tables import Tables
 from node.wire.types import BLOCK_ID_BYTES
 
@@ -22,8 +23,9 @@ _COUNT_AND_EPOCH = Struct(">QQ")
 class Blocks:
     """Counts and candidates in the tables. Nothing is cached."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, logged: Logged) -> None:
         self._tables = tables
+        self._logged = logged
 
     def count(self, block: bytes) -> int:
         """Return how many extents name this block."""
@@ -61,6 +63,7 @@ class Blocks:
             else:
                 self._tables.put(key, _COUNT_AND_EPOCH.pack(0, epoch))
                 self._tables.put(keys.candidate(epoch, block), b"")
+                self._logged.drop(block)
 
     def candidates(self, epoch: int, after: tuple[int, bytes], limit: int) -> list[tuple[int, bytes]]:
         """Return candidates (epoch, block) of ``epoch`` or before, in order, greater than ``after``."""

@@ -17,15 +17,18 @@ from metadata.state import extents as algebra
 from metadata.state import keys
 from metadata.state.data import alive
 from metadata.state.extents import CHUNK
+from metadata.state.logged import name_block
 from metadata.lockset import decode_locks, faults
 from metadata.state.records import (
     Inode,
+    LoggedRecord,
     RootRecord,
     ShardRecord,
     decode_applied,
     decode_group,
     decode_inode,
     decode_introduced,
+    decode_logged,
     decode_root,
     decode_row,
     decode_server,
@@ -35,11 +38,11 @@ from metadata.state.records import (
 from metadata.state.tables import Tables
 from metadata.state.validate import TYPES, check_name
 from node.wire.errors import FsError
-from node.wire.limits import INLINE_EXTENTS_MAX, RESULT_WINDOW
+from node.wire.limits import INLINE_EXTENTS_MAX, LOG_DATA_ROW_BYTES, LOG_DATA_STATE_BYTES, RESULT_WINDOW
 from node.wire.types import ROOT_INO
 
 _PAGE = 1024
-_KNOWN = frozenset(b"DIXLEORUKGHJSNVWPZM")
+_KNOWN = frozenset(b"DIXLEORUKGBHJSNVWPZM")
 
 
 def check(tables: Tables) -> list[str]:
@@ -79,6 +82,7 @@ class Auditor:
         self._check_orphans()
         self._check_data()
         self._check_counts()
+        self._check_logged()
         self._check_xattrs()
         self._check_sessions(shard)
         self._check_locks()
@@ -280,6 +284,20 @@ class Auditor:
         self._expect("the number of referenced blocks", kept, len(self._references))
         candidates = {(keys.first(key), key[keys.NUMBERED_NAME_AT :]) for key, _ in self._rows(keys.CANDIDATE)}
         self._expect("the set of collection candidates", candidates, zero)
+
+    def _check_logged(self) -> None:
+        blocks = cost = 0
+        for key, plain in self._rows(keys.LOGGED):
+            blocks, cost = blocks + 1, cost + len(plain) + LOG_DATA_ROW_BYTES
+            if name_block(plain) != key[1:]:
+                self._say(f"block {key[1:].hex()}: its bytes in the state are others")
+            if not self._references[key[1:]]:
+                self._say(f"block {key[1:].hex()} is in the state, and nothing references it")
+        value = self._tables.get(keys.LOGGED_KEY)
+        record = LoggedRecord() if value is None else decode_logged(value)
+        self._expect("the totals of logged blocks", (record.blocks, record.cost), (blocks, cost))
+        if cost > LOG_DATA_STATE_BYTES:
+            self._say(f"logged blocks of {cost} bytes")
 
     def _check_xattrs(self) -> None:
         counts: Counter[int] = Counter()

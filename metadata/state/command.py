@@ -6,6 +6,9 @@ leader's clock said; apply makes it rise strictly, so it is the only clock of th
 
 Two machines live in one group: the root, which registers sessions, chunk servers, placement and epochs, and a shard,
 which holds inodes. The tag says whose command it is; the shard's number is 0 until slots move to other groups.
+
+Version 2 is of commands that earlier releases would execute wrongly, because they do not know a part of them: commits
+that bring their bytes along, and what moves these. All others are still of version 1.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from typing import Optional
 
 import msgspec
 
-from metadata.api import CloseSession, OpenSession, ServerRecord, Submit
+from metadata.api import CloseSession, Commit, OpenSession, ServerRecord, Submit
 from node.wire.errors import Code, FsError
 
-COMMAND_VERSION = 1
+COMMAND_VERSION = 2
 HEADER_BYTES = 16
 
 ROOT = 0
@@ -46,6 +49,7 @@ class CommandKind(enum.IntEnum):
     ADOPT_BLOCKS = 12
     AUDIT = 13
     INTRODUCE_SERVER = 14
+    MOVE_OUT = 15
 
 
 class Format(msgspec.Struct, frozen=True, array_like=True):
@@ -158,6 +162,16 @@ class AdoptBlocks(msgspec.Struct, frozen=True, array_like=True):
     blocks: tuple[bytes, ...]
 
 
+class MoveOut(msgspec.Struct, frozen=True, array_like=True):
+    """The bytes of these blocks, which came with commits, are durable on the chunk servers of their placement groups,
+    put with ``touch_epoch`` by the table of ``pg_epoch``: the state need not keep them. STALE_EPOCH as for a commit;
+    blocks whose group has changed since stay. Reply: BlocksReply."""
+
+    blocks: tuple[bytes, ...]
+    touch_epoch: int
+    pg_epoch: int
+
+
 class Audit(msgspec.Struct, frozen=True, array_like=True):
     """Digest the next ``rows`` rows of the state (``state.audit``). ``digest`` is what most members got for the entry
     at index ``about``, empty where that is not known. Reply: AuditReply; a member that got something else stops."""
@@ -223,6 +237,7 @@ BODIES: dict[int, tuple[int, type[msgspec.Struct]]] = {
     CommandKind.ADOPT_BLOCKS: (SHARD, AdoptBlocks),
     CommandKind.AUDIT: (ROOT, Audit),
     CommandKind.INTRODUCE_SERVER: (ROOT, IntroduceServer),
+    CommandKind.MOVE_OUT: (SHARD, MoveOut),
 }
 """Whose command a kind is, and its body."""
 
@@ -241,13 +256,17 @@ class Command(msgspec.Struct, frozen=True):
 
 
 def encode_command(kind: int, time_ns: int, body: bytes | msgspec.Struct, machine: int | None = None) -> bytes:
-    """Return an entry's data. ``body`` as bytes must be the encoded struct of this kind (see BODIES)."""
+    """Return an entry's data. ``body`` as bytes must be an encoded struct of this kind (see BODIES), as version 1 had
+    it."""
     owner, kind_of_body = BODIES[kind]
     assert machine is None or machine == owner, (kind, machine)
+    version = 2 if kind == CommandKind.MOVE_OUT else 1
     if isinstance(body, msgspec.Struct):
         assert type(body) is kind_of_body, (kind, type(body))
+        if type(body) is Submit and any([type(op) is Commit and op.data for op in body.ops]):
+            version = 2
         body = _ENCODE(body)
-    return _HEADER.pack(COMMAND_VERSION, owner, kind, 0, 0, max(time_ns, 0)) + body
+    return _HEADER.pack(version, owner, kind, 0, 0, max(time_ns, 0)) + body
 
 
 def decode_command(data: bytes) -> Command:
@@ -259,11 +278,11 @@ def decode_command(data: bytes) -> Command:
     if len(data) < HEADER_BYTES:
         raise FsError(Code.UNSUPPORTED_VERSION, f"an entry of {len(data)} bytes is no command")
     version, machine, kind, _, shard, time_ns = _HEADER.unpack_from(data)
-    if version != COMMAND_VERSION or kind not in BODIES or BODIES[kind][0] != machine or shard != 0:
+    if not 1 <= version <= COMMAND_VERSION or kind not in BODIES or BODIES[kind][0] != machine or shard != 0:
         raise FsError(
             Code.UNSUPPORTED_VERSION,
             f"the log has a command of version {version}, machine {machine}.{shard}, kind {kind};"
-            f" this build knows version {COMMAND_VERSION}",
+            f" this build knows versions up to {COMMAND_VERSION}",
         )
     try:
         body: Optional[msgspec.Struct] = _DECODE[kind](memoryview(data)[HEADER_BYTES:])
@@ -289,6 +308,7 @@ __all__ = [
     "Format",
     "FormatReply",
     "IntroduceServer",
+    "MoveOut",
     "Nothing",
     "ROOT",
     "Reclaim",

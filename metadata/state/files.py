@@ -8,6 +8,7 @@ from metadata.api import AttrResult, CloneRange, Commit, Committed, Extent, Punc
 from metadata.state import extents as algebra
 from metadata.state.data import Change, Data
 from metadata.state.inodes import Inodes
+from metadata.state.logged import Logged
 from metadata.state.records import Inode, attr_of
 from metadata.state.turn import Turn
 from metadata.state.validate import TIME_MAX, check_extents, check_range, check_size, clamp_time
@@ -18,9 +19,10 @@ from node.wire.limits import COMMIT_EXTENTS_MAX, FILE_BYTES_MAX
 class Files:
     """Data operations of one shard."""
 
-    def __init__(self, inodes: Inodes, data: Data) -> None:
+    def __init__(self, inodes: Inodes, data: Data, logged: Logged) -> None:
         self._inodes = inodes
         self._data = data
+        self._logged = logged
 
     def regular(self, ino: int) -> Inode:
         """Return a regular file's inode. STALE, IS_DIRECTORY or INVALID."""
@@ -36,7 +38,11 @@ class Files:
         check_extents(op.extents)
         if op.base_version and op.base_version != inode.data_version:
             raise FsError(Code.VERSION_MISMATCH, f"data version {inode.data_version}, not {op.base_version}")
-        turn.check_blocks(op.extents, op.touch_epoch, op.pg_epoch)
+        plain = None
+        if op.data:
+            plain = self._logged.check(op.extents, op.data)
+        else:
+            turn.check_blocks(op.extents, op.touch_epoch, op.pg_epoch)
         extents, size, offset = self._place(op, inode)
         if extents:
             size = max(size, extents[-1].offset + extents[-1].length)
@@ -44,13 +50,15 @@ class Files:
         if op.merge:
             return self._merge(op, change, size, turn)
         self._write(change, max(inode.size, size), clamp_time(op.mtime_ns), turn)
+        if plain:
+            self._logged.add(plain)
         return Committed(attr_of(inode), offset)
 
     def _merge(self, op: Commit, change: Change, size: int, turn: Turn) -> Committed:
         """The same bytes in other blocks. Only the version of the data rises: whoever knows the old extents must not
         go on using them, because their blocks may be deleted."""
         inode = change.inode
-        if not op.base_version or op.append or change.stored or size > inode.size:
+        if not op.base_version or op.append or op.data or change.stored or size > inode.size:
             raise FsError(Code.INVALID, "a merge that is not only one")
         inode.version += 1
         inode.data_version += 1

@@ -17,9 +17,11 @@ The shard's rows, one set for each group of inode numbers::
     U session last        unused inode numbers   first (8 bytes); [first, last] was given to the session for Make.ino
     K hash                block references   count (8 bytes); at count 0 also the candidate's epoch (8 bytes)
     G epoch hash          collection candidate   empty; exactly the blocks whose count is 0
+    B hash                logged block       its bytes, which came with the entry and are on no chunk server for sure
     H ino                 locks              lockset.LockRow: what is held and who waits
     J kind id generation  reclaim job        empty; rows that nothing reaches any more, worked off in paced steps
     Mv                    shard record       records.ShardRecord: counters and totals
+    Mb                    logged record      records.LoggedRecord: totals of the B rows; missing until there was one
 
 The root's rows::
 
@@ -59,6 +61,7 @@ RESULT = b"R"
 UNUSED = b"U"
 COUNT = b"K"
 CANDIDATE = b"G"
+LOGGED = b"B"
 LOCKS = b"H"
 JOB = b"J"
 SESSION = b"S"
@@ -78,6 +81,7 @@ AUDITED_KEY = b"Md"
 ROOT_KEY = b"Mr"
 INTRODUCED_KEY = b"Mk"
 SHARD_KEY = b"Mv"
+LOGGED_KEY = b"Mb"
 
 RESERVED = (ACL, SNAPSHOT, FRAGMENTS, QUOTA, TRASH)
 
@@ -183,6 +187,10 @@ def count(block: bytes) -> bytes:
 
 def candidate(epoch: int, block: bytes) -> bytes:
     return _ONE(CANDIDATE, epoch) + block
+
+
+def logged(block: bytes) -> bytes:
+    return LOGGED + block
 
 
 def job(kind: int, ident: int, generation: int = 0) -> bytes:

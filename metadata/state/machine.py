@@ -71,8 +71,7 @@ class Machine:
         """Forget everything in memory: the tables were replaced, by a snapshot or by dropping what was uncommitted."""
         self._sessions.reload()
         self._root.reload()
-        self._shard.inodes.reload()
-        self._shard.locks.reload()
+        self._shard.reload()
         self._auditor.reload()
         self._read_applied()
 
@@ -156,7 +155,7 @@ class Machine:
 
     def _finish(self, applied: Applied) -> None:
         self._sessions.flush()
-        self._shard.inodes.flush()
+        self._shard.flush()
         self._applied = applied
         self._tables.put(keys.APPLIED_KEY, encode(applied))
 
@@ -304,6 +303,24 @@ class Machine:
         """Unreferenced blocks since ``epoch`` or before as (epoch, block), in order, greater than ``after``."""
         return self._shard.blocks.candidates(epoch, after, limit)
 
+    @property
+    def logged_room_bytes(self) -> int:
+        """How much more of what comes with log entries the state may hold."""
+        return self._shard.logged.room_bytes
+
+    @property
+    def logged_blocks(self) -> int:
+        """How many blocks are in the state with their bytes."""
+        return self._shard.logged.blocks
+
+    def logged_among(self, blocks: Iterable[bytes]) -> tuple[bytes, ...]:
+        """Those of these blocks whose bytes are in the state."""
+        return tuple([block for block in blocks if self._shard.logged.get(block) is not None])
+
+    def logged(self, after: bytes, limit: int, bytes_max: int) -> list[tuple[bytes, bytes]]:
+        """Blocks named above ``after`` that are in the state, with their bytes (``state.logged``)."""
+        return self._shard.logged.page(after, limit, bytes_max)
+
     def digest(self) -> bytes:
         """Return 32 bytes that are equal exactly where the whole state is. Reads all of it."""
         return digest(self._tables)
@@ -316,6 +333,7 @@ class Machine:
             "file_bytes": self.file_bytes,
             "sessions": len(self._sessions.by_id),
             "servers": len(self._root.servers),
+            "logged_blocks": self.logged_blocks,
             **self._shard.inodes.statistics(),
         }
 

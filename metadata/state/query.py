@@ -16,6 +16,7 @@ from metadata.api import (
     Extents,
     Failed,
     GetAttr,
+    GetBlock,
     GetExtents,
     GetLock,
     GetXattr,
@@ -43,11 +44,14 @@ from node.wire.limits import (
     EXTENT_PAGE_MAX,
     FILE_BYTES_MAX,
     KIB,
+    LOG_DATA_COMMIT_BYTES,
+    LOG_DATA_PAGE_BYTES,
     LOOKUP_PATH_DEPTH_MAX,
     READ_QUERIES_MAX,
     READDIR_PAGE_BYTES_MAX,
     READDIR_PAGE_MAX,
 )
+from node.wire.types import BLOCK_ID_BYTES
 
 # Upper bounds of what a thing takes in an encoded reply
 _ATTR_BYTES = 15 * 9 + 8
@@ -59,7 +63,7 @@ _RESULT_BYTES = _ATTR_BYTES + 64
 
 _REPLY_BYTES_MAX = BODY_BYTES_MAX - 512 * KIB  # the largest single result may begin just below this
 assert READ_QUERIES_MAX * (_RESULT_BYTES + 256) < 512 * KIB
-assert EXTENT_PAGE_MAX * _EXTENT_BYTES < 512 * KIB
+assert EXTENT_PAGE_MAX * _EXTENT_BYTES + LOG_DATA_PAGE_BYTES + LOG_DATA_COMMIT_BYTES < 512 * KIB
 
 
 class Queries:
@@ -79,6 +83,7 @@ class Queries:
             GetExtents: self.get_extents,
             StatVolume: self.stat_volume,
             Walk: self.walk,
+            GetBlock: self.get_block,
             GetLock: shard.locks.get,
         }
 
@@ -192,8 +197,20 @@ class Queries:
         if low >= high:
             return Extents(attr_of(inode), (), False)
         found, more = self._shard.data.read(inode, low, high, EXTENT_PAGE_MAX)
-        self._spend(len(found) * _EXTENT_BYTES)
-        return Extents(attr_of(inode), tuple(found), more)
+        if not self._shard.logged.blocks:
+            self._spend(len(found) * _EXTENT_BYTES)
+            return Extents(attr_of(inode), tuple(found), more)
+        count, plain = self._shard.logged.among(found, LOG_DATA_PAGE_BYTES)
+        self._spend(count * _EXTENT_BYTES + sum([len(part) + _NAME_BYTES + BLOCK_ID_BYTES for _, part in plain]))
+        return Extents(attr_of(inode), tuple(found[:count]), more or count < len(found), tuple(plain))
+
+    def get_block(self, query: GetBlock) -> Value:
+        self._check_budget()
+        plain = self._shard.logged.get(query.block)
+        if plain is None:
+            raise FsError(Code.MISSING_BLOCK, query.block.hex())
+        self._spend(len(plain))
+        return Value(plain)
 
     def stat_volume(self, query: StatVolume) -> VolumeStat:
         """Files and bytes; capacities are the leader's to fill in."""

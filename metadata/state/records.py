@@ -131,6 +131,13 @@ class ShardRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     bytes: int = 0
 
 
+class LoggedRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How many blocks are in the state with their bytes, and what they count together (``state.logged``)."""
+
+    blocks: int = 0
+    cost: int = 0
+
+
 class Applied(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The last applied entry. ``time_ns`` strictly rises from entry to entry."""
 
@@ -159,6 +166,7 @@ decode_introduced = msgspec.msgpack.Decoder(tuple[Introduced, ...]).decode
 decode_group = msgspec.msgpack.Decoder(Group).decode
 decode_root = msgspec.msgpack.Decoder(RootRecord).decode
 decode_shard = msgspec.msgpack.Decoder(ShardRecord).decode
+decode_logged = msgspec.msgpack.Decoder(LoggedRecord).decode
 decode_applied = msgspec.msgpack.Decoder(Applied).decode
 decode_audited = msgspec.msgpack.Decoder(Audited).decode
 

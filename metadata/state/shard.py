@@ -38,11 +38,12 @@ from metadata.api import (
 )
 from metadata.state.attributes import Attributes
 from metadata.state.blocks import Blocks
-from metadata.state.command import AdoptBlocks, BlocksReply, ForgetBlocks, Format, Reclaim, ReclaimReply
+from metadata.state.command import AdoptBlocks, BlocksReply, ForgetBlocks, Format, MoveOut, Reclaim, ReclaimReply
 from metadata.state.data import Data
 from metadata.state.files import Files
 from metadata.state.inodes import Inodes
 from metadata.state.locks import Locks
+from metadata.state.logged import Logged
 from metadata.state.names import Names
 from metadata.state.reclaim import Jobs
 from metadata.state.records import Inode
@@ -67,10 +68,11 @@ class Shard:
 
     def __init__(self, tables: Tables, sessions: Sessions) -> None:
         self.sessions = sessions
-        self.blocks = Blocks(tables)
+        self.logged = Logged(tables)
+        self.blocks = Blocks(tables, self.logged)
         self.inodes = Inodes(tables, self.blocks)
         self.data = Data(tables, self.inodes, self.blocks)
-        self.files = Files(self.inodes, self.data)
+        self.files = Files(self.inodes, self.data, self.logged)
         self.attributes = Attributes(tables, self.inodes, self.files)
         self.names = Names(tables, self.inodes, self.data, sessions, self.attributes)
         self.locks = Locks(tables, self.inodes)
@@ -97,7 +99,19 @@ class Shard:
             Reclaim: self.reclaim,
             ForgetBlocks: self.forget_blocks,
             AdoptBlocks: self.adopt_blocks,
+            MoveOut: self.move_out,
         }
+
+    def reload(self) -> None:
+        """Forget everything in memory: the tables were replaced."""
+        self.inodes.reload()
+        self.locks.reload()
+        self.logged.reload()
+
+    def flush(self) -> None:
+        """Write what the entry changed. The end of an entry."""
+        self.inodes.flush()
+        self.logged.flush()
 
     def format(self, body: Format, turn: Turn) -> None:
         """Make the root directory."""
@@ -198,6 +212,13 @@ class Shard:
     def adopt_blocks(self, body: AdoptBlocks, turn: Turn) -> BlocksReply:
         _check_blocks(body.blocks)
         return BlocksReply(self.blocks.adopt(body.blocks, turn.gc_epoch))
+
+    def move_out(self, body: MoveOut, turn: Turn) -> BlocksReply:
+        """The touch that these blocks were put with must count now, as for a commit that names them."""
+        _check_blocks(body.blocks)
+        turn.check_touch(body.touch_epoch)
+        moved = [block for block in body.blocks if not turn.changed(block, body.pg_epoch)]
+        return BlocksReply(sum([self.logged.drop(block) for block in moved]))
 
 
 def _check_blocks(blocks: tuple[bytes, ...]) -> None:

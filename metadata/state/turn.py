@@ -36,12 +36,20 @@ class Turn:
         """Refuse references to blocks whose touch is too old, or whose placement changed since (rule 16)."""
         if not extents:
             return
+        self.check_touch(touch_epoch)
+        if pg_epoch and self.groups:
+            for extent in extents:
+                if self.changed(extent.block, pg_epoch):
+                    group = group_of(extent.block, len(self.groups))
+                    raise FsError(Code.STALE_EPOCH, f"placement group {group} changed since epoch {pg_epoch}")
+
+    def changed(self, block: bytes, pg_epoch: int) -> bool:
+        """Whether a block's placement group changed after that epoch."""
+        return bool(self.groups) and self.groups[group_of(block, len(self.groups))].changed > pg_epoch
+
+    def check_touch(self, touch_epoch: int) -> None:
+        """Refuse a touch that a delete may have overtaken."""
         if touch_epoch < self.gc_epoch - 1:
             raise FsError(Code.STALE_EPOCH, f"touched in epoch {touch_epoch}, now it is {self.gc_epoch}")
         if touch_epoch > self.gc_epoch:
             raise FsError(Code.INVALID, f"touch epoch {touch_epoch} has not begun, it is {self.gc_epoch}")
-        if pg_epoch and self.groups:
-            for extent in extents:
-                group = group_of(extent.block, len(self.groups))
-                if self.groups[group].changed > pg_epoch:
-                    raise FsError(Code.STALE_EPOCH, f"placement group {group} changed since epoch {pg_epoch}")

@@ -10,6 +10,7 @@ from node.wire.errors import Code, FsError
 from node.wire.limits import (
     COMMIT_EXTENTS_MAX,
     FILE_BYTES_MAX,
+    LOG_DATA_ENTRY_BYTES,
     NAME_BYTES_MAX,
     NOT_HELD_MAX,
     SUBMIT_BASES_MAX,
@@ -113,6 +114,8 @@ def check_submit(submit: Submit) -> None:
         raise FsError(Code.TOO_BIG, f"{len(submit.ops)} operations in one Submit")
     if sum([len(op.extents) for op in submit.ops if isinstance(op, (Commit, Make))]) > SUBMIT_EXTENTS_MAX:
         raise FsError(Code.TOO_BIG, f"more than {SUBMIT_EXTENTS_MAX} extents in one Submit")
+    if sum([len(op.data) for op in submit.ops if type(op) is Commit]) > LOG_DATA_ENTRY_BYTES:
+        raise FsError(Code.TOO_BIG, f"more than {LOG_DATA_ENTRY_BYTES} bytes with one Submit")
     if not 1 <= submit.sequence <= SEQUENCE_MAX or not 1 <= submit.lowest_unacked <= submit.sequence:
         raise FsError(Code.INVALID, f"sequence {submit.sequence}, lowest unacknowledged {submit.lowest_unacked}")
     if submit.times_ns and len(submit.times_ns) != len(submit.ops):

@@ -54,6 +54,7 @@ class Code(enum.IntEnum):
     STALE_SEQUENCE = 49
     SKIPPED = 50
     STALE_EPOCH = 51
+    LOG_FULL = 53  # too much data waits in the log: put it on chunk servers
     LEASES_GONE = 52  # the session holds leases of an earlier leader: it must drop them, then ask again
     CORRUPT_BLOCK = 60
     MISSING_BLOCK = 61

@@ -70,6 +70,15 @@ CATALOG_COMMIT_S = 5.0
 INLINE_EXTENTS_MAX = 16
 EXTENTS_PER_CHUNK_MAX = 64  # a writer that would leave more rewrites the chunk instead
 COMMIT_EXTENTS_MAX = 4096
+LOG_DATA_COMMIT_BYTES = 16 * KIB  # plaintext that a commit may bring along in the log entry
+LOG_DATA_ENTRY_BYTES = 1 * MIB  # that all commits of one entry may
+LOG_DATA_STATE_BYTES = 64 * MIB  # of it in the state, until it is moved to chunk servers
+LOG_DATA_ROW_BYTES = 256  # what a block counts there beside its bytes: so its rows are bounded too
+LOG_DATA_PAGE_BYTES = 256 * KIB  # soft: of it in one answer about extents
+LOG_MOVE_S = 1.0  # how often what came with log entries is moved: what is overwritten sooner never moves
+LOG_MOVE_BLOCKS = 256  # in one request
+LOG_MOVE_BYTES = 1 * MIB  # soft
+LOG_MOVE_CALL_S = 10.0
 EXTENT_PAGE_MAX = 2048
 COMPACT_EXTENTS_MIN = 8  # of a chunk: then they are put together, some time after the last write
 COMPACT_QUIET_S = 10.0
@@ -146,6 +155,7 @@ PEER_GREET_RETRY_S = 0.2
 LOG_SEGMENT_BYTES = 64 * MIB
 LOG_RESERVE_BYTES = 16 * MIB  # kept free so that unlink works on a full disk
 LOG_TRAILING_ENTRIES = 50_000
+LOG_TRAILING_BYTES = 256 * MIB  # of them, where data travels in the log
 LOG_CACHE_BYTES = 16 * MIB
 LOG_RECORD_BYTES = 1 * MIB  # soft: one entry is never split
 LOG_BUFFER_BYTES = 1 * MIB  # written to the file, unsynced, when as many wait
@@ -256,3 +266,6 @@ assert CREDIT_ACK_BYTES * 2 <= CREDIT_BYTES
 assert COMPACT_EXTENTS_MIN < EXTENTS_PER_CHUNK_MAX
 assert INLINE_EXTENTS_MAX <= EXTENTS_PER_CHUNK_MAX <= CHUNK_EXTENTS_MAX <= EXTENT_PAGE_MAX
 assert COMMIT_EXTENTS_MAX <= SUBMIT_EXTENTS_MAX
+assert LOG_DATA_COMMIT_BYTES <= LOG_DATA_ENTRY_BYTES <= BODY_BYTES_MAX // 2
+assert LOG_DATA_PAGE_BYTES + LOG_DATA_COMMIT_BYTES <= BODY_BYTES_MAX // 2
+assert LOG_MOVE_BLOCKS <= PUT_BLOCKS_MAX and 2 * LOG_MOVE_BYTES <= PUT_BYTES_MAX

@@ -100,7 +100,7 @@ async def looking(config: ClusterConfig) -> AsyncIterator[Look]:
             after, more = b"", True
             while more:
                 page: References = await ask(ListReferences(after, PAGE_BLOCKS), CALL_S)
-                blocks = [block for block, references in page.blocks if references]
+                blocks = [block for block, references in page.blocks if references and block not in page.logged]
                 await _judge(ask, servers, blocks, seen, enough, 0)
                 more, after = page.more, page.blocks[-1][0] if page.blocks else after
 
@@ -124,7 +124,7 @@ async def _judge(
     if not doubtful:
         return
     still: References = await ask(FindReferences(tuple(doubtful)), CALL_S)
-    doubtful = [block for block, references in still.blocks if references]
+    doubtful = [block for block, references in still.blocks if references and block not in still.logged]
     after: ClusterMap = await ask(GetClusterMap(), CALL_S)
     if after.pg_epoch != before.pg_epoch and tries < TRIES:
         await _judge(ask, servers, doubtful, seen, enough, tries + 1)

@@ -205,7 +205,7 @@ async def isolated(truth: Truth, first: Volume, second: Volume) -> None:
     truth.service = Service(
         node,  # type: ignore[arg-type]
         truth.world.machine,
-        Duties(),  # type: ignore[arg-type]
+        Duties(truth.world),  # type: ignore[arg-type]
         None,  # type: ignore[arg-type]
         truth.leasing,
         wall_ns=truth.world.clock,

@@ -10,9 +10,12 @@ The rule under test (storage/FORMAT.md and metadata.api.Commit state its parts):
 4. A commit also carries the placement group's epoch and is refused when the group has changed since.
 5. Repair gives the copy the greatest touch that it reads, and a leaving member drops its copy only after repair.
 6. Touches are as durable as data.
+7. A commit may bring the block's bytes along instead (``log_data``): it needs no touch. They go at once when the count
+   falls to 0, or when a mover has put the block like a session and then says so, held to what a commit is held to.
 
 ``Rules`` can drop each ingredient; the explorer must then find a lost block. The invariant: while a block is
-referenced, some disk of the group (or one that has not been dropped yet) still holds it, although one disk may die.
+referenced, some disk of the group (or one that has not been dropped yet) still holds it, although one disk may die, or
+its bytes are in the log.
 """
 
 from __future__ import annotations
@@ -41,6 +44,9 @@ class Rules:
     commit_checks_group: bool = True
     drop_after_repair: bool = True
     touches_are_durable: bool = True
+    refuse_stale_move: bool = True
+    move_checks_group: bool = True
+    move_waits_for_quorum: bool = True
     by_distance: bool = False  # not an ingredient: the laxer condition
 
 
@@ -53,6 +59,7 @@ class Scope:
     group_changes: int = 0
     lost_disks: int = 0
     crashes: int = 0  # of a disk's process: forgets touches that are not durable
+    log_data: bool = False  # commits may bring the bytes along
 
 
 class Session(NamedTuple):
@@ -78,6 +85,8 @@ class State(NamedTuple):
     group_changes: int
     lost_disks: int
     crashes: int
+    logged: bool  # the bytes are in the log
+    mover: Session
 
 
 def initial(scope: Scope) -> State:
@@ -85,7 +94,7 @@ def initial(scope: Scope) -> State:
     absent = (ABSENT,) * DISKS
     return State(
         0, 0, ABSENT, 0, absent, absent, (session,) * scope.sessions, frozenset(), ABSENT, False,
-        scope.group_changes, scope.lost_disks, scope.crashes,
+        scope.group_changes, scope.lost_disks, scope.crashes, False, session,
     )  # fmt: skip
 
 
@@ -125,8 +134,37 @@ def session_steps(state: State, index: int, rules: Rules) -> Iterator[tuple[str,
                 yield f"session {index} commits", with_session(after, index, held)
     else:
         count = state.references - 1
-        after = state._replace(references=count, candidate=state.epoch if count == 0 else state.candidate)
+        candidate = state.epoch if count == 0 else state.candidate
+        after = state._replace(references=count, candidate=candidate, logged=state.logged and count > 0)
         yield f"session {index} removes", with_session(after, index, Session(IDLE, s.known, 0, 0, 0, 0))
+
+
+def log_steps(state: State, rules: Rules) -> Iterator[tuple[str, State]]:
+    for index, s in enumerate(state.sessions):
+        if s.phase == IDLE:
+            after = state._replace(references=state.references + 1, candidate=ABSENT, logged=True)
+            held = Session(HOLDING, s.known, 0, 0, 0, 0)
+            yield f"session {index} commits with the bytes", with_session(after, index, held)
+    m = state.mover
+    if m.phase == IDLE:
+        if state.logged:  # the leader knows the epoch, or does not yet
+            for known in {state.epoch, max(state.epoch - 1, 0)}:
+                began = Session(TOUCHING, known, known, known, 0, state.group)
+                yield "the mover begins", state._replace(mover=began)
+        return
+    for disk in GROUPS[m.group]:
+        if not m.confirmed >> disk & 1:
+            touch = max(state.disks[disk], m.oldest)
+            after = state._replace(disks=put(state.disks, disk, touch), synced=put(state.synced, disk, touch))
+            yield f"the mover puts on disk {disk}", after._replace(mover=m._replace(confirmed=m.confirmed | 1 << disk))
+    idle = state._replace(mover=Session(IDLE, 0, 0, 0, 0, 0))
+    if m.confirmed.bit_count() >= WRITE_QUORUM or not rules.move_waits_for_quorum:
+        stale = rules.refuse_stale_move and m.oldest < state.epoch - 1
+        moved = rules.move_checks_group and m.group != state.group
+        if stale or moved:
+            yield "the mover is refused", idle
+        else:
+            yield "the bytes leave the log", idle._replace(logged=False)
 
 
 def collector_steps(state: State, rules: Rules, scope: Scope) -> Iterator[tuple[str, State]]:
@@ -185,6 +223,8 @@ def group_steps(state: State, rules: Rules) -> Iterator[tuple[str, State]]:
 def successors(state: State, rules: Rules, scope: Scope) -> Iterator[tuple[str, State]]:
     for index in range(len(state.sessions)):
         yield from session_steps(state, index, rules)
+    if scope.log_data:
+        yield from log_steps(state, rules)
     yield from collector_steps(state, rules, scope)
     yield from fault_steps(state, rules)
     if scope.group_changes:
@@ -192,8 +232,8 @@ def successors(state: State, rules: Rules, scope: Scope) -> Iterator[tuple[str, 
 
 
 def is_lost(state: State) -> bool:
-    """A referenced block that no disk holds."""
-    return state.references > 0 and all(touch == ABSENT for touch in state.disks)
+    """A referenced block that no disk holds, nor the log."""
+    return state.references > 0 and not state.logged and all(touch == ABSENT for touch in state.disks)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import trio
 from metadata.placement import group_of
 from metadata.server.collector import Collector, Round
 from metadata.server.fleet import Fleet
+from metadata.server.mover import Mover
 from metadata.state.command import CommandKind, RegisterServer, encode_command
 from metadata.state.machine import Machine
 from metadata.store.engine_memory import MemoryEngine
@@ -171,6 +172,7 @@ class GcWorld(World):
         super().__post_init__()
         self.leading = Leading(self)
         self.collector = Collector(self.leading, self.machine, self.fleet, self.call_server, interval_s=1)
+        self.mover = Mover(self.leading, self.machine, self.fleet, self.call_server)
         self.late: deque[tuple[int, storage.Delete]] = deque()  # deletes that will arrive once more
 
     def apply(self, kind: CommandKind, body: msgspec.Struct) -> Any:
@@ -206,11 +208,11 @@ class GcWorld(World):
             fleet.heard(store.ident, store.status(), 0.0)
         return fleet
 
-    async def call_server(self, record: Any, request: Any, *, timeout_s: float) -> Any:
+    async def call_server(self, record: Any, request: Any, data: Sequence[Any] = (), *, timeout_s: float) -> Any:
         await self.pause()
         if isinstance(request, storage.Delete) and self.random is not None and self.random.random() < 0.3:
             self.late.append((record.server, request))
-        return (await self.stores[record.server].call(request, timeout_s=timeout_s)).body
+        return (await self.stores[record.server].call(request, data, timeout_s=timeout_s)).body
 
     def deposed(self, behind: int) -> Collector:
         """A collector that sees the state as it was ``behind`` entries ago."""
@@ -229,14 +231,14 @@ class GcWorld(World):
         return done
 
     def referenced(self) -> set[bytes]:
-        """Every block that any server ever got and some file references now."""
-        put = {info.block for store in self.reals for put in store.puts for info in put.blocks}
-        return {block for block in put if self.machine.references(block)}
+        """Every block that some file references now."""
+        return {block for block, count in self.machine.blocks(b"", 1 << 20) if count}
 
     def check_nothing_lost(self) -> None:
-        """Every referenced block lives on as many servers of its group as a commit asked for."""
+        """Every referenced block lives on as many servers of its group as a commit asked for, or is in the state."""
         living = {store.ident: store.live() for store in self.reals}
-        for block in self.referenced():
+        referenced = self.referenced()
+        for block in referenced.difference(self.machine.logged_among(referenced)):
             row = self.machine.table[group_of(block, GROUPS)]
             holders = [ident for ident in row if block in living[ident]]
             assert len(holders) >= self.replicas // 2 + 1, f"block {block.hex()} is only on {holders} of {row}"

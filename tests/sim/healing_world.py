@@ -180,7 +180,7 @@ class HealingWorld(GcWorld):
             )
         return answer
 
-    async def call_server(self, record: Any, request: Any, *, timeout_s: float) -> Any:
+    async def call_server(self, record: Any, request: Any, data: Sequence[Any] = (), *, timeout_s: float) -> Any:
         await self.pause()
         if isinstance(request, storage.Delete) and self.random is not None and self.random.random() < 0.3:
             self.late.append((record.server, request))

@@ -7,6 +7,8 @@ import pytest
 from tests.harness import LONG
 from tests.sim.gc_explorer import Rules, Scope, explore
 
+LOG_DATA = Scope(log_data=True, sessions=1, epochs=4)
+LOG_DATA_MEMBERSHIP = Scope(log_data=True, group_changes=1, lost_disks=1, epochs=3, sessions=1)
 MEMBERSHIP = Scope(group_changes=1, lost_disks=1, epochs=3, sessions=1)
 
 
@@ -19,8 +21,10 @@ MEMBERSHIP = Scope(group_changes=1, lost_disks=1, epochs=3, sessions=1)
         (Scope(lost_disks=1, epochs=3), True),
         (Scope(crashes=2, epochs=3), True),
         (MEMBERSHIP, True),
+        (LOG_DATA, True),
+        (LOG_DATA_MEMBERSHIP, False),
     ],
-    ids=["plain", "lost disk", "crashes", "membership"],
+    ids=["plain", "lost disk", "crashes", "membership", "log data", "log data and membership"],
 )
 def test_no_interleaving_loses_a_referenced_block(scope: Scope, whole: bool, by_distance: bool) -> None:
     outcome = explore(Rules(by_distance=by_distance), scope, limit=4_000_000 if LONG else 700_000)
@@ -40,8 +44,14 @@ def test_no_interleaving_loses_a_referenced_block(scope: Scope, whole: bool, by_
         (Rules(touches_are_durable=False), Scope(crashes=2, epochs=3)),
         (Rules(commit_checks_group=False), MEMBERSHIP),
         (Rules(drop_after_repair=False), MEMBERSHIP),
+        (Rules(refuse_stale_move=False), LOG_DATA),
+        (Rules(move_waits_for_quorum=False), LOG_DATA),
+        (Rules(move_checks_group=False), LOG_DATA_MEMBERSHIP),
     ],
-    ids=["stale commit", "one epoch", "newest epoch", "unconditional", "forgotten touch", "old group", "early drop"],
+    ids=[
+        "stale commit", "one epoch", "newest epoch", "unconditional", "forgotten touch", "old group", "early drop",
+        "stale move", "early move", "move to an old group",
+    ],
 )
 def test_each_ingredient_is_needed(rules: Rules, scope: Scope) -> None:
     outcome = explore(rules, scope, limit=1_500_000)

@@ -91,6 +91,12 @@ class Node:
 class Duties:
     """What the service asks of a leader's duties."""
 
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def log_room_bytes(self) -> int:
+        return self._world.machine.logged_room_bytes if self._world.log_data else 0
+
     def heard_session(self, session: int) -> None:
         pass
 
@@ -170,7 +176,8 @@ class Truth:
 
     def __init__(self, rng: random.Random, nursery: trio.Nursery, loss: float) -> None:
         self.rng, self.nursery, self.loss = rng, nursery, loss
-        self.world = World(servers=1)
+        self.world = World(servers=1, log_data=rng.random() < 0.5)
+        nursery.start_soon(self.world.mover.run)
         self.node = Node(self)
         self.leasing = Leasing(self.node, self.world.machine, self._notify)  # type: ignore[arg-type]
         self.leasing.table._cool_s = rng.choice((0.0, 0.0, 0.1, 1.0))
@@ -179,7 +186,7 @@ class Truth:
         self.service = Service(
             self.node,  # type: ignore[arg-type]
             self.world.machine,
-            Duties(),  # type: ignore[arg-type]
+            Duties(self.world),  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
             self.leasing,
             wall_ns=self.world.clock,

@@ -16,7 +16,9 @@ import trio
 from fusefs.client.options import ClientOptions
 from fusefs.client.volume import Volume
 from metadata import api
+from metadata.server.fleet import Fleet
 from metadata.server.leasing import leasable, shown, spoken_of
+from metadata.server.mover import Mover
 from metadata.state.check import check
 from metadata.state.command import (
     AdvanceEpoch,
@@ -236,6 +238,39 @@ class Store(Faults):
         self.blocks[block] = encoded[:middle] + bytes([encoded[middle] ^ 1]) + encoded[middle + 1 :], epoch
 
 
+class Moving:
+    """The group and its chunk servers, as the leader's mover of what is in the log sees them."""
+
+    leads = True
+    term = 1
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def check(self) -> None:
+        pass
+
+    async def barrier(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def propose(self, kind: CommandKind, body: msgspec.Struct) -> None:
+        await trio.lowlevel.checkpoint()
+        self._world.apply(kind, body)
+
+    async def call(self, record: api.ServerRecord, request: Any, data: Sequence[Any] = (), *, timeout_s: float) -> Any:
+        return (await self._world.stores[record.server].call(request, data, timeout_s=timeout_s)).body
+
+    def fleet(self) -> Fleet:
+        fleet = Fleet(0.0, replicas=self._world.replicas, expected=self._world.servers)
+        for store in self._world.stores.values():
+            if store.connected:
+                status = storage.ServerStatus(
+                    server=store.ident, uuid=b"", address="", used_bytes=0, capacity_bytes=1 << 40, blocks=0
+                )
+                fleet.heard(store.ident, status, 0.0)
+        return fleet
+
+
 @dataclass
 class World:
     """One cluster. ``now_ns`` is the only clock of both sides."""
@@ -245,6 +280,7 @@ class World:
     members: int = 1
     term: int = 1
     alone: bool = False  # the only mount is granted everything exclusively
+    log_data: bool = False  # small data may travel in the log
     engine: MemoryEngine = field(default_factory=MemoryEngine)
 
     def __post_init__(self) -> None:
@@ -259,6 +295,8 @@ class World:
             self.add_server(ident)
         if self.servers:
             self.place()
+        moving = Moving(self)
+        self.mover = Mover(moving, self.machine, moving.fleet, moving.call)
 
     def add_server(self, ident: int) -> None:
         record = self.apply(
@@ -321,7 +359,9 @@ class World:
                 raise FsError(Code.UNKNOWN_SESSION, "expired")
             orphans = machine.orphans_of(request.session, request.orphans_after)
             room_bytes = 1 << 30 if self.alone else 0
-            return api.RenewSessionReply(10.0, machine.gc_epoch, machine.pg_epoch, orphans, self.term, room_bytes)
+            log_room = machine.logged_room_bytes if self.log_data else 0
+            epochs = machine.gc_epoch, machine.pg_epoch
+            return api.RenewSessionReply(10.0, *epochs, orphans, self.term, room_bytes, log_room)
         assert isinstance(request, api.GetClusterMap)
         marked = tuple([
             api.TableRow(number, group.servers, group.filling, group.leaving)
