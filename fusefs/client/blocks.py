@@ -14,11 +14,12 @@ from typing import Any, Optional
 import trio
 
 from fusefs.client.codec import Codec
-from fusefs.client.fetching import Fetcher, Wanted
+from fusefs.client.fetching import Fetcher, Logged, Wanted
 from fusefs.client.placement import Placement
 from node.wire.errors import Code, FsError
 from node.wire.limits import KIB, MIB, PIECE_BYTES
 from node.wire.types import Buffer
+from storage.api import name_block
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +77,26 @@ class Blocks:
     """Where plaintext comes from."""
 
     def __init__(
-        self, placement: Placement, codec: Codec, nursery: trio.Nursery, *, cache_bytes_max: int, timeout_s: float
+        self,
+        placement: Placement,
+        codec: Codec,
+        nursery: trio.Nursery,
+        logged: Logged,
+        *,
+        cache_bytes_max: int,
+        timeout_s: float,
     ) -> None:
         self._nursery = nursery
         self._timeout_s = timeout_s
-        self._fetcher = Fetcher(placement, codec, nursery)
+        self._fetcher = Fetcher(placement, codec, nursery, logged)
         self._fetches: dict[bytes, _Fetch] = {}
         self._parts: OrderedDict[bytes, int] = OrderedDict()  # block -> pieces of it that were fetched
         self.cache = BlockCache(cache_bytes_max)
+
+    def came(self, block: bytes, plain: bytes) -> None:
+        """The bytes of a block came with an answer about extents."""
+        if block not in self.cache and name_block(plain) == block:
+            self.cache.put(block, plain)
 
     # --- on suspicion -----------------------------------------------------------------------------------------------
 

@@ -51,8 +51,9 @@ class Closing:
             return False
         return self.seal(file)
 
-    def seal(self, file: File) -> bool:
-        """Put the dirty bytes of a file into the journal; False where they must be written back otherwise."""
+    def seal(self, file: File, *, carry: bool = False) -> bool:
+        """Put the dirty bytes of a file into the journal; False where they must be written back otherwise. ``carry``:
+        somebody waits until they are durable."""
         if not file.unsealed or not file.dirty:
             return file.journaled > 0
         if file.dead is not None:
@@ -61,7 +62,7 @@ class Closing:
         time_ns = self._local.data(file.ino, runs, file.mtime_ns)
         if time_ns is None:
             return False
-        self._journal.add_data(file, time_ns)
+        self._journal.add_data(file, time_ns, carry=carry)
         return True
 
     def behind(self, file: File) -> bool:
@@ -90,7 +91,7 @@ class Closing:
             while True:  # once, but for what waited in a buffer of appends
                 for file in files:
                     if file.unsealed and file.dirty and file.dead is None:
-                        self._journal.add_data(file, self._now_ns())
+                        self._journal.add_data(file, self._now_ns(), carry=True)
                 await self._journal.drain(deadline)
                 if not any(file.unsealed and file.dirty and file.dead is None for file in files):
                     break

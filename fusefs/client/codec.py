@@ -11,7 +11,7 @@ import trio
 from node.wire.errors import FsError
 from node.wire.limits import KIB
 from node.wire.types import Buffer
-from storage.api import decode_block, encode_block
+from storage.api import decode_block, encode_block, name_block
 
 THREAD_BYTES_MIN = 64 * KIB  # up to here a thread hop costs more than the work
 THREADS = 2
@@ -38,6 +38,12 @@ class Coded:
 def join(parts: Sequence[Buffer]) -> Buffer:
     """One buffer of all parts; the part itself where there is only one."""
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def named(parts: Sequence[Buffer]) -> tuple[Encoded, bytes]:
+    """A block that is given in parts, named and not encoded (its frame is empty), and its plaintext."""
+    plain = bytes(join(parts))
+    return Encoded(name_block(plain), len(plain), b""), plain
 
 
 class Codec:

@@ -1,6 +1,7 @@
 """From dirty bytes to durable blocks to one commit: what a group of runs goes through.
 
-Rule 10: a commit is sent only after its blocks are durable on enough servers. Rule 19: extents and size travel in
+Rule 10: a commit is sent only after its blocks are durable on enough servers, or brings their bytes along (``carry``):
+then they are as durable as it is. Rule 19: extents and size travel in
 the same commit, and groups are committed in file order, so that no reader sees a size before the bytes below it.
 """
 
@@ -13,9 +14,10 @@ from typing import Optional
 import trio
 
 from fusefs.client import chunking
-from fusefs.client.codec import Codec, Encoded
+from fusefs.client.codec import Codec, Encoded, named
 from fusefs.client.dirty import Piece
 from fusefs.client.files import File
+from fusefs.client.logdata import LogData
 from fusefs.client.reader import Reader
 from fusefs.client.results import expect, raise_failed
 from fusefs.client.mutation import Mutation
@@ -53,10 +55,17 @@ class Group:
         self.generation = generation
         self.encoded: list[Encoded] = []
         self.touched = Touched(0, 0)
+        self.data: list[bytes] = []  # of each block, where they travel with the commit
+        self.unsure: Optional[list[int]] = None  # chunks where the bound of extents does not settle it
+        self.carrying = False  # their bytes shall travel with the commit where no chunk is crowded
         self.crowded: set[int] = set()  # chunks that would have too many extents
         self.done = trio.Event()
         self.error: Optional[FsError] = None
         self.mtime_ns = 0  # 0: the file's, when it is committed
+
+    @property
+    def carried_bytes(self) -> int:
+        return sum(map(len, self.data))
 
     @property
     def start(self) -> int:
@@ -65,6 +74,10 @@ class Group:
     @property
     def end(self) -> int:
         return self.runs[-1].end
+
+    @property
+    def bytes(self) -> int:
+        return sum(run.end - run.start for run in self.runs)
 
     def shift(self, delta: int) -> None:
         for run in self.runs:
@@ -113,8 +126,11 @@ def groups_of(pieces: Iterable[Piece], generation: int) -> Iterator[Group]:
 class Committer:
     """Puts and commits groups of one file at a time; any number of files at once."""
 
-    def __init__(self, session: Session, writer: Writer, reader: Reader, codec: Codec) -> None:
+    def __init__(
+        self, session: Session, writer: Writer, reader: Reader, codec: Codec, logdata: LogData
+    ) -> None:
         self._session = session
+        self._logdata = logdata
         self._writer = writer
         self._reader = reader
         self._codec = codec
@@ -123,10 +139,43 @@ class Committer:
         self.commits = 0
         self.rewrites = 0
 
+    def carry(self, file: File, group: Group) -> bool:
+        """Have the bytes of a group travel with its commit, where they are few. Returns whether it may be committed at
+        once; else it must be ``put`` first, which then need not be a put."""
+        group.carrying = self._logdata.takes(group.bytes)
+        if not group.carrying or self._unsure(file, group):
+            return False
+        self._take_along(group)
+        return True
+
+    def _take_along(self, group: Group) -> None:
+        for run in group.runs:
+            encoded, plain = named(run.parts)
+            group.encoded.append(encoded)
+            group.data.append(plain)
+        self._logdata.commits += 1
+
+    async def uncarry(self, groups: Sequence[Group], deadline: float) -> None:
+        """Put what was to travel with its commit after all."""
+        for group in groups:
+            if group.data:
+                group.data = []
+                group.encoded = await self._codec.encode([run.parts for run in group.runs])
+                await self._store(group, deadline)
+
+    def log_full(self) -> None:
+        """The service has no room for what was to travel with commits."""
+        self._logdata.refused()
+
     async def put(self, file: File, group: Group, deadline: float) -> None:
         """Make the blocks of a group durable; find out meanwhile whether its chunks get crowded."""
+        if group.carrying:
+            await self._count(file, group, self._unsure(file, group), deadline)
+            if not group.crowded:
+                self._take_along(group)
+                return
         group.encoded = await self._codec.encode([run.parts for run in group.runs])
-        unsure = self._estimate(file, group)
+        unsure = [] if group.carrying else self._unsure(file, group)
         if not unsure:
             await self._store(group, deadline)
             return
@@ -136,6 +185,12 @@ class Committer:
 
     async def _store(self, group: Group, deadline: float) -> None:
         group.touched = await self._writer.put(group.encoded, deadline)
+
+    def _unsure(self, file: File, group: Group) -> list[int]:
+        """As ``_estimate``, once for each group."""
+        if group.unsure is None:
+            group.unsure = self._estimate(file, group)
+        return group.unsure
 
     def _estimate(self, file: File, group: Group) -> list[int]:
         """Raise the bounds of extents in each chunk; return the chunks where the bound does not settle it."""
@@ -188,6 +243,7 @@ class Committer:
             except FsError as error:
                 if error.code is not Code.TOO_BIG:
                     raise
+            await self.uncarry(groups, deadline)
             for group in groups:  # other mounts have added extents, and our bounds are wrong
                 group.crowded = {chunk for chunk, runs in _by_chunk(group.runs) if not runs[0].fills_chunk}
         if file.append_base is not None:
@@ -234,6 +290,10 @@ class Committer:
             first = results[0]
             if not isinstance(first, Failed):
                 break
+            if first.code == Code.LOG_FULL:
+                self.log_full()
+                await self.uncarry(groups, deadline)
+                continue
             if first.code != Code.STALE_EPOCH or trio.current_time() >= deadline:
                 raise_failed(first)
             await self._session.learn_epochs(deadline)
@@ -254,6 +314,7 @@ class Committer:
             expected_size=file.append_base or 0,
             base_version=base_version,
             pg_epoch=min(group.touched.pg_epoch for group in groups),
+            data=b"".join([plain for group in groups for plain in group.data]),
         )
 
     async def _submit(
@@ -273,6 +334,9 @@ class Committer:
 
     def landed(self, file: File, groups: Sequence[Group], committed: Committed) -> None:
         """Sync: the buffer forgets what is committed now."""
+        for group in groups:
+            for encoded, plain in zip(group.encoded, group.data):
+                self._reader.came(encoded.block, plain)
         if not in_journal(file):  # else what is known by right of the lease may be ahead of it
             file.note(committed.attr)
         if file.append_base is not None:

@@ -3,13 +3,16 @@
 Everything is verified here: pieces by their checksums, whole blocks by their hash. A copy that is damaged or missing
 while another server has the block is told to the server that should have it (``Suspect``), which looks itself and
 reports to the metadata service, so that it is repaired; the log names it once.
+
+A block that no server has may be one whose bytes the metadata service still keeps (Commit.data); then they come from
+there.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Optional
 
 import trio
@@ -21,7 +24,7 @@ from node.host.sparing import Sparing, and_more
 from node.wire.errors import Code, FsError
 from node.wire.limits import SUSPECTS_MAX
 from node.wire.types import Buffer
-from storage.api import BlockRange, Get, Suspect
+from storage.api import BlockRange, Get, Suspect, name_block
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +67,14 @@ class _Race:
         self.changed = trio.Event()
 
 
-class Fetcher:
-    """Asks chunk servers. Any number of tasks."""
+Logged = Callable[[bytes, float], Awaitable[Optional[bytes]]]
 
-    def __init__(self, placement: Placement, codec: Codec, nursery: trio.Nursery) -> None:
+
+class Fetcher:
+    """Asks chunk servers, and ``logged``, with a deadline, for what they do not have. Any number of tasks."""
+
+    def __init__(self, placement: Placement, codec: Codec, nursery: trio.Nursery, logged: Logged) -> None:
+        self._logged = logged
         self._placement = placement
         self._codec = codec
         self._nursery = nursery
@@ -78,6 +85,7 @@ class Fetcher:
         self.hedging = Hedging()
         self.requests = 0
         self.bad = 0
+        self.from_log = 0
 
     def order(self, block: bytes) -> list[int]:
         """The servers of a block in the order to ask them, each read beginning with the next one. Those that may lack
@@ -101,6 +109,10 @@ class Fetcher:
             race = await self._race(wanted, deadline)
             if race.plain is not None:
                 return race.plain
+            if any(error.code is Code.MISSING_BLOCK for _, error in race.failures):
+                plain = await self._from_log(wanted, deadline)
+                if plain is not None:
+                    return plain
             passing = not race.failures or any(error.code in PASSING for _, error in race.failures)
             late = trio.current_time() + pause_s >= deadline
             if late or (refreshed and not passing):
@@ -110,6 +122,17 @@ class Fetcher:
                 pause_s = min(2 * pause_s, PAUSE_S_MAX)
             await self._placement.refresh(deadline)
             refreshed = True
+
+    async def _from_log(self, wanted: Wanted, deadline: float) -> Optional[Buffer]:
+        try:
+            plain = await self._logged(wanted.block, deadline)
+        except FsError as error:
+            log.info("whether block %s is in the log is not known: %s", wanted.block.hex(), error)
+            return None
+        if plain is None or len(plain) != wanted.block_length or name_block(plain) != wanted.block:
+            return None
+        self.from_log += 1
+        return memoryview(plain)[wanted.offset : wanted.offset + wanted.length]
 
     def _hopeless(self, block: bytes, failures: Sequence[tuple[int, FsError]], passing: bool) -> FsError:
         story = "; ".join(f"{self._placement.name_of(server)}: {error}" for server, error in failures)
@@ -270,7 +293,7 @@ class Fetcher:
             log.info("%s does not hear of %d bad blocks: %s", self._placement.name_of(server), len(blocks), error)
 
     def statistics(self) -> dict[str, Any]:
-        return {"requests": self.requests, "bad": self.bad, **self.hedging.statistics()}
+        return {"requests": self.requests, "bad": self.bad, "from_log": self.from_log, **self.hedging.statistics()}
 
 
 def _failure(code: int) -> FsError:

@@ -105,17 +105,18 @@ class FileIO:
         if file.idle_data or (not (file.removed and file.handles) and self._closing.close(file)):
             self._writeback.check(handle)
             return
-        await self.flush(handle)
+        await self.flush(handle, durable=False)
 
-    async def flush(self, handle: Handle) -> None:
+    async def flush(self, handle: Handle, *, durable: bool = True) -> None:
+        """Have what was written arrive. ``durable``: for the sake of that, so little data may travel in the log."""
         file = handle.file
-        self._closing.seal(file)
+        self._closing.seal(file, carry=durable)
         await self._session.journal.drain(self._session.deadline())
         if file.idle_data:
             self._writeback.check(handle)
             return
         try:
-            await self._writeback.flush(file)
+            await self._writeback.flush(file, carry=durable)
         except FsError:
             handle.seen = file.ledger.mark()  # this one is told now
             raise

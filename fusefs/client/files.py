@@ -20,7 +20,7 @@ NEWEST_MAX = 4096
 class Flush:
     """A wish: everything of ``generation`` and older is committed, then ``ops`` are executed in the same step."""
 
-    __slots__ = ("generation", "ops", "cut", "deadline", "done", "begun", "abandoned", "results", "error")
+    __slots__ = ("generation", "ops", "cut", "deadline", "done", "begun", "abandoned", "results", "error", "carry")
 
     def __init__(self, generation: int, ops: tuple[Op, ...], cut: Optional[int], deadline: float) -> None:
         self.generation = generation
@@ -32,6 +32,7 @@ class Flush:
         self.abandoned = False  # the caller has gone; ops must not be executed any more
         self.results: tuple[Result, ...] = ()
         self.error: Optional[FsError] = None
+        self.carry = False  # little data may travel with its commit
 
 
 class File:

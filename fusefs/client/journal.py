@@ -25,7 +25,7 @@ import trio
 
 from metadata import api
 from node.wire.errors import Code, FsError
-from node.wire.limits import INO_RANGE_MAX
+from node.wire.limits import INO_RANGE_MAX, LOG_DATA_ENTRY_BYTES
 
 if TYPE_CHECKING:
     from fusefs.client.commit import Group
@@ -47,7 +47,7 @@ _BUSY = frozenset({Code.NO_SPACE, Code.OVERLOADED, Code.TIMEOUT, Code.RETRY, Cod
 class Entry:
     """One operation, or (``file``) the data of a file up to a generation."""
 
-    __slots__ = ("number", "op", "time_ns", "inos", "file", "generation", "group")
+    __slots__ = ("number", "op", "time_ns", "inos", "file", "generation", "group", "carry")
 
     def __init__(self, number: int, op: Optional[api.Op], time_ns: int, inos: tuple[int, ...]) -> None:
         self.number = number
@@ -57,6 +57,7 @@ class Entry:
         self.file: Optional[File] = None
         self.generation = 0
         self.group: Optional[Group] = None  # on its way to the chunk servers, to be committed in a batch
+        self.carry = False  # little data may travel with its commit: somebody waits for it
 
 
 class Channel(Protocol):
@@ -76,8 +77,9 @@ class Channel(Protocol):
 class Data(Protocol):
     """Write-back, as far as a journal needs it."""
 
-    def reserve(self, file: File, generation: int) -> Optional[Group]:
-        """Put what is dirty, where one small group is all there is and nobody else writes the file back; else None."""
+    def reserve(self, file: File, generation: int, carry: bool) -> Optional[Group]:
+        """Put what is dirty, where one small group is all there is and nobody else writes the file back; else None.
+        With ``carry`` it may travel with its commit instead."""
         ...
 
     def message(self, file: File, put: Group) -> Optional[api.Commit]:
@@ -88,7 +90,9 @@ class Data(Protocol):
 
     def unreserve(self, file: File) -> None: ...
 
-    async def flush_for_journal(self, file: File) -> None: ...
+    def log_full(self) -> None: ...
+
+    async def flush_for_journal(self, file: File, carry: bool) -> None: ...
 
 
 class Journal:
@@ -150,16 +154,18 @@ class Journal:
         """An operation was executed on the facts."""
         self._append(Entry(self._number + 1, op, time_ns, inos))
 
-    def add_data(self, file: File, time_ns: int) -> None:
-        """The dirty bytes of a file shall be committed, as of now."""
+    def add_data(self, file: File, time_ns: int, *, carry: bool = False) -> None:
+        """The dirty bytes of a file shall be committed, as of now. ``carry``: somebody waits for that, so where they
+        are few they may travel with the commit."""
         entry = Entry(self._number + 1, None, time_ns, (file.ino,))
         entry.file = file
         entry.generation = file.dirty.seal()
+        entry.carry = carry
         file.unsealed = False
         file.journaled += 1
         self._append(entry)
         if file.journaled == 1:  # else an earlier entry will need the file, and it goes first
-            entry.group = self.data.reserve(file, entry.generation)
+            entry.group = self.data.reserve(file, entry.generation, carry)
 
     def _append(self, entry: Entry) -> None:
         self._channel.changed_here()
@@ -298,6 +304,7 @@ class Journal:
         """
         batch: list[Entry] = []
         made: set[int] = set()
+        room_bytes = LOG_DATA_ENTRY_BYTES
         for entry in list(self._entries):
             if len(batch) == BATCH_OPS:
                 break
@@ -307,7 +314,7 @@ class Journal:
                     made.add(entry.op.ino)
                 continue
             if entry.group is None:
-                entry.group = self.data.reserve(entry.file, entry.generation)
+                entry.group = self.data.reserve(entry.file, entry.generation, entry.carry)
             put = entry.group
             if put is not None and not put.done.is_set():
                 if batch and entry.file.ino not in made:
@@ -316,6 +323,9 @@ class Journal:
                 if not self._entries or self._entries[0] is not (batch[0] if batch else entry):
                     return []
             if put is not None and put.error is None and self.data.message(entry.file, put) is not None:
+                room_bytes -= put.carried_bytes
+                if room_bytes < 0:
+                    break
                 batch.append(entry)
                 continue
             if not batch:
@@ -332,7 +342,7 @@ class Journal:
             self.data.unreserve(file)
         if file.dirty and file.dead is None and not (file.removed and not file.handles):
             try:
-                await self.data.flush_for_journal(file)
+                await self.data.flush_for_journal(file, entry.carry)
             except FsError as error:
                 log.warning("data of inode %d is not written back: %s", file.ino, error)
         if self._entries and self._entries[0] is entry:
@@ -343,6 +353,9 @@ class Journal:
         """An operation that was answered as done failed at the service; what follows it goes on."""
         error = FsError(Code(result.code), result.detail)
         if entry.file is not None:
+            entry.carry = False
+            if error.code is Code.LOG_FULL:
+                self.data.log_full()
             await self._bring_data(entry)  # once more, with everything that can be done about it
             return
         log.error("a change of inodes %s that was made here failed at the service: %s", list(entry.inos), error)

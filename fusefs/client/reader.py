@@ -22,6 +22,7 @@ from fusefs.client.handles import Handle
 from fusefs.client.readplan import Segment, plan
 from fusefs.client.session import Session
 from metadata.api import Attr, Extent, Extents, GetExtents
+from node.wire.errors import Code, FsError
 from node.wire.limits import BLOCK_BYTES_MAX, COMPACT_EXTENTS_MIN
 from node.wire.types import Buffer
 
@@ -29,6 +30,15 @@ EXTENTS_AHEAD_CHUNKS = 256  # of which a sequential reader learns the extents at
 EXTENTS_AROUND_CHUNKS = 1024  # of which a random reader does
 AHEAD_EVERY_S, AROUND_EVERY_S = 0.1, 1.0  # at most, for one file: where others write, what was learnt is soon old
 WIDE_MAX = 256
+
+
+class Missed(Exception):
+    """A block cannot be had that a file consisted of when it was asked about: ``extents`` in the range."""
+
+    def __init__(self, error: FsError, extents: list[Extent]) -> None:
+        super().__init__(error, extents)
+        self.error = error
+        self.extents = extents
 
 
 class Reader:
@@ -48,16 +58,41 @@ class Reader:
     async def read(self, file: File, handle: Handle, offset: int, length: int, *, placed: bool = True) -> Buffer:
         """Return [offset, offset + length), shorter only at the end of the file. Not ``placed``: without what is dirty,
         because its place is not known."""
-        end = offset + length
-        pieces = file.dirty.pieces(offset, end) if placed else []
-        dirty_end = file.dirty.end if placed else 0
+        pieces = file.dirty.pieces(offset, offset + length) if placed else []
         if sum(len(piece.data) for piece in pieces) == length:
             return join([piece.data for piece in pieces])
         if not offset:
             self._begun(file.ino)
         ahead = handle.stream.reading(offset, length, self._ahead_max)
         deadline = self._session.deadline()
-        attr, extents = await self.extents(file.ino, offset, end, deadline, ahead=ahead, wide=True)
+        missed: Optional[Missed] = None
+        while True:
+            try:
+                return await self._read(file, offset, length, ahead, deadline, placed, missed)
+            except Missed as error:  # nothing may reference it by now, and what came with a log entry is gone then
+                missed = error
+
+    async def _read(
+        self,
+        file: File,
+        offset: int,
+        length: int,
+        ahead: int,
+        deadline: float,
+        placed: bool,
+        missed: Optional[Missed],
+    ) -> Buffer:
+        """As ``read``. Raises Missed where a block cannot be had, and what it ``missed`` before where that is still
+        what the file consists of."""
+        end = offset + length
+        pieces = file.dirty.pieces(offset, end) if placed else []
+        dirty_end = file.dirty.end if placed else 0
+        if missed is None:
+            attr, extents = await self.extents(file.ino, offset, end, deadline, ahead=ahead, wide=True)
+        else:
+            attr, extents = await self._committed(file.ino, offset, end, deadline)
+            if [extent for extent in extents if extent.offset < end] == missed.extents:
+                raise FsError(missed.error.code, missed.error.detail)
         if len(extents) >= COMPACT_EXTENTS_MIN:
             self._tell_fragmented(file.ino, extents)
         end = min(end, max(attr.size, dirty_end))
@@ -70,7 +105,12 @@ class Reader:
             until = end + ahead * BLOCK_BYTES_MAX
             later = [extent for extent in extents[len(near) :] if extent.offset < until]
             self._blocks.ahead([(extent.block, extent.block_length) for extent in later])
-        return join(await self._gather(segments, whole, deadline))
+        try:
+            return join(await self._gather(segments, whole, deadline))
+        except FsError as error:
+            if error.code is not Code.IO:
+                raise
+            raise Missed(error, near) from None
 
     def _tell_fragmented(self, ino: int, extents: Sequence[Extent]) -> None:
         counts: dict[int, int] = {}
@@ -108,8 +148,14 @@ class Reader:
             known = self._known(ino, offset, end, until)
             if known is not None:
                 return known
+        return await self._committed(ino, offset, end, deadline, until=until, journal=journal)
+
+    async def _committed(
+        self, ino: int, offset: int, end: int, deadline: float, *, until: int = 0, journal: bool = False
+    ) -> tuple[Attr, list[Extent]]:
+        """As ``extents``, from the service; of what lies beyond, up to ``until``, as much as comes by itself."""
         extents: list[Extent] = []
-        at = offset
+        at, until = offset, max(until, end)
         while True:
             page = await self._session.query(GetExtents(ino, at, until - at), Extents, deadline, journal=journal)
             extents.extend(page.extents)
@@ -180,6 +226,10 @@ class Reader:
         assert segment.extent is not None
         block_length = segment.extent.block_length
         return whole or block_length <= SMALL_BLOCK_BYTES or segment.length == block_length
+
+    def came(self, block: bytes, plain: bytes) -> None:
+        """The bytes of a block were committed here, and may be on no chunk server yet."""
+        self._blocks.cache.put(block, plain)
 
     def statistics(self) -> dict[str, Any]:
         return self._blocks.statistics()

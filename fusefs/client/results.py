@@ -36,6 +36,13 @@ def told(result: api.Result) -> Iterator[api.Attr]:
         yield result.parent
 
 
+def data_of(results: Iterable[api.Result]) -> Iterator[tuple[bytes, bytes]]:
+    """Names and bytes of the blocks that came with answers about extents."""
+    for result in results:
+        if type(result) is api.Extents:
+            yield from result.data
+
+
 def expect(result: Any, kind: type[R]) -> R:
     """Return a result as what it must be; raise what it failed with, PROTOCOL where it is something else."""
     if type(result) is kind:

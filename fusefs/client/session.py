@@ -29,7 +29,7 @@ from fusefs.client.leases import Leases, Ticket
 from fusefs.client.mutation import Mutation
 from fusefs.client.options import ClientOptions
 from fusefs.client.recalls import Recalls
-from fusefs.client.results import expect, shown, told, whole
+from fusefs.client.results import data_of, expect, shown, told, whole
 from metadata import api
 from node.wire.errors import Code, FsError
 from node.wire.limits import LEASE_MARGIN_S, RESULT_WINDOW, SESSION_LEASE_S, SESSION_RENEW_S
@@ -95,6 +95,8 @@ class Session:
         self._fence = 0
         self._exclusive_term = 0  # of the leader under whose leases something was changed here; 0: nothing was
         self.room_bytes = 0
+        self.log_room_bytes = -1  # as in RenewSessionReply
+        self.on_data: Callable[[bytes, bytes], None] = lambda block, plain: None  # bytes that came with extents
         self.id = 0
         self.incarnation = 0
         self.gc_epoch = 0
@@ -153,7 +155,7 @@ class Session:
         reply = answer.body
         if asked != self.id:
             return
-        self.room_bytes = reply.room_bytes
+        self.room_bytes, self.log_room_bytes = reply.room_bytes, reply.log_room_bytes
         self.leases.prolonged(tickets[-1], reply.lease_term, self.now_s())
         self.leases.adopt(reply.lease_term)
         self.take_epochs(reply.gc_epoch, reply.pg_epoch)
@@ -292,7 +294,7 @@ class Session:
                 if error.code is Code.UNKNOWN_SESSION or not self._refence(asked, error):
                     self._lost(asked)
                 continue
-            results = whole(answer.body.results, len(queries))
+            results = self._whole(answer, queries)
             ticket = tickets[-1]
             if self._older(ticket, queries, results):
                 await self.journal.drain(deadline)
@@ -311,8 +313,14 @@ class Session:
         return self.journal.concerns(inos) or self.leases.overtaken(ticket, inos)
 
     async def _read_for_journal(self, queries: tuple[api.Query, ...], deadline: float) -> tuple[api.Result, ...]:
-        answer = await self._leader.call(api.Read(self.id, queries, journal=True), deadline)
-        return whole(answer.body.results, len(queries))
+        return self._whole(await self._leader.call(api.Read(self.id, queries, journal=True), deadline), queries)
+
+    def _whole(self, answer: Answer, queries: tuple[api.Query, ...]) -> tuple[api.Result, ...]:
+        """The results of a Read; bytes that came along are handed on."""
+        results = whole(answer.body.results, len(queries))
+        for block, plain in data_of(results):
+            self.on_data(block, plain)
+        return results
 
     def _learn(self, ticket: Ticket, queries: tuple[api.Query, ...], reply: api.ReadReply) -> bool:
         """Remember what may be. False: a recall met the answer, which may be of a state that others must not see yet;

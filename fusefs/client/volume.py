@@ -27,6 +27,7 @@ from fusefs.client.handles import Handle
 from fusefs.client.holds import Holds
 from fusefs.client.locking import Locking
 from fusefs.client.local import Local
+from fusefs.client.logdata import LogData
 from fusefs.client.namespace import Namespace
 from fusefs.client.neighbours import Neighbours
 from fusefs.client.options import ClientOptions
@@ -81,11 +82,13 @@ class Volume:
         )
         self._placement = Placement(self._session, dial)
         codec = Codec()
+        logdata = LogData(self._session, options.log_data_bytes)
         self._writer = Writer(self._session, self._placement, nursery, chain=options.chain)
         self._blocks = Blocks(
             self._placement,
             codec,
             nursery,
+            logdata.block,
             cache_bytes_max=options.cache_bytes_max,
             timeout_s=options.request_timeout_s,
         )
@@ -93,7 +96,7 @@ class Volume:
         reader = Reader(
             self._session, self._blocks, ahead_max=options.read_ahead_blocks, begun=self._neighbours.reading
         )
-        committer = Committer(self._session, self._writer, reader, codec)
+        committer = Committer(self._session, self._writer, reader, codec, logdata)
         self._compactor = Compactor(self._session, self._files, reader, codec, self._writer)
         committer.fragmented = self._compactor.fragmented
         if not options.read_only:
@@ -113,6 +116,7 @@ class Volume:
         self._space = Space(self._session, self._writeback, reader, now_ns)
         self.locking = Locking(self._session, self._writeback, now_ns)
         self._session.guess = self._holds.hinted
+        self._session.on_data = self._blocks.came
         self._session.on_lost = self._lost
         self._session.on_orphans = self._holds.orphans
         self._session.journal.data = self._writeback

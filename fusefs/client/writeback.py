@@ -219,9 +219,12 @@ class WriteBack:
 
     # --- wishes -------------------------------------------------------------------------------------------------
 
-    async def flush(self, file: File, *ops: Op, cut: Optional[int] = None) -> tuple[Result, ...]:
+    async def flush(
+        self, file: File, *ops: Op, cut: Optional[int] = None, carry: bool = False
+    ) -> tuple[Result, ...]:
         """Commit everything written before, then execute ``ops`` in the same step; return their results.
 
+        ``carry``: little data may travel with its commit.
         ``cut``: ops truncate to there; bytes beyond need not be written, and are forgotten when the ops succeed.
         Raises the error of the commit; results of ops may be Failed. The bytes of a failed commit stay dirty.
         When cancelled or timed out the commit goes on, and ops may or may not be executed.
@@ -229,12 +232,15 @@ class WriteBack:
         if self._closing is not None:
             await self._closing.settle(file, self._deadline())
         if all(isinstance(op, OWN_OPS) for op in ops):
-            return await self._flush(file, ops, cut)
+            return await self._flush(file, ops, cut, carry)
         await self._flush(file)  # what concerns others too is not for the file's task, which may work for the journal
         return await self._committer.submit(file, ops, self._deadline())
 
-    async def _flush(self, file: File, ops: tuple[Op, ...] = (), cut: Optional[int] = None) -> tuple[Result, ...]:
+    async def _flush(
+        self, file: File, ops: tuple[Op, ...] = (), cut: Optional[int] = None, carry: bool = False
+    ) -> tuple[Result, ...]:
         request = self._request(file, ops, cut)
+        request.carry = carry
         try:
             await self._wait(file, request)
         finally:
@@ -286,9 +292,9 @@ class WriteBack:
         """From now on what is leased exclusively is written back by the journal."""
         self._closing = closing
 
-    def reserve(self, file: File, generation: int) -> Optional[Group]:
+    def reserve(self, file: File, generation: int, carry: bool) -> Optional[Group]:
         """Put what is dirty, where one group is all there is and nobody else writes the file back; else None.
-        Until ``unreserve`` nobody does."""
+        Until ``unreserve`` nobody does. With ``carry`` it may travel with its commit instead."""
         if file.running or file.requests or file.append_base is not None or file.dead is not None:
             return None
         pieces = file.dirty.pieces(0, None, generation)
@@ -299,7 +305,10 @@ class WriteBack:
             return None
         first.mtime_ns = file.mtime_ns
         file.running = True
-        self._nursery.start_soon(self._put, file, first)
+        if carry and self._committer.carry(file, first):
+            first.done.set()
+        else:
+            self._nursery.start_soon(self._put, file, first)
         return first
 
     async def _put(self, file: File, group: Group) -> None:
@@ -335,9 +344,13 @@ class WriteBack:
         self._files.settle(file)
         self._room.unpark_all()
 
-    async def flush_for_journal(self, file: File) -> None:
-        """Commit everything written before, by the file's own task."""
-        await self._flush(file)
+    def log_full(self) -> None:
+        """What was to travel with a commit found no room."""
+        self._committer.log_full()
+
+    async def flush_for_journal(self, file: File, carry: bool) -> None:
+        """Commit everything written before, by the file's own task; with ``carry`` it may travel with the commit."""
+        await self._flush(file, carry=carry)
 
     # --- the task of one file -----------------------------------------------------------------------------------
 
@@ -390,7 +403,7 @@ class WriteBack:
         cut = request.cut if file.append_base is None else None
         pieces = file.dirty.pieces(0, cut, request.generation)
         groups = groups_of(pieces, request.generation)
-        results = await self._drain(file, lambda: next(groups, None), request.ops)
+        results = await self._drain(file, lambda: next(groups, None), request.ops, request.carry)
         if cut is not None and results and not isinstance(results[0], Failed):
             file.dirty.clean(cut, None, request.generation)
             self._account(file)
@@ -450,15 +463,17 @@ class WriteBack:
         return group
 
     async def _drain(
-        self, file: File, take: Callable[[], Optional[Group]], ops: tuple[Op, ...]
+        self, file: File, take: Callable[[], Optional[Group]], ops: tuple[Op, ...], carry: bool = False
     ) -> tuple[Result, ...]:
-        """Put groups side by side, commit them in order; ops go with the last commit."""
+        """Put groups side by side, commit them in order; ops go with the last commit. With ``carry`` the only one may
+        travel with its commit."""
         first = take()
         if first is None:
             return await self._committer.execute(file, ops, self._step(file)) if ops else ()
         second = take()
         if second is None:
-            await self._committer.put(file, first, self._step(file))
+            if not (carry and self._committer.carry(file, first)):
+                await self._committer.put(file, first, self._step(file))
             results = await self._committer.commit(file, (first,), ops, self._step(file))
             self._committed(file, ())
             return results

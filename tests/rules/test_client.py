@@ -19,12 +19,13 @@ from fusefs.client.namespace import Namespace
 from fusefs.client.volume import Volume
 from fusefs.client.writer import Touched
 from metadata import api
+from metadata.server.mover import Mover
 from node.wire.errors import Code, FsError
 from node.wire.limits import MIB
 from node.wire.types import ROOT_INO
 from storage.api import Put
 from tests.rules import violated
-from tests.unit.client.world import Gate, World, contents
+from tests.unit.client.world import Gate, World, contents, once
 
 LARGE = MIB + MIB // 2  # so that its bytes go to the chunk servers for certain
 
@@ -94,6 +95,42 @@ def test_rule_10_first_put_then_commit(monkeypatch: pytest.MonkeyPatch) -> None:
         group.touched = Touched(self._session.gc_epoch, self._session.pg_epoch)
 
     monkeypatch.setattr(Committer, "_store", store)
+    assert violated(lambda: play(main))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_rule_10_what_is_in_the_log_is_put_before_it_is_forgotten(monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
+    """A small file that was synced is in the log entry. Whoever moves it out of there meets a chunk server that does
+    not answer: the file must still be there, for a mount that has seen nothing of it."""
+
+    async def main() -> None:
+        world = World(alone=alone, log_data=True)
+        async with world.mount() as volume:
+            await volume.fsync(await create(volume, ROOT_INO, b"f", b"small"))
+        assert not world.store.puts and world.machine.logged_blocks, "it did not travel in the log"
+        world.store.before.append(once(Put, Code.UNREACHABLE))
+        for wanted in (0, 1):
+            assert await world.mover.round() == wanted or weak
+            async with world.mount() as other:
+                attr = await other.lookup(ROOT_INO, b"f")
+                try:
+                    found = await contents(other, attr.ino)
+                except FsError as error:
+                    raise AssertionError(f"what was synced cannot be read: {error}") from None
+                assert found == b"small"
+
+    weak = False
+    play(main)
+    weak = True
+
+    async def put(self: Mover, record: Any, request: Put, frames: Any) -> list[int]:
+        try:
+            await self._call(record, request, frames, timeout_s=1.0)
+        except FsError:
+            pass
+        return [0] * len(request.blocks)
+
+    monkeypatch.setattr(Mover, "_put", put)
     assert violated(lambda: play(main))
 
 

@@ -17,6 +17,7 @@ import trio
 import trio.testing
 
 import metadata.server.collector as collector
+import metadata.server.mover as mover
 from fusefs.client.volume import Volume
 from node.wire.errors import Code, FsError
 from node.wire.types import ROOT_INO
@@ -40,11 +41,12 @@ class Lost(AssertionError):
 class Schedule:
     """One simulated life of a cluster."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, log_data: bool) -> None:
         self.random = random.Random(number)
-        self.world = GcWorld(random=self.random)
+        self.world = GcWorld(random=self.random, log_data=log_data)
         self.ended = False
         self.commits = 0
+        self.moved = 0
         self.unique: list[bytes] = []
 
     async def run(self) -> None:
@@ -56,6 +58,7 @@ class Schedule:
             for writer in range(3):
                 nursery.start_soon(self._writer, writer)
             nursery.start_soon(self._collect)
+            nursery.start_soon(self._move)
             nursery.start_soon(self._repeat_deletes)
             nursery.start_soon(self._deposed)
             nursery.start_soon(self._power)
@@ -121,6 +124,16 @@ class Schedule:
             finally:
                 self._check()
 
+    async def _move(self) -> None:
+        """What came with log entries goes to the servers; now and then nobody does that for long."""
+        while not self.ended:
+            await trio.sleep(self.random.choice((0.1, 1, 10)) * self.random.random())
+            try:
+                self.moved += await self.world.mover.round()
+            except FsError as error:
+                assert error.code is Code.STALE_EPOCH
+            self._check()
+
     async def _repeat_deletes(self) -> None:
         """What was sent arrives once more, any time later."""
         while not self.ended:
@@ -171,6 +184,7 @@ class Schedule:
         for session in list(self.world.machine.sessions()):
             self.world.expire(session.id)
         for _ in range(12):
+            self.moved += await self.world.mover.round()
             await self.world.collect()
             self._check()
         self.world.check_nothing_stays()
@@ -178,6 +192,8 @@ class Schedule:
         async with self.world.mount() as volume:
             await self._verify_all(volume)
         assert self.commits > 20, "it was too quiet to prove anything"
+        assert not self.world.machine.logged_blocks
+        assert (self.moved > 0) == self.world.log_data, self.moved
 
     async def _verify_all(self, volume: Volume) -> None:
         for number in range(3):
@@ -198,9 +214,9 @@ class Schedule:
         await volume.release(handle)
 
 
-def simulate(number: int) -> None:
-    """Run one schedule."""
-    run_deterministically(number, Schedule(number).run)
+def simulate(number: int, *, log_data: bool | None = None) -> None:
+    """Run one schedule. In every second one commits may bring data along."""
+    run_deterministically(number, Schedule(number, number % 2 == 1 if log_data is None else log_data).run)
 
 
 def run_deterministically(number: int, life: Callable[[], Awaitable[None]]) -> None:
@@ -247,6 +263,8 @@ def weakened(what: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(collector.Collector, "_sweep", _no_sweep)
     elif what == "forgets early":
         patch.setattr(collector.Collector, "_delete_on", _nothing_asked)
+    elif what == "moves nothing":
+        patch.setattr(mover.Mover, "_put", _nothing_put)
     yield
 
 
@@ -265,14 +283,19 @@ async def _nothing_asked(self: Any, record: Any, blocks: Any, epoch: int, pg_epo
         missing[block] -= 1
 
 
+async def _nothing_put(self: Any, record: Any, request: Any, frames: Any) -> list[int]:
+    await trio.lowlevel.checkpoint()
+    return [0] * len(request.blocks)
+
+
 @pytest.mark.timeout(600)
 # That stale commits have to be refused is shown by test_gc_rule: random schedules meet the need for it too seldom.
-@pytest.mark.parametrize("what", ["no distance", "unconditional", "no sweep", "forgets early"])
+@pytest.mark.parametrize("what", ["no distance", "unconditional", "no sweep", "forgets early", "moves nothing"])
 def test_each_ingredient_is_needed(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with weakened(what, monkeypatch):
         for number in range(30):
             try:
-                simulate(number)
+                simulate(number, log_data=True if what == "moves nothing" else None)
             except (AssertionError, ExceptionGroup) as error:
                 found = list(leaves(error))
                 assert all(isinstance(leaf, AssertionError) for leaf in found), found

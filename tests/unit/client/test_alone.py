@@ -214,9 +214,9 @@ class Life:
                 assert self.world.machine.child(ino, name) == child
 
 
-async def compare(plan: list[tuple[str, int]]) -> int:
+async def compare(plan: list[tuple[str, int]], log_data: bool = False) -> int:
     """Play a plan in both worlds; return how many changes the mount made by itself."""
-    own, other = World(alone=True), World()
+    own, other = World(alone=True, log_data=log_data), World()
     async with own.mount() as mine, other.mount(local_names=False) as theirs:
         lives = Life(own, mine), Life(other, theirs)
         for number, (kind, seed) in enumerate(plan):
@@ -231,6 +231,7 @@ async def compare(plan: list[tuple[str, int]]) -> int:
         done = mine._local.done
     own.check()
     other.check()
+    assert not other.machine.logged_blocks
     assert tree(own) == tree(other)
     return done
 
@@ -253,9 +254,9 @@ def tree(world: World) -> object:
 
 
 @settings(max_examples=300 if LONG else 80, deadline=None)
-@given(st.lists(steps, min_size=1, max_size=60))
-def test_like_the_service(plan: list[tuple[str, int]]) -> None:
-    trio.run(compare, plan)
+@given(st.lists(steps, min_size=1, max_size=60), st.booleans())
+def test_like_the_service(plan: list[tuple[str, int]], log_data: bool) -> None:
+    trio.run(compare, plan, log_data)
 
 
 @pytest.mark.parametrize("seed", range(20 if LONG else 6))
@@ -266,7 +267,7 @@ def test_like_the_service_for_long(seed: int) -> None:
         "close open fsync sync drop list pause stat stat"
     ).split()
     plan = [(die.choice(kinds), die.randrange(1 << 30)) for _ in range(400)]
-    assert trio.run(compare, plan) > 20
+    assert trio.run(compare, plan, seed % 2 == 1) > 20
 
 
 def count_submits(world: World) -> int:
