@@ -31,6 +31,8 @@ from node.wire.limits import (
 )
 from node.wire.types import Buffer
 
+_UNDECIDED = frozenset({Code.TIMEOUT, Code.NO_SPACE})  # another try may tell what became of the tries before
+
 
 class Run:
     """Dirty bytes without a gap inside one chunk: they become one block."""
@@ -274,10 +276,10 @@ class Committer:
         try:
             results = await self._session.finish(mutation, deadline)
         except FsError as error:
-            if error.code is not Code.TIMEOUT:
-                del self._doubtful[file]
+            if error.code not in _UNDECIDED:
+                self.forget(file)
             raise
-        del self._doubtful[file]
+        self._doubtful.pop(file, None)
         if isinstance(results[0], Committed):
             self.landed(file, groups, results[0])
 
@@ -328,9 +330,12 @@ class Committer:
         try:
             return await self._session.finish(mutation, deadline)
         except FsError as error:
-            if error.code is Code.TIMEOUT:
+            if file.dirty and error.code in _UNDECIDED and (mutation.doubtful or error.code is Code.TIMEOUT):
                 self._doubtful[file] = mutation, groups
             raise
+        finally:
+            if file not in self._doubtful:  # one that stays under way for ever would end up stopping the session
+                self._session.abandon(mutation)
 
     def landed(self, file: File, groups: Sequence[Group], committed: Committed) -> None:
         """Sync: the buffer forgets what is committed now."""
@@ -428,8 +433,10 @@ class Committer:
         file.extents.clear()
 
     def forget(self, file: File) -> None:
-        """The file's session has ended: nothing is in doubt any more."""
-        self._doubtful.pop(file, None)
+        """Nothing of the file will be appended again, or its session has ended: no matter what became of it."""
+        doubtful = self._doubtful.pop(file, None)
+        if doubtful is not None:
+            self._session.abandon(doubtful[0])
 
 
 def in_journal(file: File) -> bool:

@@ -466,6 +466,7 @@ class Session:
     async def _bring(self, mutation: Mutation, deadline: float) -> tuple[api.Result, ...]:
         """Have a part of the journal executed. Waits for no recall and names no new leader's term."""
         term = self.leases.term if self._exclusive_term == self.leases.term else 0
+        misses: list[FsError] = []
         while True:
             ticket = self.leases.ask(self.now_s())
             request = api.Submit(
@@ -482,9 +483,10 @@ class Session:
                 bases=mutation.bases,
             )
             try:
-                answer = await self._leader.call(request, deadline)
+                answer = await self._leader.call(request, deadline, misses)
                 break
             except FsError as error:
+                mutation.doubtful = mutation.doubtful or bool(misses)
                 if error.code is Code.LEASES_GONE and term:
                     term = 0
                     continue
@@ -559,7 +561,7 @@ class Session:
     def abandon(self, mutation: Mutation) -> None:
         """Nobody asks for this one again. Where it was not executed yet it never will be."""
         change, mutation.change = mutation.change, None
-        if mutation.session != self.id:
+        if mutation.session != self.id or not self._opened.is_set():
             if change is not None:
                 self.leases.disown(change)
             return

@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from fusefs.client import session as session_module
 from metadata import api
 from node.wire.errors import Code, FsError
 from node.wire.limits import BLOCK_BYTES_MAX
@@ -226,6 +227,55 @@ async def test_a_doubtful_append_is_made_once(autojump_clock: object) -> None:
         await volume.release(handle)
         assert await contents(volume, attr.ino) == b"one\ntwo\n"
     world.check()
+
+
+async def test_an_append_in_doubt_is_made_once_also_when_the_leader_is_full_then(autojump_clock: object) -> None:
+    world = World()
+    async with world.mount() as volume:
+        handle, attr = await volume.create(ROOT_INO, b"log", 0o644, os.O_WRONLY | os.O_APPEND, 0, 0)
+        await volume.write(handle, 0, b"one\n")
+        full = always(api.Submit, Code.NO_SPACE)
+
+        def lost(request: object) -> None:
+            if submits(api.Commit)(request):
+                world.member.after.remove(lost)
+                world.member.before.append(full)
+                raise FsError(Code.UNREACHABLE, "executed, and the answer is lost")
+
+        world.member.after.append(lost)
+        for _ in range(2):
+            with pytest.raises(FsError) as raised:
+                await volume.fsync(handle)
+            assert raised.value.code is Code.NO_SPACE
+        world.member.before.remove(full)
+        await volume.write(handle, 0, b"two\n")
+        await volume.fsync(handle)
+        await volume.release(handle)
+        assert await contents(volume, attr.ino) == b"one\ntwo\n"
+        assert volume.statistics()["session"]["in_flight"] == 0
+    world.check()
+
+
+@pytest.mark.parametrize("code", [Code.NO_SPACE, Code.IO, Code.UNREACHABLE])
+async def test_an_append_that_failed_does_not_stop_the_session_later(
+    code: Code, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    """What is under way for ever keeps all later results from being acknowledged, until the service takes no more."""
+    monkeypatch.setattr(session_module, "RESULT_WINDOW", 16)
+    world = World()
+    async with world.mount(request_timeout_s=4.0) as volume:
+        handle, attr = await volume.create(ROOT_INO, b"log", 0o644, os.O_WRONLY | os.O_APPEND, 0, 0)
+        await volume.write(handle, 0, b"lost\n")
+        failing = always(api.Submit, code)
+        world.member.before.append(failing)
+        with pytest.raises(FsError):
+            await volume.fsync(handle)
+        world.member.before.remove(failing)
+        await volume.unlink(ROOT_INO, b"log")
+        await volume.release(handle)
+        for number in range(20):
+            await volume.mkdir(ROOT_INO, b"d%d" % number, 0o755, 0, 0)
+        assert volume.statistics()["session"]["in_flight"] == 0
 
 
 # --- full, slow, damaged ------------------------------------------------------------------------------------------
