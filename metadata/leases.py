@@ -14,6 +14,11 @@ without a lease. A session's leases end together, ``lease_s`` after its last gra
 ``margin_s`` longer, and longer still by the journey of the answer, because it counts from replying and the holder
 from sending.
 
+A recall may get lost while the connection that it was sent by stands. So it is sent again, after longer and longer
+pauses, until it is acknowledged or the session's leases have ended (``unanswered``); the holder takes no notice of one
+that it is serving already. No two recalls ever have one number, not under different leaders either: else the late
+acknowledgement of one would be taken for that of another.
+
 A lease of which the session is the only holder may be *exclusive*. Then the session changes the inode by itself and
 brings the changes later, in its journal. So the recall of an exclusive lease comes *before* what conflicts with it: a
 reader is answered from the state after the acknowledgement, and a mutation is not even proposed before (``seize``,
@@ -35,6 +40,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 COOL_MAX = 65_536  # inodes that are remembered to be wanted by two
+
+AGAIN_S_MIN, AGAIN_S_MAX = 0.5, 4.0  # until a recall is sent again: for the first time, and at most
+RECALLS_BITS = 32  # of a recall's number; above them is the term
 
 READING_COOLS = 0.1  # of the time for which two who change an inode are kept from having it exclusively
 
@@ -63,6 +71,7 @@ class LeaseTable:
         self._until_s: dict[int, float] = {}  # session -> when its leases have ended for certain
         self._owed: dict[int, set[Debt]] = {}  # inode -> debts
         self._recalls: dict[Debt, tuple[int, ...]] = {}  # debt -> inodes
+        self._again: dict[Debt, tuple[float, float]] = {}  # debt -> when its recall is sent again, and the pause then
         self._waiting: dict[Debt, list[_Waiter]] = {}
         self._unsettled: dict[int, tuple[int, int]] = {}  # inode -> (session, sequence) of its last change
         self._changes: dict[int, deque[tuple[int, tuple[int, ...]]]] = {}  # session -> (sequence, inodes), in order
@@ -76,7 +85,9 @@ class LeaseTable:
         self._silent: set[int] = set()  # their time is over, their exclusive leases stand
         self._late = False  # grace is over, and not all have named the term
         self._number = 0
-        self.counts = {"grants": 0, "recalls": 0, "broken": 0, "released": 0, "seized": 0, "fenced": 0}
+        self.counts = {
+            "grants": 0, "recalls": 0, "recalled_again": 0, "broken": 0, "released": 0, "seized": 0, "fenced": 0,
+        }  # fmt: skip
 
     # --- leadership -------------------------------------------------------------------------------------------
 
@@ -84,6 +95,7 @@ class LeaseTable:
         """This leadership begins; ``sessions`` are all registered ones."""
         assert not self.term
         self.term = term
+        self._number = term << RECALLS_BITS
         self._doubtful = set(sessions)
         self._grace_s = now_s + self._lease_s + self._margin_s
         self._late = False
@@ -93,6 +105,7 @@ class LeaseTable:
         self.term = 0
         for table in (self._held, self._holders, self._until_s, self._owed, self._recalls, self._waiting):
             table.clear()
+        self._again.clear()
         self._exclusive.clear()
         self._owned.clear()
         self._unsaid.clear()
@@ -327,6 +340,7 @@ class LeaseTable:
     def acknowledge(self, session: int, number: int) -> None:
         """The session has dropped what a recall named. Unknown ones are ignored."""
         debt = (session, number)
+        self._again.pop(debt, None)
         for ino in self._recalls.pop(debt, ()):
             debts = self._owed[ino]
             debts.discard(debt)
@@ -346,6 +360,22 @@ class LeaseTable:
     def outstanding(self, session: int) -> list[Recall]:
         """What the session has not acknowledged, to be sent again on another connection."""
         return [(*debt, inos) for debt, inos in self._recalls.items() if debt[0] == session]
+
+    def unanswered(self, now_s: float) -> list[Recall]:
+        """Recalls to be sent once more, because they may have been lost. To be asked often: a pause counts from when
+        a recall was first found here."""
+        found: list[Recall] = []
+        for debt, inos in self._recalls.items():
+            at_s, pause_s = self._again.get(debt, (now_s + AGAIN_S_MIN, AGAIN_S_MIN))
+            if debt[0] in self._silent:
+                continue  # its leases have ended, and a fence is on its way
+            if now_s >= at_s:
+                found.append((*debt, inos))
+                pause_s = min(2 * pause_s, AGAIN_S_MAX)
+                at_s = now_s + pause_s
+            self._again[debt] = at_s, pause_s
+        self.counts["recalled_again"] += len(found)
+        return found
 
     def debts(self, inos: Iterable[int], asking: int = 0) -> set[Debt]:
         """What must be acknowledged before anybody sees these inodes; ``asking`` does not wait for itself."""

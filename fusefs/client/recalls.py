@@ -22,10 +22,7 @@ from node.wire.errors import Code, FsError
 
 log = logging.getLogger(__name__)
 
-ACKNOWLEDGE_S = 2.0  # of one attempt
-PAUSE_S = 0.01
-
-_AGAIN = frozenset({Code.TIMEOUT, Code.OVERLOADED, Code.RETRY})  # the leases do not end while we go on asking
+ACKNOWLEDGE_S = 2.0
 
 
 class Kernel(Protocol):
@@ -62,6 +59,7 @@ class Recalls:
         self._nursery = nursery
         self._surrender = surrender
         self._running: dict[int, trio.Event] = {}
+        self._serving: set[tuple[int, int]] = set()  # (session, number) of recalls
         self._giving: dict[int, int] = {}  # inode -> recalls for which the kernel still forgets it
         self.giving_all = 0  # and drops
         self._number = 0
@@ -70,7 +68,8 @@ class Recalls:
 
     def pushed(self, member: int, message: object) -> None:
         """A member pushed a message."""
-        if isinstance(message, api.Recall):
+        if isinstance(message, api.Recall) and (message.session, message.number) not in self._serving:
+            self._serving.add((message.session, message.number))
             self._leases.recall(message.inos)
             self._nursery.start_soon(self._recalled, member, message, self._begin())
 
@@ -141,22 +140,21 @@ class Recalls:
                 with self._give(message.inos):
                     await self.kernel.forget(message.inos)
             await self._surrender(message.inos)
-            await self._acknowledge(self._members[member], message)
+            caller = self._members.get(member)
+            if caller is not None:  # else it is a member no more, and cannot lead
+                await self._acknowledge(caller, message)
         finally:
+            self._serving.discard((message.session, message.number))
             self._end(number)
 
     async def _acknowledge(self, caller: Caller, message: api.Recall) -> None:
-        """Tell whoever recalled. Where the connection is lost, it recalls again on the next one."""
-        while True:
-            try:
-                await caller.call(api.Recalled(message.session, message.number), timeout_s=ACKNOWLEDGE_S)
-                return
-            except FsError as error:
-                if error.code not in _AGAIN:
-                    self._failed += 1
-                    log.info("recall %d could not be acknowledged: %s", message.number, error)
-                    return
-            await trio.sleep(PAUSE_S)
+        """Tell whoever recalled, once: it recalls again where it does not hear of it. Trying on would hold up all that
+        is asked here, also of its successor."""
+        try:
+            await caller.call(api.Recalled(message.session, message.number), timeout_s=ACKNOWLEDGE_S)
+        except FsError as error:
+            self._failed += 1
+            log.info("recall %d could not be acknowledged: %s", message.number, error)
 
     def statistics(self) -> dict[str, Any]:
         return {"recalls_under_way": len(self._running), "recalls_unacknowledged": self._failed}

@@ -68,11 +68,14 @@ class Leasing:
         self._fence = fence
 
     def look_after(self) -> None:
-        """End what has ended by time."""
+        """End what has ended by time, and recall again what is not answered."""
         for session in self.table.lapse(self._node.running_s):
             log.warning("leases ended without an acknowledgement", session=session)
         for session in self.table.unfenced():
             self._fence(session)
+        for recall in self.table.unanswered(self._node.running_s):
+            log.info("recall is not acknowledged, and is sent again", session=recall[0], number=recall[1])
+            self._send(*recall)
 
     # --- what sessions say ------------------------------------------------------------------------------------
 

@@ -199,6 +199,8 @@ class Truth:
         self.next = 1
         self.fencing: set[int] = set()
         self.local = 0  # changes that the mounts made by themselves
+        self.lose_recall: Callable[[], bool] = lambda: rng.random() < loss
+        self.recalls_lost = 0
 
     def elect(self) -> None:
         """Another leader, who knows nothing of leases."""
@@ -214,7 +216,10 @@ class Truth:
 
     def _notify(self, peer: bytes, recall: api.Recall) -> bool:
         link = self.links[int(peer)]
-        self.nursery.start_soon(link.push, recall, link.arrival_s())
+        if self.lose_recall():
+            self.recalls_lost += 1
+        else:
+            self.nursery.start_soon(link.push, recall, link.arrival_s())
         return True
 
     def serve(self, call: Call) -> None:
