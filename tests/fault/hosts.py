@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import signal
 import struct
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ DISK = "size=320m"  # a log segment is 64 MiB, and one is made ahead
 ORIGIN_S_MAX = 10_000_000
 CLOCKWORK = Path(__file__).with_name("clockwork")
 NS = 1_000_000_000
+LOG_LINES = 80
 
 
 class Clock:
@@ -117,6 +120,44 @@ class Hosts(Cluster):
         done = self.command_from("c1", "member", "list", self.config, "--json")
         rows = json.loads(done.stdout)["members"] if done.stdout.strip() else []
         return next((row for row in rows if row["name"] == name), {"state": "", "role": ""})
+
+    def statistics(self, mount: Path) -> dict[str, float]:
+        """Gauges and counters of the process that serves a mount."""
+        found: dict[str, float] = json.loads(run(FUSEFS, "profile", mount, "--json").stdout)["statistics"]
+        return found
+
+    def account(self) -> str:
+        """What everybody thinks of the state of affairs, for whoever has to find out why something does not go on."""
+        told = []
+        names = self.server_pids()
+        pids = {name: pid for name, pid in names.items() if name in self.clocks}
+        for index, mount in enumerate(self.mounts):
+            with contextlib.suppress(OSError, ValueError):
+                pids[f"c{index + 1}"] = self.mount_pid(mount)
+            told.append(f"--- profile {mount}\n{run(FUSEFS, 'profile', mount, '--json', check=False).stdout}")
+        for name, pid in pids.items():
+            os.kill(pid, signal.SIGUSR1)
+            os.kill(pid, signal.SIGUSR2)
+            tasks = Path(f"{self.clocks[name].path}.{pid}.tasks")
+            with contextlib.suppress(AssertionError):
+                wait_for(tasks.exists, 5, "its tasks")
+                told.append(f"--- tasks of {name}\n{tasks.read_text()}")
+                tasks.unlink()
+        for host in ("c1", "c2"):
+            told.append(f"--- status from {host}\n{json.dumps(self.status_from(host), indent=1)}")
+        for log in sorted((self.directory / "log").iterdir()):
+            lines = log.read_text(errors="replace").splitlines()
+            told.append("\n".join([f"--- {log.name}", *lines[-LOG_LINES:]]))
+        return "\n".join(told)
+
+    @contextlib.contextmanager
+    def accounting(self) -> Iterator[None]:
+        """Where a call on a mount fails, say why that may be."""
+        try:
+            yield
+        except (OSError, AssertionError):
+            print(self.account(), flush=True)
+            raise
 
     def down_servers(self) -> list[str]:
         return []  # whoever starts them has to be on their hosts

@@ -35,6 +35,7 @@ class Recorder:
     def __init__(self, journal: Path, process: int) -> None:
         self.out = open(journal, "a", buffering=1)  # noqa: SIM115
         self.process = process
+        self.failed = ""  # the newest call whose outcome is not known
 
     def close(self) -> None:
         self.out.close()
@@ -49,6 +50,7 @@ class Recorder:
             end = time.monotonic()
             result, known = CERTAIN.get(error.errno or 0), error.errno in CERTAIN
             if not known:
+                self.failed = f"{obj} {call}: {error}"
                 time.sleep(UNKNOWN_PAUSE_S)
         line: dict[str, Any] = {"object": obj, "call": call, "start": start, "process": self.process}
         if known:

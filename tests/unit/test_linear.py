@@ -112,6 +112,20 @@ def test_a_lost_append_is_caught() -> None:
     assert linearizable([*history[:2], Operation(("read",), (2, 1), 3, 4)], (), directory.log_step)
 
 
+def test_a_log_that_is_read_late_is_checked_soon() -> None:
+    def append(value: int, start: float) -> Operation:
+        return Operation(("append", value), "ok", start, start + 1.5)
+
+    order = list(range(40))
+    order[8:10] = 9, 8
+    history = [append(value, value / 2) for value in range(40)]
+    for answer, want in ((order, True), (order[:-1], False), ([*order[:20], *order[21:], order[20]], False)):
+        read = Operation(("read",), answer, 100, 101)
+        assert linearizable([*history, read], (), directory.log_step_for([*history, read])) is want, answer
+    early = [*history, Operation(("read",), order[:3], 8, 9), Operation(("read",), order, 100, 101)]
+    assert not linearizable(early, (), directory.log_step_for(early)), "what was there before it was read"
+
+
 def test_an_unknown_write_may_have_happened_or_not() -> None:
     lost = Operation(("write", 7), UNKNOWN, 0, NEVER)
     for seen in (0, 7):
