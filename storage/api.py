@@ -363,9 +363,10 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
 
     status: ServerStatus
     bad_blocks: tuple[bytes, ...] = ()  # found damaged since the last acknowledged heartbeat
-    pg_epoch: int = 0  # of the server list that this server knows
+    pg_epoch: int = 0  # when it last took lists
     reports: tuple[Report, ...] = ()  # what changed since the last acknowledged heartbeat, at most REPORTS_MAX
     reached: Place = (0, 0)  # of the placement table (storage.table)
+    lists: int = 0  # HeartbeatReply.lists of those that this server has taken
 
 
 class ServerAddress(msgspec.Struct, frozen=True, array_like=True):
@@ -393,10 +394,11 @@ class HeartbeatReply(msgspec.Struct, frozen=True, array_like=True):
     pg_epoch: int
     interval_s: float
     clients: Optional[tuple[str, ...]] = None  # reserved: allow-list difference
-    servers: Optional[tuple[ServerAddress, ...]] = None  # all of them; None: unchanged since Heartbeat.pg_epoch
+    servers: Optional[tuple[ServerAddress, ...]] = None  # all of them; None: as in Heartbeat.lists
     members: tuple[MemberAddress, ...] = ()  # all of the metadata service, where ``servers`` is told
     orders: tuple[Order, ...] = ()  # at most ORDERS_MAX; the others come with later replies
     table: Optional[TableDifference] = None  # what lies behind Heartbeat.reached, at most TABLE_ROWS_MAX rows of it
+    lists: int = 0  # a number for what ``servers`` and ``members`` say, or would say; any other answer has another
 
 
 CATALOGUE = Catalogue(

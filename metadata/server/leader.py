@@ -8,6 +8,7 @@ again in apply, so a duty proposed twice does no harm.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Optional
@@ -75,7 +76,6 @@ class Leader:
         self._gone = gone
         self._sessions: dict[int, float] = {}  # when each was last heard of, in the leader's running time
         self._tables = Tables(machine)
-        self._told: dict[int, object] = {}  # which lists each chunk server was sent last
         self._pending: set[object] = set()  # duties whose entry is on its way: one at a time of each
         self.fleet = self._new_fleet(0.0)
         self.reported: Callable[[int, Sequence[Report]], None] = lambda server, reports: None
@@ -102,7 +102,6 @@ class Leader:
         """This member leads and holds all that earlier leaders acknowledged."""
         now_s = self._node.running_s
         self._pending.clear()
-        self._told.clear()
         if self._audits is not None:
             self._audits.begin(now_s)
         self._sessions = {session.id: now_s for session in self._machine.sessions()}
@@ -266,8 +265,8 @@ class Leader:
             for known in machine.servers() if known.note != "lost"
         ])
         members = self._members()
-        fresh = request.pg_epoch != machine.pg_epoch or self._told.get(server) != (addresses, members)
-        self._told[server] = addresses, members
+        lists = number_of(addresses, members)
+        fresh = request.pg_epoch != machine.pg_epoch or request.lists != lists
         interval_s = self._config.storage.heartbeat_interval
         call.reply(
             HeartbeatReply(
@@ -279,6 +278,7 @@ class Leader:
                 members=members if fresh else (),
                 orders=self.orders_for(server),
                 table=self._tables.behind(request.reached),
+                lists=lists,
             )
         )
 
@@ -341,6 +341,12 @@ class Leader:
     def statistics(self) -> dict[str, float]:
         alive = sum(beat.alive for beat in self.fleet.beats.values())
         return {**self._counts, "sessions": len(self._sessions), "servers_alive": alive}
+
+
+def number_of(*lists: Sequence[msgspec.Struct]) -> int:
+    """A number that says what is in these lists, the same under every leader. Never 0."""
+    digest = hashlib.blake2b(msgspec.msgpack.encode(lists), digest_size=7).digest()
+    return 1 + int.from_bytes(digest, "big")
 
 
 def _same(record: ServerRecord, wanted: RegisterServer) -> bool:

@@ -80,6 +80,7 @@ class Registration:
         self.server = 0  # our id, 0 until registered
         self.gc_epoch = 0
         self.pg_epoch = 0
+        self.lists = 0
 
     def status(self) -> api.ServerStatus:
         """Return the server's own view."""
@@ -95,7 +96,8 @@ class Registration:
         """Return the next heartbeat."""
         reports = self.orders.reports() if self.orders is not None else ()
         reached = self._table.table.reached
-        return api.Heartbeat(self.status(), self._store.bad_blocks(BAD_BLOCKS_MAX), self.pg_epoch, reports, reached)
+        bad_blocks = self._store.bad_blocks(BAD_BLOCKS_MAX)
+        return api.Heartbeat(self.status(), bad_blocks, self.pg_epoch, reports, reached, self.lists)
 
     def take(self, sent: api.Heartbeat, reply: api.HeartbeatReply) -> None:
         """Take the answer to a heartbeat."""
@@ -107,7 +109,7 @@ class Registration:
         if reply.servers is not None:
             self._peers.update(reply.servers)
             self.guests.name([*(s.public_key for s in reply.servers), *(m.public_key for m in reply.members)])
-            self.pg_epoch = reply.pg_epoch
+            self.pg_epoch, self.lists = reply.pg_epoch, reply.lists
         if self.orders is not None:
             self.orders.acknowledged(sent.reports)
             if self._store.current(reply.pg_epoch):  # not one who does not know that he was replaced

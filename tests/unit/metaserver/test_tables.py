@@ -85,3 +85,22 @@ async def test_heartbeats_bring_the_table(tmp_path: Path) -> None:
         assert [row.servers for row in known.rows] == list(machine.table)
         again = await made.ask(msgspec.structs.replace(beat(1), reached=known.reached))
         assert again.table is None
+
+
+async def test_lists_are_told_until_a_server_has_taken_them(tmp_path: Path) -> None:
+    """An answer that was lost is no answer: whom to let in must not wait for the next change of the table."""
+    async with world(tmp_path, servers=2, replicas=2) as made:
+        await made.ask(beat(1))
+        await made.ask(beat(2))
+        machine = made[1].node is not None and made[1].node.machine
+        assert machine
+        await made.until(lambda: machine.table)
+        lost = await made.ask(beat(1))
+        told = await made.ask(msgspec.structs.replace(beat(1), pg_epoch=lost.pg_epoch))
+        assert told.servers is not None and len(told.servers) == 2 and told.members
+        knows = msgspec.structs.replace(beat(1), pg_epoch=told.pg_epoch, lists=told.lists)
+        silent = await made.ask(knows)
+        assert silent.servers is None and not silent.members
+        third = beat(3)
+        assert (await made.ask(third)).pg_epoch == told.pg_epoch, "the table is as it was"
+        assert len((await made.ask(knows)).servers) == 3
