@@ -204,7 +204,11 @@ class MemoryClientLink:
 
     def _turn(self) -> float:
         due = self.events.link_turn()
-        return min(due, self._retry_at) if trio.current_time() < self._retry_at else due
+        if trio.current_time() < self._retry_at:
+            return min(due, self._retry_at)
+        if self._server is None and self._transport.reachable(self._address) is not None:
+            return trio.current_time()  # reset meanwhile: connect again
+        return due
 
 
 class MemoryServerLink:

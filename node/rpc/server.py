@@ -164,7 +164,8 @@ class Server:
         self._draining = True
 
     def notify(self, peer: bytes, message: msgspec.Struct, catalogue: Catalogue) -> bool:
-        """Push a message to a client. False when it was not sent: the client is gone, or does not keep up."""
+        """Push a message to a client. False when it was not sent: the client is gone, or does not keep up, and then its
+        connection is given up: nothing that is sent later may arrive where this has not."""
         entry = self._peers.get(peer)
         if entry is None:
             return False
@@ -174,6 +175,7 @@ class Server:
         frames.bound(len(body), ())
         weight = frames.weigh(frames.HEADER_BYTES + len(body), ())
         if entry.pushed - entry.push_consumed + weight > CREDIT_BYTES:
+            self._give_up(entry, FsError(Code.OVERLOADED, "what is pushed is not taken"))
             return False
         entry.pushed += weight
         return self._put(entry, Kind.NOTIFY, body, method=method.number)
@@ -362,9 +364,15 @@ class Server:
         self._counts["malformed"] += 1
         peer = self._peers.get(identity)
         if peer is not None:
-            log.warning("gave up a connection: %s", error.detail)
-            self._forget(peer)
-        self._send(identity, Kind.ERROR, hello.encode_refusal(error), request=0)
+            self._give_up(peer, error)
+        else:
+            self._send(identity, Kind.ERROR, hello.encode_refusal(error), request=0)
+
+    def _give_up(self, peer: _Peer, error: FsError) -> None:
+        """Tell a client that its connection is worth nothing any more: it makes another."""
+        log.warning("gave up a connection: %s", error.detail)
+        self._forget(peer)
+        self._send(peer.id, Kind.ERROR, hello.encode_refusal(error), request=0)
 
     def _turn(self) -> float:
         """Ask peers that have been silent whether they are still there; a dead one is forgotten by the sending."""

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from node.rpc import AnyTransport, Call, Connection, CurveKeys, Reply, Security, Server, Transport
+from node.rpc import server as server_module
 from node.rpc.memory import MemoryTransport
 from node.wire import frames, hello
 from node.wire.catalogue import Catalogue, Method
@@ -497,6 +498,31 @@ async def test_a_push_to_a_client_that_is_gone_says_so(rig: Rig, server: Server,
     assert not call.connected
     call.reply(EchoReply(1))  # goes nowhere, harms nobody
     assert server.statistics()["peers"] == 0
+
+
+async def test_nothing_follows_a_push_that_was_not_sent(
+    rig: Rig, server: Server, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that does not say that it takes what is pushed loses its connection, and makes another."""
+    got: list[Any] = []
+    connection = rig.connection(on_notify=got.append)
+    await nursery.start(connection.run)
+    caught: list[FsError] = []
+
+    async def ask() -> None:
+        caught.append(await failure(lambda: connection.call(Hold(1))))
+
+    async with trio.open_nursery() as callers:
+        callers.start_soon(ask)
+        await rig.holding(1)
+        call = rig.held.pop(1)
+        assert server.notify(call.peer, Note(1), CATALOGUE)
+        monkeypatch.setattr(server_module, "CREDIT_BYTES", 1)
+        assert not server.notify(call.peer, Note(2), CATALOGUE) and not server.is_connected(call.peer)
+        call.reply(EchoReply(1))
+    assert caught[0].code is Code.UNREACHABLE and got == [Note(1)]
+    assert (await connection.call(Echo(7))).body == EchoReply(7)
+    assert connection.statistics()["connects"] == 2
 
 
 async def _swallow(pending: Any) -> None:
