@@ -101,7 +101,7 @@ class _Told(NamedTuple):
 
 
 class KernelCache:
-    """The kernel's caches of one mount. ``fd``: of /dev/fuse; None, or an old kernel: names are never cached there.
+    """The kernel's caches of one mount. Where ``notifier`` cannot take names back they are never cached there.
     ``clock_s`` is the one that leases go by, ``busy`` tells which directories the kernel has locked. ``run`` is a task
     that it needs."""
 
@@ -109,7 +109,7 @@ class KernelCache:
         self,
         leased: Leased,
         view: KernelView,
-        fd: int | None,
+        notifier: Notifier,
         clock_s: Callable[[], float],
         busy: Busy,
         names_bytes_max: int = KERNEL_NAMES_BYTES,
@@ -127,15 +127,11 @@ class KernelCache:
         self._recalled: OrderedDict[int, float] = OrderedDict()  # inodes by the time when they were recalled last
         self._renamed: dict[int, dict[bytes, None]] = {}  # names carried over without a lease
         self._wake = trio.Event()
-        self._notifier = Notifier(fd)
+        self._notifier = notifier
         self._busy = busy
         self._mapped = mapped
         self.crowded = False  # something is mounted inside the mount
         self._counts = {"again": 0, "contended": 0, "pages_late": 0}
-
-    def close(self) -> bool:
-        """The kernel has let go, or is about to: it is told nothing from now on. False: see Notifier.close."""
-        return self._notifier.close()
 
     # --- time-outs ----------------------------------------------------------------------------------------------
 

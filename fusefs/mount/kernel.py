@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 from metadata.api import Attr
 from node.wire.types import ROOT_INO
@@ -34,6 +35,16 @@ class KernelView:
 
     def __init__(self) -> None:
         self._inodes: dict[int, _Known] = {}
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    def oldest(self, count: int) -> list[int]:
+        """Those that have been here for longest, but not the root; asked again, others come first."""
+        inos = [ino for ino in islice(self._inodes, count) if ino != ROOT_INO]
+        for ino in inos:
+            self._inodes[ino] = self._inodes.pop(ino)
+        return inos
 
     def looked_up(self, attr: Attr) -> bool:
         """A reply hands this inode to the kernel, which now holds one reference more. Returns what ``told`` does."""

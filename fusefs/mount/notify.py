@@ -1,7 +1,7 @@
-"""Notifications to the kernel, as writes to /dev/fuse: forget attributes, one name, all names.
+"""Notifications to the kernel, as writes to /dev/fuse: forget attributes, one name, all names, inodes.
 
 Forgetting attributes, and forgetting all names, waits for nobody. Forgetting one name waits for the lock of its
-directory, and so for whatever request holds it: only from a thread.
+directory, and so for whatever request holds it: only from a thread. Forgetting inodes waits for their pages likewise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ log = get_logger(__name__)
 CLOSE_S = 1.0
 
 _HEADER = struct.Struct("<IiQ")  # length, notification, no request
-_INVAL_ENTRY, _INC_EPOCH = 3, 8
+_INVAL_ENTRY, _INC_EPOCH, _PRUNE = 3, 8, 9
+_PRUNED = struct.Struct("<IIQ")  # how many inodes follow
 _ENTRY = struct.Struct("<QII")  # directory, length of the name, flags
 _EXPIRE_ONLY = 1  # look it up again, but keep it, its pages and what is mounted on it
 _EPOCH = _HEADER.pack(_HEADER.size, _INC_EPOCH, 0)
@@ -30,15 +31,16 @@ _ENDED = (errno.ENOTCONN, errno.ENODEV, errno.EPERM, errno.EBADF)  # the mount i
 
 
 class Notifier:
-    """The way to the kernel of one mount. ``fd``: of /dev/fuse; None: names cannot be forgotten."""
+    """The way to the kernel of one mount. ``fd``: of /dev/fuse; None: names and inodes cannot be forgotten. Not
+    ``names_too``: names shall not be."""
 
-    def __init__(self, fd: int | None) -> None:
+    def __init__(self, fd: int | None, *, names_too: bool = True) -> None:
         self._fd = fd
         self._open = True
         self._writing = 0
         self._quiet = threading.Condition()
-        self.counts = {"attributes": 0, "names": 0, "epochs": 0}
-        self.names_too = fd is not None and self.forget_all_names()
+        self.counts = {"attributes": 0, "names": 0, "epochs": 0, "inodes": 0}
+        self.names_too = names_too and fd is not None and self.forget_all_names()
 
     def close(self) -> bool:
         """The kernel has let go, or is about to: it is told nothing from now on. False: a thread still waits for a
@@ -109,6 +111,21 @@ class Notifier:
         finally:
             self._end()
         self.counts["epochs"] += 1
+        return True
+
+    def prune(self, inos: Sequence[int]) -> bool:
+        """Have inodes forgotten that nobody uses. Waits for pages that are being read. False: this kernel cannot."""
+        if self._fd is None or not self._begin():
+            return False
+        body = _PRUNED.pack(len(inos), 0, 0) + struct.pack(f"<{len(inos)}Q", *inos)
+        try:
+            os.write(self._fd, _HEADER.pack(_HEADER.size + len(body), _PRUNE, 0) + body)
+        except OSError as error:
+            log.info("the kernel forgets no inodes on demand: memory for them is not bounded", error=str(error))
+            return False
+        finally:
+            self._end()
+        self.counts["inodes"] += len(inos)
         return True
 
 

@@ -31,12 +31,13 @@ from fusefs.mount.interpose import extension, missing
 from fusefs.mount.invalidate import PageDropper
 from fusefs.mount.launch import Announcer
 from fusefs.mount.loop import Loop
-from fusefs.mount.notify import fuse_descriptor
+from fusefs.mount.notify import Notifier, fuse_descriptor
 from fusefs.mount.observe import mount_metrics, serve_profile
 from fusefs.mount.operations import Operations
 from fusefs.mount.options import MountOptions, kernel_options
 from fusefs.mount.plan import Plan
 from fusefs.mount.profile import MountProfile, flat
+from fusefs.mount.pruning import Pruner
 from fusefs.mount.requests import KernelRequests
 from fusefs.mount.state import MountState, claim
 from fusefs.mount.wakeup import Wakeup
@@ -174,6 +175,8 @@ class _Kernel:
         self._dropper = PageDropper()
         self._operations = Operations(volume, self._dropper)
         volume.losses(self._dropper.drop)
+        self._notifier: Notifier | None = None
+        self._pruner: Pruner | None = None
         self._device = ""
         self._loop_of_ours = Loop() if plan.options.fast_loop else None
         self._began_s = trio.current_time()
@@ -198,7 +201,7 @@ class _Kernel:
             # After the loop nobody answers the kernel, so what is still mounted must go, then its descriptor.
             if self._is_ours():
                 table.unmount(self._plan.mount, lazy=True)
-            if self._operations.cache is not None and not self._operations.cache.close():
+            if self._notifier is not None and not self._notifier.close():
                 table.abort(self._device)  # or a thread of ours would wait for somebody who waits for us
             pyfuse3.close(unmount=False)
             if self._loop_of_ours is not None:
@@ -252,13 +255,20 @@ class _Kernel:
 
     def _allow_caching(self, nursery: trio.Nursery) -> None:
         """From now on the kernel may keep what our leases allow."""
-        if self._volume.leasing:
-            clock_s = SystemClock().monotonic_s
-            operations = self._operations
-            fd = fuse_descriptor() if self._plan.options.cache_names else None
-            names_bytes_max = self._plan.config.client.kernel_names_bytes
+        operations, limits = self._operations, self._plan.config.client
+        leasing, options = self._volume.leasing, self._plan.options
+        self._notifier = Notifier(fuse_descriptor(), names_too=leasing and options.cache_names)
+        self._pruner = Pruner(operations.kernel, self._notifier, limits.kernel_inodes_bytes)
+        nursery.start_soon(self._pruner.run)
+        if leasing:
             cache = KernelCache(
-                self._volume, operations.kernel, fd, clock_s, operations.busy, names_bytes_max, operations.mappable
+                self._volume,
+                operations.kernel,
+                self._notifier,
+                SystemClock().monotonic_s,
+                operations.busy,
+                limits.kernel_names_bytes,
+                operations.mappable,
             )
             nursery.start_soon(cache.run)
             nursery.start_soon(self._watch_inside, cache)
@@ -293,6 +303,7 @@ class _Kernel:
             "volume": self._volume.statistics(),
             "mount": self._operations.statistics(),
             "dropper": self._dropper.statistics(),
+            "pruner": self._pruner.statistics() if self._pruner is not None else {},
         }
 
     async def _report_when_asked(self) -> None:

@@ -80,13 +80,14 @@ class StorageOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Defaults of every mount. ``lease_cache_bytes``: for what a mount remembers of inodes and names;
-    ``kernel_names_bytes``: for its list of names that the kernel was told. ``log_data_bytes``: a write that is synced
-    and not larger goes into the log entry, and to the chunk servers later."""
+    ``kernel_names_bytes``, ``kernel_inodes_bytes``: for its lists of what the kernel was told and may name.
+    ``log_data_bytes``: a synced write that is not larger goes into the log entry, and to the chunk servers later."""
 
     dirty_bytes: Size = limits.DIRTY_BYTES_MAX
     block_cache_bytes: Size = limits.BLOCK_CACHE_BYTES
     lease_cache_bytes: Size = limits.LEASE_CACHE_BYTES
     kernel_names_bytes: Size = limits.KERNEL_NAMES_BYTES
+    kernel_inodes_bytes: Size = limits.KERNEL_INODES_BYTES
     read_ahead_blocks: Annotated[int, msgspec.Meta(ge=0)] = limits.READ_AHEAD_BLOCKS
     log_data_bytes: Annotated[int, msgspec.Meta(ge=0, le=limits.LOG_DATA_COMMIT_BYTES)] = limits.LOG_DATA_COMMIT_BYTES
     chain: bool = False  # large blocks pass from chunk server to chunk server instead of going to each from the mount

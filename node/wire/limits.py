@@ -222,6 +222,7 @@ BLOCK_CACHE_BYTES = 64 * MIB
 READ_AHEAD_BLOCKS = 8
 LEASE_CACHE_BYTES = 64 * MIB  # what a mount remembers of inodes under its leases
 KERNEL_NAMES_BYTES = 16 * MIB  # to know which names the kernel believes; it is told no more than fit
+KERNEL_INODES_BYTES = 64 * MIB  # to know which inodes the kernel knows
 FUSE_REQUEST_BYTES_MAX = 1 * MIB
 BUFFER_BYTES_MAX = 8 * MIB  # of one buffer that is kept for the next one when it is free
 BUFFERS_KEPT_BYTES = 32 * MIB  # of free memory at the end of a heap

@@ -16,6 +16,7 @@ from fusefs.mount.caching import CONTENDED_MAX, CONTENDED_S, MARGIN_S, NEGATIVE_
 from fusefs.mount.kernel import KernelView
 from fusefs.mount.mapped import Mappable
 from fusefs.mount.names import Busy
+from fusefs.mount.notify import Notifier
 from fusefs.mount.options import parse_options
 from metadata.api import Attr
 from node.host.exitcodes import UsageError
@@ -84,7 +85,7 @@ def leased() -> Leased:
 
 def made(leased: Leased, fd: int | None = None) -> tuple[KernelCache, KernelView]:
     view = KernelView()
-    return KernelCache(leased, view, fd, lambda: leased.now_s, Busy()), view
+    return KernelCache(leased, view, Notifier(fd), lambda: leased.now_s, Busy()), view
 
 
 def test_time_outs_end_before_the_leases(leased: Leased, kernel: Kernel) -> None:
@@ -153,7 +154,7 @@ async def test_pages_that_programs_may_have_changed_are_recalled(
     """Of what is open for reading and writing. Nobody waits for a page that a request under way may have locked."""
     dropper = Dropper()
     mapped = Mappable(dropper, lambda ino: False)
-    cache = KernelCache(leased, KernelView(), None, lambda: leased.now_s, Busy(), mapped=mapped)
+    cache = KernelCache(leased, KernelView(), Notifier(None), lambda: leased.now_s, Busy(), mapped=mapped)
     handles: list[Any] = [SimpleNamespace(ino=ino, flags=flags) for ino, flags in ((5, os.O_RDWR), (6, os.O_WRONLY))]
     for handle in handles:
         mapped.opened(handle)
@@ -275,7 +276,7 @@ async def test_after_the_end_the_kernel_is_told_nothing(leased: Leased, kernel: 
     cache, _ = made(leased, 3)
     cache.attr_s(attr_of(5))
     cache.name_s(1, b"n", 5)
-    cache.close()
+    cache._notifier.close()
     leased.now_s = 1.0
     await cache.forget([1, 5])
     assert not kernel.forgot and kernel.epochs == 1

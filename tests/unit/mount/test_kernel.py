@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusefs.mount.kernel import KernelView
+from node.wire.types import ROOT_INO
 from tests.unit.mount.attrs import attr
 
 
@@ -98,3 +99,12 @@ def test_counts_are_what_a_multiset_says(steps: list[tuple[str, int, int]]) -> N
             assert view.forget([(ino, count)]) == ([] if left > 0 else [ino])
     assert view.statistics()["references"] == sum(model.values())
     assert sorted(view.clear()) == sorted(model)
+
+
+def test_the_oldest_are_asked_for_in_turns() -> None:
+    view = KernelView()
+    for ino in (ROOT_INO, 5, 6, 7, 8):
+        view.looked_up(attr(ino))
+    assert view.oldest(3) == [5, 6]
+    assert view.oldest(3) == [7, 8], "what the kernel keeps is not asked for again before the others"
+    assert view.forget([(5, 1), (7, 1)]) == [5, 7] and len(view) == 3
