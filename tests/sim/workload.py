@@ -13,6 +13,7 @@ from metadata.api import (
     AttrResult,
     Commit,
     Committed,
+    Extent,
     Failed,
     GetAttr,
     Lookup,
@@ -35,6 +36,7 @@ from metadata.raft.messages import ConfChange, ConfChangeItem, ConfChangeKind, C
 from metadata.state.command import CommandKind
 from node.wire.errors import Code, FsError
 from node.wire.types import ROOT_INO
+from storage.api import name_block
 from tests.sim.checkers import Answers, Counter, Register, Violation, require
 from tests.sim.member import Member, SimNode
 
@@ -249,7 +251,7 @@ class Client:
         request = Request(self._sequence, op, names, done)
         after = request.sequence - 1 if self._random.random() < 0.3 else 0
         lowest = min(self.pending, default=self._sequence)
-        request.submit = Submit(self._session, self._sequence, lowest, (op,), after)
+        request.submit = Submit(self._session, self._sequence, lowest, (op, *_data_along(op)), after)
         self.pending[request.sequence] = request
         self._facts.mutations += 1
         self._try(request, 0)
@@ -283,7 +285,9 @@ class Client:
         if not request.finished:
             request.finished = True
             del self.pending[request.sequence]
-            require(len(answer.results) == 1, "answers", answer)
+            assert request.submit is not None
+            require(len(answer.results) == len(request.submit.ops), "answers", answer)
+            require(not any(isinstance(result, Failed) for result in answer.results[1:]), "answers", answer)
             request.done(answer.results[0])
 
     # --- reads ------------------------------------------------------------------------------------------------
@@ -334,6 +338,15 @@ class Client:
             told(result.attr.size)
 
         self._world.query(self.number, target, (GetAttr(self._facts.shared_ino),), answer)
+
+
+def _data_along(op: Op) -> tuple[Op, ...]:
+    """Some files are written in the same step, and the bytes are in the log entry: in the state of all members then."""
+    if not isinstance(op, SetAttr) or op.gid is None or op.gid % 2:
+        return ()
+    data = b"%08d" % op.gid * (1 + op.gid % 50)
+    extent = Extent(op.gid % 3 * 1000, len(data), name_block(data), 0, len(data))
+    return (Commit(op.ino, (extent,), 0, 0, 0, data=data),)
 
 
 class Cluster(Protocol):
