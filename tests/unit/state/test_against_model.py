@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from metadata import api
-from metadata.state.command import CommandKind, ExpireSession, Reclaim
+from metadata.state.command import BlocksReply, CommandKind, ExpireSession, MoveOut, Reclaim
 from metadata.store.engine_memory import MemoryEngine
 from node.wire.errors import Code
+from storage.api import name_block
 from tests.unit.state.model import Byte, Model, Node
 from tests.unit.state.support import DIR, FILE, LNK, World, block, replay, small_geometry
 
@@ -187,6 +188,24 @@ class Comparison(RuleBasedStateMachine):
                 if cell is None and offset + at < len(node.data):
                     cells[at] = node.data[offset + at]  # what no extent covers stays
         self.same(self.model.write(ino, offset, cells), result)
+
+    @rule(ino=SEED, offset=OFFSETS, length=st.integers(1, CHUNK), seed=SEED)
+    def write_along(self, ino: int, offset: int, length: int, seed: int) -> None:
+        """The bytes come with the commit."""
+        ino, length = self.file(ino), min(length, CHUNK - offset % CHUNK)
+        data = bytes([65 + seed % 4]) * length
+        cells: list[Byte] = [(name_block(data), at) for at in range(length)]
+        extent = api.Extent(offset, length, name_block(data), 0, length)
+        result = self.world.try_(api.Commit(ino, (extent,), offset + length, 0, 1, data=data))
+        self.same(self.model.write(ino, offset, cells), result)
+
+    @rule(seed=SEED)
+    def move(self, seed: int) -> None:
+        """Some of those that came so are on chunk servers now. Nobody sees a difference."""
+        logged = [block for block, _ in self.world.machine.logged(b"", 100, 1 << 20)]
+        chosen = tuple([block for at, block in enumerate(logged) if seed >> at & 1])
+        reply = self.world.run(CommandKind.MOVE_OUT, MoveOut(chosen, self.world.machine.gc_epoch, 0))
+        assert reply == BlocksReply(len(chosen))
 
     @rule(ino=SEED, expected=OFFSETS, length=st.integers(1, 3 * CHUNK), seed=SEED)
     def append(self, ino: int, expected: int, length: int, seed: int) -> None:
