@@ -7,6 +7,7 @@ from typing import Any
 
 from fusefs.client.files import Files
 from fusefs.client.session import Session
+from fusefs.client.subdirectories import Subdirectories
 from metadata.api import Attr, Entries, ReadDir
 from node.wire.errors import Code, FsError
 from node.wire.limits import READDIR_PAGE_MAX
@@ -73,9 +74,10 @@ class DirHandle:
 class Directories:
     """Reads directories."""
 
-    def __init__(self, session: Session, files: Files) -> None:
+    def __init__(self, session: Session, files: Files, ahead: Subdirectories) -> None:
         self._session = session
         self._files = files
+        self._ahead = ahead
         self._pages = 0
 
     async def read(self, handle: DirHandle, offset: int) -> list[tuple[bytes, Attr, int]]:
@@ -88,9 +90,11 @@ class Directories:
         if handle.exhausted and offset == handle.stop:
             return []
         before = handle.before(offset)
+        if offset == 0:
+            self._ahead.listing(handle.ino)
         known = self._session.leases.listing(handle.ino, before, READDIR_PAGE_MAX, self._session.now_s())
         if known is not None:
-            handle.turn(offset, [(name, self._files.overlay(attr)) for name, attr in known[0]], known[1])
+            self._turn(handle, offset, [(name, self._files.overlay(attr)) for name, attr in known[0]], known[1])
             return handle.rest(offset)
         query = ReadDir(handle.ino, before, READDIR_PAGE_MAX, True)
         try:
@@ -105,8 +109,12 @@ class Directories:
             if entry.attr is None:
                 raise FsError(Code.PROTOCOL, "a directory entry without its attributes")
             entries.append((entry.name, self._files.overlay(entry.attr)))
-        handle.turn(offset, entries, page.end)
+        self._turn(handle, offset, entries, page.end)
         return handle.rest(offset)
 
+    def _turn(self, handle: DirHandle, offset: int, page: list[tuple[bytes, Attr]], end: bool) -> None:
+        self._ahead.seen(handle.ino, [attr for _, attr in page])
+        handle.turn(offset, page, end)
+
     def statistics(self) -> dict[str, Any]:
-        return {"pages": self._pages}
+        return {"pages": self._pages, "ahead": self._ahead.statistics()}

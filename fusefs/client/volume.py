@@ -37,6 +37,7 @@ from fusefs.client.reader import Reader
 from fusefs.client.recalls import Kernel
 from fusefs.client.session import Session
 from fusefs.client.space import Space
+from fusefs.client.subdirectories import Subdirectories
 from fusefs.client.writeback import WriteBack
 from fusefs.client.writer import Writer
 from metadata.api import Attr, LocksGranted, ServerRecord, SetAttr, StatVolume, VolumeStat
@@ -112,7 +113,7 @@ class Volume:
         self._fileio = FileIO(
             self._session, self._files, self._writeback, self._holds, self._namespace, reader, self._closing
         )
-        self._directories = Directories(self._session, self._files)
+        self._directories = Directories(self._session, self._files, Subdirectories(self._session, nursery))
         self._space = Space(self._session, self._writeback, reader, now_ns)
         self.locking = Locking(self._session, self._writeback, now_ns)
         self._session.guess = self._holds.hinted
