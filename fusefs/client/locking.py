@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 END = lockset.END
 ASKED_MAX = 4096
+AGAIN_S = 1.0  # until a last close that the service has not heard of is told again
 
 _Key = tuple[bool, int]  # flock or fcntl, the kernel's number of the owner
 
@@ -63,7 +64,9 @@ class Locking:
         self._waiting: dict[int, tuple[int, bool]] = {}  # ticket -> (inode, flock)
         self._writeback = writeback
         self._owners: dict[int, dict[_Key, _Owner]] = {}
-        self._releasing: dict[int, set[trio.Event]] = {}  # inodes of which a last close is being told to the service
+        self._left: dict[int, dict[tuple[_Key, Handle], None]] = {}  # inode -> what ends with last closes, and has not
+        self._releasing: dict[int, trio.Event] = {}  # inodes of which a last close is being told to the service
+        self._untold = trio.Event()  # some could not be told
         self._turns: dict[int, trio.Event] = {}
         self._tickets = 0
         self._counts = {"locks": 0, "unlocks": 0, "waits": 0, "asked": 0, "here": 0, "handed_over": 0}
@@ -101,8 +104,8 @@ class Locking:
         """Lock. LOCKED where another's is in the way, or, with ``wait``, wait until it is not: INTERRUPTED when that
         scope, not entered yet, is cancelled; DEADLOCK instead of waiting for ever. IO: the session has ended."""
         self._check(handle)
-        for done in list(self._releasing.get(handle.ino, ())):
-            await done.wait()
+        while handle.ino in self._left:  # else a last close that is told late would take this lock too
+            await self._let_go(handle.ino)
         if not exclusive:
             await self._commit(handle)  # it may be weakened
         if not self._decides(handle.ino):
@@ -145,25 +148,48 @@ class Locking:
             await self._unlock(handle, (False, owner), 0, END)
 
     async def released(self, handle: Handle) -> None:
-        """The last descriptor of this handle is closed: what was taken through it ends."""
+        """The last descriptor of this handle is closed: what was taken through it ends. Where this fails now ``run``
+        tries again."""
         keys = [key for key, known in self._owners.get(handle.ino, {}).items() if handle in known.handles]
-        if not keys:
+        if keys:
+            self._left.setdefault(handle.ino, {}).update(dict.fromkeys([(key, handle) for key in keys]))
+            await self._let_go(handle.ino)
+
+    async def run(self) -> None:
+        """Tell the service of last closes that it has not heard of; until cancelled."""
+        while True:
+            await self._untold.wait()
+            self._untold = trio.Event()
+            await trio.sleep(AGAIN_S)
+            for ino in list(self._left):
+                try:
+                    await self._let_go(ino)
+                except FsError as error:
+                    log.info("inode %d: locks of closed files are still held: %s", ino, error)
+
+    async def _let_go(self, ino: int) -> None:
+        """End what last closes have left of the locks on a file; one at a time."""
+        while (other := self._releasing.get(ino)) is not None:
+            await other.wait()
+        if ino not in self._left:
             return
-        done = trio.Event()
-        self._releasing.setdefault(handle.ino, set()).add(done)
+        left = self._left[ino]
+        done = self._releasing[ino] = trio.Event()
         try:
-            if handle.file.dead is None:
-                await self._commit(handle)
-            for key in keys:
+            for key, handle in list(left):
+                if handle.file.dead is None:
+                    await self._commit(handle)
                 await self._unlock(handle, key, 0, END)
+                left.pop((key, handle), None)
+                self._owner(ino, key).handles.discard(handle)
+                self._settle(ino, key)
         finally:
-            for key in keys:
-                self._owner(handle.ino, key).handles.discard(handle)
-                self._settle(handle.ino, key)
+            if not left:
+                self._left.pop(ino, None)
+            else:
+                self._untold.set()
+            del self._releasing[ino]
             done.set()
-            self._releasing[handle.ino].discard(done)
-            if not self._releasing[handle.ino]:
-                del self._releasing[handle.ino]
 
     # --- what the service says ------------------------------------------------------------------------------------
 
@@ -178,6 +204,8 @@ class Locking:
         """The session has ended, and all locks with it."""
         self._owners.clear()
         self._tables.clear()
+        for left in self._left.values():
+            left.clear()
         for turn in self._turns.values():
             turn.set()
 

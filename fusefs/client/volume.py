@@ -129,6 +129,7 @@ class Volume:
         self._nursery.start_soon(self._writeback.run)
         self._nursery.start_soon(self._session.journal.run)
         self._nursery.start_soon(self._compactor.run)
+        self._nursery.start_soon(self.locking.run)
 
     async def stop(self) -> None:
         """Flush, for at most ``options.stop_flush_s``, and end the session. What cannot be flushed is logged."""
@@ -307,7 +308,7 @@ class Volume:
         try:
             await self.locking.released(handle)
         except FsError as error:
-            log.warning("inode %d: locks end only with the session: %s", handle.ino, error)
+            log.warning("inode %d: locks are held until the service hears of the last close: %s", handle.ino, error)
         await self._fileio.release(handle)
 
     # --- directories --------------------------------------------------------------------------------------------

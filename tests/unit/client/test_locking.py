@@ -151,6 +151,49 @@ async def test_a_lock_waits_for_a_last_close_that_is_under_way() -> None:
         gate.opened.set()
 
 
+async def test_a_last_close_that_nobody_heard_of_is_told_again(autojump_clock: trio.testing.MockClock) -> None:
+    world = World()
+    async with world.mount(request_timeout_s=4.0) as first, world.mount() as second:
+        one, two = await both(world, first, second)
+        await lock(first, one, flock=True)
+        await lock(first, one)
+        silent = Gate(submits(api.Unlock))
+        world.member.before.append(silent)
+        await first.release(one)
+        with pytest.raises(FsError) as caught:
+            await lock(second, two, flock=True)
+        assert caught.value.code is Code.LOCKED, "it is not known to be closed"
+        world.member.before.remove(silent)
+        await trio.sleep(10.0)
+        await lock(second, two, flock=True)
+        await lock(second, two)
+        assert first.locking.statistics()["files"] == 0
+    world.check()
+
+
+async def test_a_last_close_that_is_told_late_does_not_take_a_later_lock(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World()
+    async with world.mount(request_timeout_s=4.0) as first, world.mount() as second:
+        one, two = await both(world, first, second)
+        await lock(first, one)
+        silent = Gate(submits(api.Unlock))
+        world.member.before.append(silent)
+        await first.release(one)
+        again = await first.open(two.ino, os.O_RDWR)
+        with pytest.raises(FsError) as caught:
+            await lock(first, again)
+        assert caught.value.code is Code.TIMEOUT
+        world.member.before.remove(silent)
+        await lock(first, again)
+        await trio.sleep(10.0)
+        with pytest.raises(FsError) as caught:
+            await lock(second, two)
+        assert caught.value.code is Code.LOCKED
+    world.check()
+
+
 async def test_locks_end_with_the_session_and_the_files_are_dead(autojump_clock: trio.testing.MockClock) -> None:
     world = World()
     async with world.mount() as first, world.mount() as second:
