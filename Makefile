@@ -7,6 +7,8 @@ SEED ?=
 ONLY ?=
 JSON ?=
 PYTEST_ARGS ?=
+# Tests of pure code: two at a time. The others start processes and have the machine to themselves.
+PURE = tests/unit tests/sim tests/golden tests/linear tests/test_house.py
 
 .PHONY: setup run test bench clean
 
@@ -19,7 +21,14 @@ run: setup
 
 test:
 	@.ci/setup test
+ifneq ($(PYTEST_ARGS),)
 	@LONG="$(LONG)" SEED="$(SEED)" .venv/bin/python -m pytest $(PYTEST_ARGS)
+else
+	@export LONG="$(LONG)" SEED="$(SEED)"; failed=0; \
+	.venv/bin/python -m pytest -n 2 $(PURE) || failed=1; \
+	.venv/bin/python -m pytest $(PURE:%=--ignore=%) tests || failed=1; \
+	exit $$failed
+endif
 
 bench:
 	@.ci/setup test
