@@ -8,7 +8,7 @@ they are full.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 from fusefs.client.session import Session
 from metadata.api import GetBlock, Value
@@ -38,3 +38,6 @@ class LogData:
             return None  # it does not know the question
         (result,) = await self._session.read(GetBlock(block), deadline=deadline, journal=True)
         return result.value if isinstance(result, Value) else None
+
+    def statistics(self) -> dict[str, Any]:
+        return {"commits": self.commits, "refusals": self.refusals, "room_bytes": self._session.log_room_bytes}

@@ -83,7 +83,7 @@ class Volume:
         )
         self._placement = Placement(self._session, dial)
         codec = Codec()
-        logdata = LogData(self._session, options.log_data_bytes)
+        self._logdata = logdata = LogData(self._session, options.log_data_bytes)
         self._writer = Writer(self._session, self._placement, nursery, chain=options.chain)
         self._blocks = Blocks(
             self._placement,
@@ -426,6 +426,7 @@ class Volume:
             "writer": self._writer.statistics(),
             "blocks": self._blocks.statistics(),
             "compaction": self._compactor.statistics(),
+            "log_data": self._logdata.statistics(),
             "holds": self._holds.statistics(),
             "leases": self._session.leases.statistics() | self._session.recalls.statistics(),
             "prefetch": self._prefetch.statistics(),
