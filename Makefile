@@ -6,6 +6,7 @@ LONG ?=
 SEED ?=
 ONLY ?=
 JSON ?=
+README ?=
 PYTEST_ARGS ?=
 # Tests of pure code: two at a time. The others start processes and have the machine to themselves.
 PURE = tests/unit tests/sim tests/golden tests/linear tests/test_house.py
@@ -32,7 +33,7 @@ endif
 
 bench:
 	@.ci/setup test
-	@.venv/bin/python -m tests.bench $(if $(ONLY),--only "$(ONLY)") $(if $(JSON),--json "$(JSON)")
+	@.venv/bin/python -m tests.bench$(if $(README),.readme) $(if $(ONLY),--only "$(ONLY)") $(if $(JSON),--json "$(JSON)")
 
 clean:
 	@rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .hypothesis

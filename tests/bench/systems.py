@@ -27,8 +27,12 @@ class Plain:
     def cold(self) -> None:
         drop_caches()
 
+    def pids(self) -> list[int]:
+        """Its processes; of the kernel's own work there are none."""
+        return []
+
     def rss_anon_bytes(self) -> int:
-        return 0
+        return sum(map(rss_anon_bytes, self.pids()))
 
     def close(self) -> None:
         pass
@@ -78,8 +82,8 @@ class Fusefs(Plain):
         drop_caches()
         self.cluster.mount(self.top)
 
-    def rss_anon_bytes(self) -> int:
-        return sum(rss_anon_bytes(pid) for pid in self.cluster.pids())
+    def pids(self) -> list[int]:
+        return self.cluster.pids()
 
     def close(self) -> None:
         self.cluster.clean()
