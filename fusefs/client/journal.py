@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DELAY_S = 0.01  # for others to come along
+DELAY_S = 0.03  # for others to come along
 BATCH_OPS = 256
-HURRY_OPS = 128  # as many do not wait
+HURRY_OPS = 512  # as many do not wait
 ENTRIES_MAX = 16_384  # beyond, operations go to the service themselves
 RETRY_S = 0.2
 INOS = min(4096, INO_RANGE_MAX)

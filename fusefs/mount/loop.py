@@ -7,7 +7,8 @@ answer from memory and the next request is there already. Here
 
 * whoever releases the lock does not hand it over: having answered, it takes it again. Only when a handler really
   suspends (``noticing``) another worker is woken to read on;
-* the descriptor is polled before it is waited for;
+* the descriptor is polled before it is waited for, and while no handler waits for anything, for a moment longer: a
+  program that was answered is likely to ask again, and a turn of the loop takes longer than that;
 * after ``BUDGET`` requests without a pause the loop gets its turn, for the tasks that talk to the servers.
 
 Everything here is public trio API.
@@ -15,7 +16,9 @@ Everything here is public trio API.
 
 from __future__ import annotations
 
+import os
 import select
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
@@ -26,6 +29,7 @@ import trio
 from fusefs.mount.profile import OPERATIONS
 
 BUDGET = 12  # requests
+SPIN_S = 0.00005  # after an answer, for the next request
 
 R = TypeVar("R")
 
@@ -74,6 +78,7 @@ class _LowLevel:
         self._lock = lock
         self._budget = budget
         self._served = 0
+        self.suspended = 0  # handlers that wait for something
         self._polled = -1
         self._poll = select.poll()
 
@@ -83,12 +88,23 @@ class _LowLevel:
             self._poll.register(fd, select.POLLIN)
             self._polled = fd
         while not self._ready():
+            if self._served and not self.suspended and self._soon():
+                break
             self._served = 0
             await trio.lowlevel.wait_readable(fd)
         self._served += 1
         if self._served >= self._budget:
             self._served = 0
             await trio.lowlevel.checkpoint()
+
+    def _soon(self) -> bool:
+        """Whether a request comes within a moment. Whoever is about to make one gets the CPU."""
+        end = time.perf_counter() + SPIN_S
+        while time.perf_counter() < end:
+            os.sched_yield()
+            if self._ready():
+                return True
+        return False
 
     def _ready(self) -> bool:
         events = self._poll.poll(0)
@@ -128,23 +144,36 @@ class Loop:
         pyfuse3.trio = trio  # type: ignore[attr-defined]
 
     def _noticed(self, handler: Callable[..., Coroutine[Any, Any, R]]) -> Callable[..., Any]:
-        kick = self._lock.kick
-
         def call(*args: Any) -> Any:
-            return noticing(handler(*args), kick)
+            return self.notice(handler(*args))
 
         return call
 
+    def notice(self, coroutine: Coroutine[Any, Any, R]) -> noticing[R]:
+        """Have another worker read on when this suspends, and none spin while it waits."""
+        return noticing(coroutine, self._suspends, self._ended)
+
+    def _suspends(self) -> None:
+        self.lowlevel.suspended += 1
+        self._lock.kick()
+
+    def _ended(self) -> None:
+        self.lowlevel.suspended -= 1
+
 
 class noticing(Generic[R]):
-    """Awaits a coroutine; ``suspended`` is called when it suspends for the first time, not when it never does."""
+    """Awaits a coroutine; ``suspends`` is called when it suspends for the first time, not when it never does, and
+    ``ended`` when such a one has ended, in whatever way."""
 
-    __slots__ = ("_coroutine", "_suspended", "_first")
+    __slots__ = ("_coroutine", "_suspends", "_ended", "_waiting")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, R], suspended: Callable[[], None]) -> None:
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, R], suspends: Callable[[], None], ended: Callable[[], None]
+    ) -> None:
         self._coroutine = coroutine
-        self._suspended = suspended
-        self._first = True
+        self._suspends = suspends
+        self._ended = ended
+        self._waiting = False
 
     def __await__(self) -> Generator[Any, Any, R]:
         return self
@@ -157,16 +186,32 @@ class noticing(Generic[R]):
 
     def send(self, value: Any) -> Any:
         """As of a generator; the end of the coroutine passes through as StopIteration."""
-        wish = self._coroutine.send(value)
-        if self._first:
-            self._first = False
-            self._suspended()
+        try:
+            wish = self._coroutine.send(value)
+        except BaseException:
+            self._end()
+            raise
+        if not self._waiting:
+            self._waiting = True
+            self._suspends()
         return wish
 
     def throw(self, *error: Any) -> Any:
         """As of a generator."""
-        return self._coroutine.throw(*error)
+        try:
+            return self._coroutine.throw(*error)
+        except BaseException:
+            self._end()
+            raise
 
     def close(self) -> None:
         """As of a generator."""
-        self._coroutine.close()
+        try:
+            self._coroutine.close()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            self._ended()

@@ -47,7 +47,7 @@ class Session:
             if not request:
                 self.exited = True
                 return
-            await noticing(self._handler(request[0]), lock.kick)
+            await self.loop.notice(self._handler(request[0]))
 
     async def run(self) -> None:
         with self.ours, self.theirs:
@@ -145,13 +145,24 @@ async def test_noticing_passes_everything_through() -> None:
         await trio.lowlevel.checkpoint()
         raise ValueError("as it was")
 
-    assert await noticing(quick(), lambda: seen.append("quick")) == 3 and not seen
-    assert await noticing(slow(), lambda: seen.append("slow")) == 4 and seen == ["slow"]
+    ended: list[str] = []
+
+    def watched(coroutine: Coroutine[Any, Any, Any], name: str) -> noticing[Any]:
+        return noticing(coroutine, lambda: seen.append(name), lambda: ended.append(name))
+
+    assert await watched(quick(), "quick") == 3 and not seen and not ended
+    assert await watched(slow(), "slow") == 4 and seen == ended == ["slow"]
     with pytest.raises(ValueError, match="as it was"):
-        await noticing(wrong(), lambda: seen.append("wrong"))
+        await watched(wrong(), "wrong")
     with trio.move_on_after(0.001) as scope:
-        await noticing(forever(), lambda: None)
+        await watched(forever(), "forever")
     assert scope.cancelled_caught
+    assert seen == ended == ["slow", "wrong", "forever"]
+    left = watched(forever(), "left")
+    left.send(None)
+    left.close()
+    left.close()
+    assert ended[3:] == ["left"], "once"
 
 
 def test_every_handler_is_wrapped() -> None:
