@@ -79,11 +79,11 @@ def ahead(table: Table, row: str, other: str, unit: str) -> str:
     return f"{1 / quotient if unit in ('s', 'MiB') else quotient:.2f}"
 
 
-def render(one: Table, three: Table, units: dict[str, str], repeats: int) -> str:
+def render(one: Table, three: Table, units: dict[str, str], scale: Scale, repeats: int) -> str:
     """The text between the marks."""
     lines = [
-        f"Linux {platform.release().split('-')[0]}, {os.cpu_count()} CPUs, Python {platform.python_version()};"
-        f" medians of {repeats}.",
+        f"Linux {platform.release().split('-')[0]}, {os.cpu_count()} CPUs, Python {platform.python_version()}; files of"
+        f" {scale.file_mib} MiB, {scale.files:,} small ones, {scale.directories} directories; medians of {repeats}.",
         "",
         "| row | unit | plain | bindfs | fusefs, 1 copy | MooseFS, 1 copy | ahead by | fusefs, 3 copies"
         " | MooseFS, 3 copies | ahead by |",
@@ -120,7 +120,7 @@ def main() -> None:
     one, three = (measure(copies, scale, repeats, units) for copies in (1, 3))
     if options.json:
         Path(options.json).write_text(json.dumps({"units": units, "one": one, "three": three}, indent=1))
-    text = render(one, three, units, repeats)
+    text = render(one, three, units, scale, repeats)
     print(text)
     write(text)
 

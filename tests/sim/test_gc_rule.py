@@ -18,16 +18,16 @@ MEMBERSHIP = Scope(group_changes=1, lost_disks=1, epochs=3, sessions=1)
     ("scope", "whole"),
     [
         (Scope(), False),
-        (Scope(lost_disks=1, epochs=3), True),
+        (Scope(lost_disks=1, epochs=3), LONG),
         (Scope(crashes=2, epochs=3), True),
         (MEMBERSHIP, True),
-        (LOG_DATA, True),
+        (LOG_DATA, LONG),
         (LOG_DATA_MEMBERSHIP, False),
     ],
     ids=["plain", "lost disk", "crashes", "membership", "log data", "log data and membership"],
 )
 def test_no_interleaving_loses_a_referenced_block(scope: Scope, whole: bool, by_distance: bool) -> None:
-    outcome = explore(Rules(by_distance=by_distance), scope, limit=4_000_000 if LONG else 700_000)
+    outcome = explore(Rules(by_distance=by_distance), scope, limit=4_000_000 if LONG else 300_000)
     print(f"{outcome.states} states, {'all' if outcome.complete else 'as far as the limit'}")
     assert outcome.trace is None, outcome.trace
     assert outcome.complete or not whole

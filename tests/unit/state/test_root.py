@@ -140,7 +140,7 @@ def test_time_strictly_rises_whatever_the_clocks_say(world: World) -> None:
     assert [time - seen[0] for time in seen] == [0, 1, 2, 3, 100, 101]
 
 
-@pytest.mark.parametrize("position,value", [(0, 2), (0, 0), (1, 9), (2, 200), (1, 0), (7, 1)])
+@pytest.mark.parametrize("position,value", [(0, 3), (0, 0), (1, 9), (2, 200), (1, 0), (7, 1)])
 def test_a_command_of_the_future_stops_the_member(world: World, position: int, value: int) -> None:
     data = bytearray(encode_command(CommandKind.SUBMIT, 1, api.Submit(1, 1, 1, ())))
     data[position] = value
