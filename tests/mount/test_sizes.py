@@ -7,21 +7,23 @@ import os
 import random
 from pathlib import Path
 
-from tests.harness import run, seed
+from tests.harness import LONG, run, seed
 
 MIB = 1 << 20
 GIB = 1 << 30
 
 
 def test_4_gib_file(work: Path) -> None:
-    """A file past 32 bits: written, verified, patched in the middle, truncated."""
+    """A file past 32 bits: written, verified, patched in the middle, truncated. In the short run most is a hole."""
     path = work / "big"
     size = 4 * GIB + 12_345
+    start = 0 if LONG else 4 * GIB - 256 * MIB
     rng = random.Random(4)
     unit = rng.randbytes(MIB)
     digest = hashlib.blake2b()
     with open(path, "wb", buffering=0) as f:
-        written = 0
+        f.seek(start)
+        written = start
         while written < size:
             piece = (b"%016d" % written + unit[16:])[: size - written]
             f.write(piece)
@@ -31,6 +33,7 @@ def test_4_gib_file(work: Path) -> None:
     assert path.stat().st_size == size
     seen = hashlib.blake2b()
     with open(path, "rb", buffering=0) as f:
+        f.seek(start)
         while piece := f.read(MIB):
             seen.update(piece)
     assert seen.digest() == digest.digest()
