@@ -41,6 +41,11 @@ class Missed(Exception):
         self.extents = extents
 
 
+def _noted(file: File, offset: int, length: int, placed: bool) -> tuple[Sequence[Piece], int]:
+    """What is dirty in a range, and where what is dirty ends."""
+    return (file.dirty.pieces(offset, offset + length), file.dirty.end) if placed else ((), 0)
+
+
 class Reader:
     """Reads files."""
 
@@ -58,9 +63,9 @@ class Reader:
     async def read(self, file: File, handle: Handle, offset: int, length: int, *, placed: bool = True) -> Buffer:
         """Return [offset, offset + length), shorter only at the end of the file. Not ``placed``: without what is dirty,
         because its place is not known."""
-        pieces = file.dirty.pieces(offset, offset + length) if placed else []
-        if sum(len(piece.data) for piece in pieces) == length:
-            return join([piece.data for piece in pieces])
+        noted = _noted(file, offset, length, placed)
+        if sum(len(piece.data) for piece in noted[0]) == length:
+            return join([piece.data for piece in noted[0]])
         if not offset:
             self._begun(file.ino)
         ahead = handle.stream.reading(offset, length, self._ahead_max)
@@ -68,25 +73,25 @@ class Reader:
         missed: Optional[Missed] = None
         while True:
             try:
-                return await self._read(file, offset, length, ahead, deadline, placed, missed)
+                return await self._read(file, noted, offset, length, ahead, deadline, missed)
             except Missed as error:  # nothing may reference it by now, and what came with a log entry is gone then
                 missed = error
+                noted = _noted(file, offset, length, placed)
 
     async def _read(
         self,
         file: File,
+        noted: tuple[Sequence[Piece], int],
         offset: int,
         length: int,
         ahead: int,
         deadline: float,
-        placed: bool,
         missed: Optional[Missed],
     ) -> Buffer:
         """As ``read``. Raises Missed where a block cannot be had, and what it ``missed`` before where that is still
         what the file consists of."""
         end = offset + length
-        pieces = file.dirty.pieces(offset, end) if placed else []
-        dirty_end = file.dirty.end if placed else 0
+        pieces, dirty_end = noted
         if missed is None:
             attr, extents = await self.extents(file.ino, offset, end, deadline, ahead=ahead, wide=True)
         else:

@@ -101,31 +101,28 @@ class Notifier:
 
     def forget_all_names(self) -> bool:
         """Make every name of the mount void, at once. False: this kernel cannot."""
-        if self._fd is None or not self._begin():
-            return False
-        try:
-            os.write(self._fd, _EPOCH)
-        except OSError as error:
-            log.info("the kernel forgets no names on demand, so it is given none to remember", error=str(error))
-            return False
-        finally:
-            self._end()
-        self.counts["epochs"] += 1
-        return True
+        lacking = "the kernel forgets no names on demand, so it is given none to remember"
+        return self._ask("epochs", 1, _EPOCH, lacking)
 
     def prune(self, inos: Sequence[int]) -> bool:
         """Have inodes forgotten that nobody uses. Waits for pages that are being read. False: this kernel cannot."""
+        body = _PRUNED.pack(len(inos), 0, 0) + struct.pack(f"<{len(inos)}Q", *inos)
+        message = _HEADER.pack(_HEADER.size + len(body), _PRUNE, 0) + body
+        lacking = "the kernel forgets no inodes on demand: memory for them is not bounded"
+        return self._ask("inodes", len(inos), message, lacking)
+
+    def _ask(self, counted: str, count: int, message: bytes, lacking: str) -> bool:
+        """Send what an older kernel does not know; then ``lacking`` is logged, and this returns False."""
         if self._fd is None or not self._begin():
             return False
-        body = _PRUNED.pack(len(inos), 0, 0) + struct.pack(f"<{len(inos)}Q", *inos)
         try:
-            os.write(self._fd, _HEADER.pack(_HEADER.size + len(body), _PRUNE, 0) + body)
+            os.write(self._fd, message)
         except OSError as error:
-            log.info("the kernel forgets no inodes on demand: memory for them is not bounded", error=str(error))
+            log.info(lacking, error=str(error))
             return False
         finally:
             self._end()
-        self.counts["inodes"] += len(inos)
+        self.counts[counted] += count
         return True
 
 

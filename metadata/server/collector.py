@@ -33,6 +33,7 @@ import trio
 
 from metadata.api import GarbageReply, ServerRecord
 from metadata.placement import group_of
+from metadata.server.duty import repeat
 from metadata.server.fleet import GONE, Fleet
 from metadata.server.node import Node
 from metadata.state.command import AdoptBlocks, AdvanceEpoch, CommandKind, ForgetBlocks
@@ -107,15 +108,10 @@ class Collector:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            while True:
-                await trio.sleep(self._interval_s)
-                if self._group.leads and self._machine.formatted:
-                    try:
-                        await self.round()
-                    except FsError as error:
-                        log.info("garbage collection waits", reason=str(error))
-                    except Exception:  # a bug here must not take the metadata service along
-                        log.exception("garbage collection failed")
+            await repeat("garbage collection", self._interval_s, self._due, self.round)
+
+    def _due(self) -> bool:
+        return self._group.leads and self._machine.formatted
 
     def handle(self, call: Call) -> None:
         """Answer CollectGarbage, when the round that it asks for is done."""

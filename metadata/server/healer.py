@@ -15,6 +15,7 @@ import trio
 from metadata.api import ChangeServer, HealingReply, ServerRecord, SetStrategy, StartScrub
 from metadata.placement import STRATEGIES, WEIGHTED
 from metadata.server.collector import CallServer, Group
+from metadata.server.duty import repeat
 from metadata.server.fleet import Fleet
 from metadata.server.healing import Healing, Volume
 from metadata.state.command import CommandKind, IntroduceServer, SetServerState, SetTable
@@ -64,16 +65,10 @@ class Healer:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            while True:
-                await trio.sleep(HEAL_DUTY_S)
-                if not self._group.leads or not self._machine.formatted:
-                    continue
-                try:
-                    await self.turn()
-                except FsError as error:
-                    log.info("healing waits", reason=str(error))
-                except Exception:  # a bug here must not take the metadata service along
-                    log.exception("healing failed")
+            await repeat("healing", HEAL_DUTY_S, self._due, self.turn)
+
+    def _due(self) -> bool:
+        return self._group.leads and self._machine.formatted
 
     async def turn(self) -> None:
         """Ask, decide, and have it done. Raises FsError where this member leads no more."""

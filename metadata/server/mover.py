@@ -19,6 +19,7 @@ import trio
 from metadata.api import ServerRecord
 from metadata.placement import group_of
 from metadata.server.collector import Group
+from metadata.server.duty import repeat
 from metadata.server.fleet import GONE, Fleet
 from metadata.state.command import CommandKind, MoveOut
 from metadata.state.machine import Machine
@@ -57,15 +58,10 @@ class Mover:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Go round once each LOG_MOVE_S while this member leads, until cancelled."""
         task_status.started()
-        while True:
-            await trio.sleep(LOG_MOVE_S)
-            if self._group.leads and self._machine.logged_blocks:
-                try:
-                    await self.round()
-                except FsError as error:
-                    log.info("data in the log waits", reason=str(error))
-                except Exception:  # a bug here must not take the metadata service along
-                    log.exception("data in the log could not be moved")
+        await repeat("moving data out of the log", LOG_MOVE_S, self._due, self.round)
+
+    def _due(self) -> bool:
+        return self._group.leads and self._machine.logged_blocks > 0
 
     async def round(self) -> int:
         """Move every block that is there and can be moved; return how many. Raises FsError where this member leads no

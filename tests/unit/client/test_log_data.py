@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -243,6 +243,21 @@ async def test_another_mount_reads_it_before_it_is_moved_and_after(world: World,
     world.check()
 
 
+@asynccontextmanager
+async def reader_at_gate(volume: Volume, ino: int, asked: Gate) -> AsyncIterator[list[bytes]]:
+    """Somebody reads a file, and stands at a gate; what he has read is there afterwards."""
+    found: list[bytes] = []
+
+    async def read() -> None:
+        found.append(await contents(volume, ino))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await asked.reached.wait()
+        yield found
+        asked.opened.set()
+
+
 async def test_it_moves_while_somebody_looks_for_it() -> None:
     """The chunk server did not have it, and the service does not have it any more: the chunk server has it now."""
     world = World(log_data=True)
@@ -255,16 +270,8 @@ async def test_it_moves_while_somebody_looks_for_it() -> None:
                 and any(isinstance(query, api.GetBlock) for query in request.queries)
             )
             world.member.before.append(asked)
-            found: list[bytes] = []
-
-            async def read() -> None:
-                found.append(await contents(other, handle.ino))
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(read)
-                await asked.reached.wait()
+            async with reader_at_gate(other, handle.ino, asked) as found:
                 await world.mover.round()
-                asked.opened.set()
             assert found == [b"bytes"]
 
 
@@ -277,17 +284,9 @@ async def test_who_reads_what_is_replaced_meanwhile_reads_what_replaced_it() -> 
         async with world.mount(cache_bytes_max=0) as other:
             asked = Gate(lambda request: isinstance(request, Get))
             world.store.before.append(asked)
-            found: list[bytes] = []
-
-            async def read() -> None:
-                found.append(await contents(other, handle.ino))
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(read)
-                await asked.reached.wait()
+            async with reader_at_gate(other, handle.ino, asked) as found:
                 await volume.write(handle, 0, b"other")
                 await volume.fsync(handle)
-                asked.opened.set()
             assert found == [b"other"]
 
 
