@@ -29,7 +29,8 @@ recalled at all, and pages go with the recall. A thread drops them, for it waits
 a read waits for the leader (rule 5). Where one is under way they are dropped before the next attributes are sent
 instead (``KernelView.doubt``); those the kernel does not compare then, so a file that has grown shows that one look
 later. Such a file is one that several mounts change at this moment; so what was recalled lately is opened for direct
-I/O (``contended``), which asks us for bytes and size together, and only who had it open before can notice.
+I/O (``contended``), which asks us for bytes and size together, and only who had it open before can notice. What is read
+in the pages of others and ends before the file that they see does is refused once (``fusefs.mount.crossing``).
 """
 
 from __future__ import annotations

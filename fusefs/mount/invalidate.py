@@ -7,6 +7,7 @@ import errno
 import pyfuse3
 import trio
 
+from fusefs.mount.crossing import Crossings
 from node.host.logging import get_logger
 
 log = get_logger(__name__)
@@ -15,7 +16,8 @@ log = get_logger(__name__)
 class PageDropper:
     """Inodes whose cached pages must go. ``drop`` never waits; ``run`` is the task that tells the kernel."""
 
-    def __init__(self) -> None:
+    def __init__(self, crossings: Crossings | None = None) -> None:
+        self._crossings = crossings or Crossings()
         self._pending: set[int] = set()
         self._wake = trio.Event()
         self._dropped = 0
@@ -30,7 +32,7 @@ class PageDropper:
 
         For handlers of lookup and getattr only, which the kernel calls without holding a page.
         """
-        await trio.to_thread.run_sync(_drop_all, [ino], abandon_on_cancel=True)
+        await trio.to_thread.run_sync(self._drop_all, [ino], abandon_on_cancel=True)
         self._dropped += 1
 
     async def run(self) -> None:
@@ -39,17 +41,17 @@ class PageDropper:
             await self._wake.wait()
             self._wake = trio.Event()
             inos, self._pending = self._pending, set()
-            await trio.to_thread.run_sync(_drop_all, sorted(inos), abandon_on_cancel=True)
+            await trio.to_thread.run_sync(self._drop_all, sorted(inos), abandon_on_cancel=True)
             self._dropped += len(inos)
 
     def statistics(self) -> dict[str, int]:
         return {"pending": len(self._pending), "dropped": self._dropped}
 
-
-def _drop_all(inos: list[int]) -> None:
-    for ino in inos:
-        try:
-            pyfuse3.invalidate_inode(ino)
-        except OSError as error:
-            if error.errno != errno.ENOENT:  # the kernel has forgotten it, so there is nothing to drop
-                log.warning("dropping pages failed", ino=ino, error=str(error))
+    def _drop_all(self, inos: list[int]) -> None:
+        for ino in inos:
+            try:
+                with self._crossings.invalidating(ino):
+                    pyfuse3.invalidate_inode(ino)
+            except OSError as error:
+                if error.errno != errno.ENOENT:  # the kernel has forgotten it, so there is nothing to drop
+                    log.warning("dropping pages failed", ino=ino, error=str(error))

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
+from fusefs.mount.crossing import Crossings
 from metadata.api import Attr
 from node.wire.types import ROOT_INO
 
 
 class _Known:
     """One inode in the kernel. ``pages`` is the data version that its page cache holds at oldest, 0: not known.
-    ``doubted``: another mount may have changed it since attributes were last sent. ``opened``: it may have pages."""
+    ``doubted``: another mount may have changed it since attributes were last sent. ``opened``: it may have pages.
+    ``shown``: where it lets the file end at most."""
 
-    __slots__ = ("count", "version", "pages", "mtime_ns", "size", "doubted", "opened")
+    __slots__ = ("count", "version", "pages", "mtime_ns", "size", "shown", "doubted", "opened")
 
     def __init__(self) -> None:
         self.count = 0
@@ -21,6 +23,7 @@ class _Known:
         self.pages = 0
         self.mtime_ns = 0  # told last; with size all that the kernel compares to drop pages by itself
         self.size = 0
+        self.shown = 0
         self.doubted = False
         self.opened = False
 
@@ -33,8 +36,9 @@ class KernelView:
     data version: then pages that were read under it are still right.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, crossings: Crossings | None = None) -> None:
         self._inodes: dict[int, _Known] = {}
+        self._crossings = crossings or Crossings()
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -96,7 +100,28 @@ class KernelView:
         known.version = attr.data_version
         known.mtime_ns = attr.mtime_ns
         known.size = attr.size
+        if attr.size > known.shown or not self._crossings.lately(attr.ino):  # else it may not take that
+            known.shown = attr.size
         return unseen
+
+    def grown(self, ino: int, end: int) -> None:
+        """A change was answered that lets the kernel believe that a file reaches up to here."""
+        known = self._inodes.get(ino)
+        if known is not None and known.shown < end:
+            known.shown = end
+
+    def emptied(self, ino: int) -> None:
+        """The kernel empties a file that it opens."""
+        known = self._inodes.get(ino)
+        if known is not None:
+            known.shown = 0
+
+    def refuses(self, ino: int, offset: int, end: int, length: int, came_s: float) -> bool:
+        """Whether the answer of so many bytes to a read of [offset, end) would be filled up with zeros."""
+        known = self._inodes.get(ino)
+        if known is None or min(known.shown, end) <= offset + length:
+            return False
+        return self._crossings.refuses(ino, offset, end, came_s)
 
     def opened(self, ino: int) -> bool:
         """The kernel opens a file; return whether its pages may be kept (FOPEN_KEEP_CACHE).

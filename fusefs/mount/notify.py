@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pyfuse3
 
+from fusefs.mount.crossing import Crossings
 from node.host.logging import get_logger
 
 log = get_logger(__name__)
@@ -34,7 +35,10 @@ class Notifier:
     """The way to the kernel of one mount. ``fd``: of /dev/fuse; None: names and inodes cannot be forgotten. Not
     ``names_too``: names shall not be."""
 
-    def __init__(self, fd: int | None, *, names_too: bool = True) -> None:
+    def __init__(
+        self, fd: int | None, *, names_too: bool = True, crossings: Crossings | None = None
+    ) -> None:
+        self._crossings = crossings or Crossings()
         self._fd = fd
         self._open = True
         self._writing = 0
@@ -67,7 +71,8 @@ class Notifier:
         try:
             for ino in inos:
                 try:
-                    pyfuse3.invalidate_inode(ino, attr_only=True)
+                    with self._crossings.invalidating(ino):
+                        pyfuse3.invalidate_inode(ino, attr_only=True)
                     self.counts["attributes"] += 1
                 except OSError as error:
                     if error.errno == errno.ENOENT:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyfuse3
 
 from fusefs.mount.attributes import bare_entry, entry_of, missing_entry, permitted, statfs_of, storable_time
+from fusefs.mount.crossing import Crossings
 from fusefs.mount.errors import Complaints, handler, locked
 from fusefs.mount.handles import HandleTable
 from fusefs.mount.kernel import KernelView
@@ -46,12 +47,13 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = False  # the kernel would own size and mtime, which other mounts must see
     enable_acl = True  # the kernel asks for access control lists, and obeys them
 
-    def __init__(self, volume: Volume, dropper: Dropper) -> None:
+    def __init__(self, volume: Volume, dropper: Dropper, crossings: Crossings | None = None) -> None:
         """Until ``cache`` is set the kernel is allowed to believe nothing."""
         super().__init__()
         self.volume = volume
         self.complaints = Complaints()
-        self.kernel = KernelView()
+        self._crossings = crossings or Crossings()
+        self.kernel = KernelView(self._crossings)
         self.files: HandleTable[Handle] = HandleTable()
         self._directories: HandleTable[DirHandle] = HandleTable()
         self._dropper = dropper
@@ -97,8 +99,8 @@ class Operations(pyfuse3.Operations):
         keep = self.kernel.opened(handle.ino)
         self.mappable.opened(handle)
         cache = self.cache
-        direct_io = handle.append or (cache is not None and cache.contended(handle.ino) and self.maps_direct())
-        return pyfuse3.FileInfo(fh=self.files.add(handle), direct_io=direct_io, keep_cache=keep, nonseekable=False)
+        handle.direct = handle.append or (cache is not None and cache.contended(handle.ino) and self.maps_direct())
+        return pyfuse3.FileInfo(fh=self.files.add(handle), direct_io=handle.direct, keep_cache=keep, nonseekable=False)
 
     # --- names and attributes -------------------------------------------------------------------------------------
 
@@ -278,16 +280,21 @@ class Operations(pyfuse3.Operations):
         self._heard(ctx)
         with self.mappable.truncating(inode, bool(flags & os.O_TRUNC)):
             handle = await self.volume.open(inode, flags, ctx.uid)
+        if flags & os.O_TRUNC:
+            self.kernel.emptied(inode)
         return self._opened(handle)
 
     @handler
     async def read(self, fh: int, off: int, size: int) -> Any:
-        handle = self.files[fh]
+        handle, came_s = self.files[fh], self._crossings.now_s()
         self.mappable.holding.enter(handle.ino)
         try:
             data = await self.volume.read(handle, off, size)
         finally:
             self.mappable.holding.leave(handle.ino)
+        if len(data) < size and not handle.direct:
+            if self.kernel.refuses(handle.ino, off, off + size, len(data), came_s):
+                raise FsError(Code.INTERRUPTED, "the file was made shorter meanwhile")
         self.profile.operations["read"].bytes += len(data)
         return data
 
@@ -297,6 +304,7 @@ class Operations(pyfuse3.Operations):
         if self.paged():  # before anything is awaited
             handle = handle.placed()
         written = await self.volume.write(handle, off, buf)
+        self.kernel.grown(handle.ino, off + written)
         self.profile.operations["write"].bytes += written
         return written
 
@@ -415,6 +423,7 @@ class Operations(pyfuse3.Operations):
         return {
             "kernel": self.kernel.statistics(),
             "cache": {} if self.cache is None else self.cache.statistics(),
+            "crossings": self._crossings.statistics(),
             "files": len(self.files),
             "directories": len(self._directories),
         }

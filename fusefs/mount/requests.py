@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
+from fusefs.client.space import KEEP_SIZE
 from fusefs.mount.errors import Complaints
 from node.host.logging import get_logger
 from node.wire.errors import Code, FsError
@@ -38,11 +39,20 @@ class Files(Protocol):
 class KernelRequests:
     """Answers what ``_fuseops`` hands over. ``nursery`` runs the answers."""
 
-    def __init__(self, volume: Volume, files: Files, complaints: Complaints, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        volume: Volume,
+        files: Files,
+        complaints: Complaints,
+        nursery: trio.Nursery,
+        grown: Callable[[int, int], None] = lambda ino, end: None,
+    ) -> None:
+        """``grown`` is told how far the kernel believes a file to reach after an answer."""
         self._volume = volume
         self._files = files
         self._complaints = complaints
         self._nursery = nursery
+        self._grown = grown
         self._handlers: dict[str, Callable[..., Awaitable[None]]] = {
             "getlk": self._getlk,
             "setlk": self._setlk,
@@ -138,6 +148,8 @@ class KernelRequests:
 
     async def _fallocate(self, request: Request, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
         await self._volume.allocate(self._files[fh], mode, offset, length)
+        if not mode & KEEP_SIZE:
+            self._grown(ino, offset + length)
 
     async def _lseek(self, request: Request, ino: int, fh: int, offset: int, whence: int) -> None:
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
@@ -151,7 +163,9 @@ class KernelRequests:
             raise FsError(Code.INVALID, f"copy_file_range flags {flags:#x}")
         length = min(length, COPY_BYTES_MAX)
         source, target = self._files[fh], self._files[target_fh]
-        request.count(await self._volume.copy(source, offset, target, target_offset, length))
+        copied = await self._volume.copy(source, offset, target, target_offset, length)
+        self._grown(target.ino, target_offset + copied)
+        request.count(copied)
 
 
 def _until_interrupted(request: Request) -> trio.CancelScope:

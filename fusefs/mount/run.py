@@ -27,6 +27,7 @@ from fusefs.client.options import ClientOptions, Cluster, Peer
 from fusefs.client.volume import Volume
 from fusefs.mount import table
 from fusefs.mount.caching import KernelCache
+from fusefs.mount.crossing import Crossings
 from fusefs.mount.interpose import extension, missing
 from fusefs.mount.invalidate import PageDropper
 from fusefs.mount.launch import Announcer
@@ -172,8 +173,9 @@ class _Kernel:
         self._life = life
         self._volume = volume
         self._plan = plan
-        self._dropper = PageDropper()
-        self._operations = Operations(volume, self._dropper)
+        self._crossings = Crossings()
+        self._dropper = PageDropper(self._crossings)
+        self._operations = Operations(volume, self._dropper, self._crossings)
         volume.losses(self._dropper.drop)
         self._notifier: Notifier | None = None
         self._pruner: Pruner | None = None
@@ -234,7 +236,10 @@ class _Kernel:
             reason = missing or "libfuse was not asked through it"
             log.warning("locks hold between the programs of this mount only: no extension", reason=reason)
             return
-        requests = KernelRequests(self._volume, self._operations.files, self._operations.complaints, nursery)
+        operations = self._operations
+        requests = KernelRequests(
+            self._volume, operations.files, operations.complaints, nursery, operations.kernel.grown
+        )
         extension.set_handler(requests.handle)
         self._operations.flusher = extension.take_flusher
         self._operations.unmasked = extension.unmasked
@@ -257,7 +262,9 @@ class _Kernel:
         """From now on the kernel may keep what our leases allow."""
         operations, limits = self._operations, self._plan.config.client
         leasing, options = self._volume.leasing, self._plan.options
-        self._notifier = Notifier(fuse_descriptor(), names_too=leasing and options.cache_names)
+        self._notifier = Notifier(
+            fuse_descriptor(), names_too=leasing and options.cache_names, crossings=self._crossings
+        )
         self._pruner = Pruner(operations.kernel, self._notifier, limits.kernel_inodes_bytes)
         nursery.start_soon(self._pruner.run)
         if leasing:

@@ -107,6 +107,30 @@ def test_two_append_lines_and_read_them_all_the_time(kept: bool, work: Path, oth
     assert len((work / "log").read_bytes()) == 8 * 2 * (TRIALS // 2)
 
 
+def test_a_read_across_the_first_truncation_shows_no_zeros(work: Path, other: Path) -> None:
+    """It begins before, and ends after: it returns what was there before or what is there then."""
+    names = [f"f{i}" for i in range(TRIALS // 2)]
+    for name in names:
+        (other / name).write_bytes(b"x" * 64)
+    together = threading.Barrier(2, timeout=60)
+    found: set[bytes] = set()
+
+    def look() -> None:
+        for name in names:
+            (work / name).stat()
+            together.wait()
+            found.update((work / name).read_bytes() for _ in range(4))
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    for name in names:
+        with open(other / name, "r+b", buffering=0) as f:
+            together.wait()
+            f.truncate(16)
+    looker.join()
+    assert found == {b"x" * 64, b"x" * 16}
+
+
 def test_a_long_write_goes_on_while_somebody_looks(work: Path, other: Path) -> None:
     """Who looks gets an answer at once, and sees the file grow."""
     block = os.urandom(1 << 20)

@@ -47,7 +47,7 @@ class FakeVolume:
 
 
 def handle(ino: int) -> Any:
-    return SimpleNamespace(ino=ino, flags=os.O_RDONLY, append=False)
+    return SimpleNamespace(ino=ino, flags=os.O_RDONLY, append=False, direct=False)
 
 
 class FakeDropper:
@@ -415,3 +415,19 @@ async def test_only_of_new_inodes_a_change_may_tell_attributes() -> None:
     assert (entry.attr_timeout, entry.entry_timeout) == (5.0, 4.0)
     entry = await operations.link(5, 1, b"e", CTX)
     assert (entry.attr_timeout, entry.entry_timeout) == (0.0, 4.0)
+
+
+async def test_a_short_read_that_crossed_an_invalidation_is_made_again() -> None:
+    opened = handle(5)
+    operations, volume = mounted(lookup=attr(5, size=1000), open=opened, read=b"x" * 10)
+    await operations.lookup(1, b"f", CTX)
+    number = (await operations.open(5, os.O_RDONLY, CTX)).fh
+    assert await operations.read(number, 0, 4096) == b"x" * 10, "nothing was invalidated"
+    with operations._crossings.invalidating(5):
+        pass
+    with pytest.raises(pyfuse3.FUSEError) as refused:
+        await operations.read(number, 0, 4096)
+    assert refused.value.errno == errno.EINTR
+    assert await operations.read(number, 0, 4096) == b"x" * 10
+    opened.direct = True
+    assert await operations.read(number, 8192, 4096) == b"x" * 10, "nothing fills this up"
