@@ -15,6 +15,7 @@ OPERATIONS = (
     "lookup forget getattr setattr readlink mknod mkdir unlink rmdir symlink rename link access create open read write"
     " flush fsync release opendir readdir releasedir fsyncdir setxattr getxattr listxattr removexattr statfs"
 ).split()  # the handlers of fusefs.mount.operations
+REQUESTS = "getlk setlk flock fallocate lseek copy_file_range".split()  # those of fusefs.mount.requests
 _UNIT_BITS = 10  # the unit is 1,024 ns
 
 
@@ -66,7 +67,7 @@ class MountProfile(msgspec.Struct):
 class Profile:
     """The operations of one mount."""
 
-    def __init__(self, names: Iterable[str] = OPERATIONS) -> None:
+    def __init__(self, names: Iterable[str] = (*OPERATIONS, *REQUESTS)) -> None:
         self.operations = {name: OperationProfile() for name in names}
 
     @property

@@ -10,12 +10,14 @@ import errno
 import fcntl
 import os
 from collections.abc import Awaitable, Callable
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
 from fusefs.client.space import KEEP_SIZE
 from fusefs.mount.errors import Complaints
+from fusefs.mount.profile import Profile
 from node.host.logging import get_logger
 from node.wire.errors import Code, FsError
 
@@ -45,6 +47,7 @@ class KernelRequests:
         files: Files,
         complaints: Complaints,
         nursery: trio.Nursery,
+        profile: Profile,
         grown: Callable[[int, int], None] = lambda ino, end: None,
     ) -> None:
         """``grown`` is told how far the kernel believes a file to reach after an answer."""
@@ -52,6 +55,7 @@ class KernelRequests:
         self._files = files
         self._complaints = complaints
         self._nursery = nursery
+        self._profile = profile
         self._grown = grown
         self._handlers: dict[str, Callable[..., Awaitable[None]]] = {
             "getlk": self._getlk,
@@ -73,9 +77,12 @@ class KernelRequests:
     async def _answer(
         self, name: str, handler: Callable[..., Awaitable[None]], request: Request, arguments: tuple[Any, ...]
     ) -> None:
+        row, began_ns = self._profile.operations[name], perf_counter_ns()
+        failed = True
         try:
             await handler(request, *arguments)
             request.fail(0)  # where it has not said anything else
+            failed = False
         except FsError as error:
             if error.code >= Code.IO:
                 self._complaints.make(name, error)
@@ -85,6 +92,8 @@ class KernelRequests:
             request.fail(errno.EIO)
         finally:
             request.fail(errno.EINTR)  # cancelled: the mount is going away
+            row.errors += failed
+            row.add(perf_counter_ns() - began_ns)
 
     # --- locks ----------------------------------------------------------------------------------------------------
 
@@ -165,6 +174,7 @@ class KernelRequests:
         source, target = self._files[fh], self._files[target_fh]
         copied = await self._volume.copy(source, offset, target, target_offset, length)
         self._grown(target.ino, target_offset + copied)
+        self._profile.operations["copy_file_range"].bytes += copied
         request.count(copied)
 
 

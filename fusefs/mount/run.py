@@ -238,7 +238,12 @@ class _Kernel:
             return
         operations = self._operations
         requests = KernelRequests(
-            self._volume, operations.files, operations.complaints, nursery, operations.kernel.grown
+            self._volume,
+            operations.files,
+            operations.complaints,
+            nursery,
+            operations.profile,
+            operations.kernel.grown,
         )
         extension.set_handler(requests.handle)
         self._operations.flusher = extension.take_flusher

@@ -210,6 +210,7 @@ async def test_a_recall_that_meets_a_lock_does_not_wait(leased: Leased, kernel: 
             await trio.sleep(0.001)
             cache._busy.enter(1)
     assert kernel.epochs == 2
+    assert cache._notifier.close(), "or its thread may tell the next test's kernel"
 
 
 async def test_what_is_mounted_inside_is_not_taken_away(leased: Leased, kernel: Kernel) -> None:

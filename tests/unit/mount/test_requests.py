@@ -13,7 +13,9 @@ import pytest
 import trio
 import trio.testing
 
+from fusefs.client.space import KEEP_SIZE
 from fusefs.mount.errors import Complaints
+from fusefs.mount.profile import Profile
 from fusefs.mount.requests import END, KernelRequests
 from metadata.api import LockState
 from node.wire.errors import Code, FsError
@@ -77,7 +79,8 @@ async def ask(volume: Any, name: str, *arguments: Any) -> FakeRequest:
     request = FakeRequest()
     async with trio.open_nursery() as nursery:
         files: Any = {5: SimpleNamespace(ino=9), 6: SimpleNamespace(ino=10)}
-        KernelRequests(volume, files, Complaints(), nursery).handle(name, request, arguments)  # type: ignore[arg-type]
+        requests = KernelRequests(volume, files, Complaints(), nursery, Profile())
+        requests.handle(name, request, arguments)  # type: ignore[arg-type]
     return request
 
 
@@ -139,7 +142,9 @@ async def test_an_interrupt_cancels_the_wait_only() -> None:
 
     request = FakeRequest()
     async with trio.open_nursery() as nursery:
-        requests = KernelRequests(FakeVolume(forever), {5: None}, Complaints(), nursery)  # type: ignore[arg-type]
+        files: Any = {5: None}
+        volume: Any = FakeVolume(forever)
+        requests = KernelRequests(volume, files, Complaints(), nursery, Profile())
         requests.handle("flock", request, (9, 5, 77, fcntl.LOCK_EX))  # type: ignore[arg-type]
         await trio.testing.wait_all_tasks_blocked()
         assert request.answer is None
@@ -153,8 +158,32 @@ async def test_who_waits_when_the_mount_ends_is_answered() -> None:
 
     request = FakeRequest()
     async with trio.open_nursery() as nursery:
-        requests = KernelRequests(FakeVolume(forever), {5: None}, Complaints(), nursery)  # type: ignore[arg-type]
+        files: Any = {5: None}
+        volume: Any = FakeVolume(forever)
+        requests = KernelRequests(volume, files, Complaints(), nursery, Profile())
         requests.handle("flock", request, (9, 5, 77, fcntl.LOCK_EX))  # type: ignore[arg-type]
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert request.answer == ("fail", errno.EINTR)
+
+
+async def test_they_are_in_the_profile_and_move_the_end_that_the_kernel_shows() -> None:
+    profile, grown = Profile(), []
+    files: Any = {5: SimpleNamespace(ino=9), 6: SimpleNamespace(ino=10)}
+
+    async def ask_for(answer: Any, name: str, *arguments: Any) -> None:
+        async with trio.open_nursery() as nursery:
+            volume: Any = FakeVolume(answer)
+            requests = KernelRequests(
+                volume, files, Complaints(), nursery, profile, lambda ino, end: grown.append((ino, end))
+            )
+            requests.handle(name, FakeRequest(), arguments)  # type: ignore[arg-type]
+
+    await ask_for(70, "copy_file_range", 5, 0, 6, 30, 100, 0)
+    await ask_for(None, "fallocate", 9, 5, 0, 10, 20)
+    await ask_for(None, "fallocate", 9, 5, KEEP_SIZE, 10, 200)
+    await ask_for(FsError(Code.BEYOND_END), "lseek", 9, 5, 70, os.SEEK_DATA)
+    rows = profile.operations
+    assert grown == [(10, 100), (9, 30)]
+    assert (rows["copy_file_range"].count, rows["copy_file_range"].bytes, rows["copy_file_range"].errors) == (1, 70, 0)
+    assert rows["fallocate"].count == 2 and (rows["lseek"].count, rows["lseek"].errors) == (1, 1)
