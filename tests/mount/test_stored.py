@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sysconfig
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,3 +84,29 @@ def test_what_files_cost(cluster: Cluster, tmp_path: Path) -> None:
     assert report["clean"] and report["blocks"] == 0
     segments = cluster.directory / "storage-1" / "segments"
     wait_for(lambda: sum(p.stat().st_size for p in segments.glob("*.seg")) < wanted, PATIENCE_S, "the disk to be free")
+
+
+def test_fsck_knows_what_is_still_in_the_log(cluster: Cluster, tmp_path: Path) -> None:
+    """Files of a few bytes are durable before their blocks are on any chunk server."""
+    mount = cluster.mount(tmp_path / "m")
+    end = threading.Event()
+    written = 0
+
+    def write_on() -> None:
+        nonlocal written
+        while not end.is_set():
+            write(mount / f"many{written}", [os.urandom(100) for _ in range(50)])
+            written += 1
+
+    writer = threading.Thread(target=write_on)
+    writer.start()
+    try:
+        wait_for(lambda: written, PATIENCE_S, "the first files")
+        for _ in range(3):
+            report = json.loads(run(FUSEFS, "fsck", cluster.config, "--json").stdout)
+            assert report["clean"], report
+            copies_missing = report["blocks"] - report["copies"]
+            print(f"{report['blocks']} blocks, {copies_missing} of them in the log only")
+    finally:
+        end.set()
+        writer.join()

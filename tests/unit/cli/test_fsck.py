@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -18,18 +19,24 @@ def name(number: int) -> bytes:
     return number.to_bytes(32, "big")
 
 
-async def audit(known: dict[int, int], *servers: dict[int, tuple[int, int]], page: int = 2) -> Audit:
-    """Compare references by block with (epoch, state) by block of each server; every answer is a short page."""
+async def audit(
+    known: dict[int, int], *servers: dict[int, tuple[int, int]], page: int = 2, logged: Collection[int] = ()
+) -> Audit:
+    """Compare references by block with (epoch, state) by block of each server; every answer is a short page. The bytes
+    of ``logged`` blocks are in the log."""
     row = tuple(range(1, len(servers) + 1))
+
+    def references(found: list[tuple[bytes, int]], more: bool) -> References:
+        return References(tuple(found), more, EPOCH, tuple(name(n) for n in logged if name(n) in dict(found)))
 
     async def ask(request: msgspec.Struct, timeout_s: float) -> Any:
         await trio.lowlevel.checkpoint()
         if isinstance(request, FindReferences):
-            return References(tuple((name(n), known[n]) for n in known if name(n) in request.blocks), False, EPOCH)
+            return references([(name(n), known[n]) for n in known if name(n) in request.blocks], False)
         assert isinstance(request, ListReferences)
         found = [(name(n), known[n]) for n in sorted(known) if name(n) > request.after]
         limit = min(page, request.limit)
-        return References(tuple(found[:limit]), len(found) > limit, EPOCH)
+        return references(found[:limit], len(found) > limit)
 
     def server(blocks: dict[int, tuple[int, int]]) -> Any:
         async def answer(request: msgspec.Struct) -> Any:
@@ -63,6 +70,11 @@ async def test_what_is_missing_and_what_is_left_over() -> None:
     assert found.short == [name(2), name(7)], "nor is what was deleted"
     assert found.unreferenced == [name(4)], "candidates, quarantine and young blocks are as they should be"
     assert not found.clean
+
+
+async def test_what_is_still_in_the_log_need_not_be_stored() -> None:
+    found = await audit({1: 1, 2: 1, 3: 1}, {2: (1, 1)}, {}, logged=(1, 2))
+    assert found.lost == [name(3)] and not found.short
 
 
 async def test_an_empty_volume() -> None:
