@@ -200,6 +200,23 @@ class Reader:
             self._wide.popitem(last=False)
         return True
 
+    async def little(self, file: File, offset: int, length: int, limit: int) -> Optional[Buffer]:
+        """Return what is committed of [offset, offset + length), shorter at the end of the file; None where that is
+        more than ``limit``, where there are holes in it, or where no lease says so."""
+        known = self._session.leases.layout(file.ino, offset, offset + min(length, limit + 1), self._session.now_s())
+        if known is None:
+            return None
+        attr, extents = known
+        end = min(offset + length, attr.size)
+        if end <= offset:
+            return b""
+        segments = plan((), extents, offset, end) if end - offset <= limit else []
+        if not segments or any(segment.extent is None for segment in segments):
+            return None
+        if not offset:
+            self._begun(file.ino)
+        return join(await self._gather(segments, True, self._session.deadline()))
+
     async def assemble(
         self, pieces: Sequence[Piece], extents: Sequence[Extent], offset: int, end: int, deadline: float
     ) -> list[Buffer]:

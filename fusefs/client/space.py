@@ -6,8 +6,11 @@ All work on what is committed: bytes written before are committed in the same st
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
+from typing import Optional
 
+from fusefs.client.blocks import SMALL_BLOCK_BYTES
 from fusefs.client.dirty import Piece
 from fusefs.client.files import File
 from fusefs.client.handles import Handle
@@ -36,6 +39,7 @@ from node.wire.errors import Code, FsError
 from node.wire.limits import BLOCK_BYTES_MAX, CHUNK_EXTENTS_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, GIB
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10  # as in linux/falloc.h
+COPY_HERE_BYTES_MAX = SMALL_BLOCK_BYTES
 CLONE_BYTES = 1 * GIB  # of one entry, where the extents are not too many for one
 CLONE_BYTES_SURE = COMMIT_EXTENTS_MAX // CHUNK_EXTENTS_MAX * BLOCK_BYTES_MAX - BLOCK_BYTES_MAX
 
@@ -126,6 +130,29 @@ class Space:
 
     async def copy(self, source: Handle, offset: int, target: Handle, target_offset: int, length: int) -> int:
         self._check(source.file)
+        copied = await self._copy_here(source, offset, target, target_offset, length)
+        return await self._clone(source, offset, target, target_offset, length) if copied is None else copied
+
+    async def _copy_here(
+        self, source: Handle, offset: int, target: Handle, target_offset: int, length: int
+    ) -> Optional[int]:
+        """Copy little by reading and writing, where nobody needs to be asked for either: what is equal is stored once
+        all the same. None: that is not so."""
+        file = source.file
+        if file is target.file or target.append or target.flags & os.O_DSYNC:
+            return None
+        if not file.idle_data or not self._writeback.stays(target.file):
+            return None
+        try:
+            data = await self._reader.little(file, offset, length, COPY_HERE_BYTES_MAX)
+        except FsError:
+            return None  # the service may know better
+        self._check(file)
+        if data:
+            await self._writeback.write(target, target_offset, bytes(data))
+        return None if data is None else len(data)
+
+    async def _clone(self, source: Handle, offset: int, target: Handle, target_offset: int, length: int) -> int:
         if not source.file.idle_data:
             await self._writeback.flush(source.file)
         copied = 0

@@ -104,8 +104,7 @@ class WriteBack:
             self._dirty[file] = None
         file.dirty.write(offset, data)
         file.unsealed = True
-        if not file.exclusive and self._closing is not None:
-            file.exclusive = self._closing.owned(file.ino)
+        file.exclusive = self.stays(file)
         file.mtime_ns = self._now_ns()
         file.behind = file.behind or offset < file.position
         self._account(file)
@@ -118,6 +117,10 @@ class WriteBack:
         ):
             if file.retry_at <= trio.current_time() and not (self._closing and self._closing.behind(file)):
                 self._start(file)
+
+    def stays(self, file: File) -> bool:
+        """Whether bytes that are written to a file now may stay here until they are asked for."""
+        return file.exclusive or (self._closing is not None and self._closing.owned(file.ino))
 
     async def _given_back(self, file: File) -> None:
         """Wait until the recalls of a file have been served; nothing of that waits for who writes."""

@@ -34,7 +34,7 @@ DIRECTORIES = 3
 steps = st.tuples(
     st.sampled_from(
         "make make make mkdir mkdir symlink link unlink unlink rmdir rename rename rename exchange chmod chown utimes "
-        "truncate write write append read close open fsync sync list lookup drop pause stat".split()
+        "truncate write write append copy copy read close open fsync sync list lookup drop pause stat".split()
     ),
     st.integers(0, 1 << 30),
 )
@@ -150,6 +150,15 @@ class Life:
         await self.volume.release(handle)
         return self.seen(await self.volume.getattr(handle.ino))
 
+    async def copy(self, die: random.Random) -> Any:
+        if not self.handles:
+            return None
+        (_, source), (_, target) = die.choice(self.handles), die.choice(self.handles)
+        offset, target_offset = die.choice([0, 0, 3000, 80_000]), die.choice([0, 0, 3000, 80_000])
+        length = die.choice([1, 5000, 70_000, 1 << 40])
+        copied = await self.volume.copy(source, offset, target, target_offset, length)
+        return copied, self.seen(await self.volume.getattr(target.ino)), await contents(self.volume, target.ino)
+
     async def read(self, die: random.Random) -> Any:
         return await contents(self.volume, await self.file(die))
 
@@ -263,11 +272,11 @@ def test_like_the_service(plan: list[tuple[str, int]], log_data: bool) -> None:
 def test_like_the_service_for_long(seed: int) -> None:
     die = random.Random(seed)
     kinds = (
-        "make mkdir symlink link unlink rmdir rename exchange chmod utimes write write append truncate truncate read "
-        "close open fsync sync drop list pause stat stat"
+        "make mkdir symlink link unlink rmdir rename exchange chmod utimes write write append copy truncate truncate "
+        "read close open fsync sync drop list pause stat stat"
     ).split()
-    plan = [(die.choice(kinds), die.randrange(1 << 30)) for _ in range(400)]
-    assert trio.run(compare, plan, seed % 2 == 1) > 20
+    plan = [(die.choice(kinds), die.randrange(1 << 30)) for _ in range(600)]
+    assert trio.run(compare, plan, seed % 2 == 1) > 15
 
 
 def count_submits(world: World) -> int:
@@ -288,6 +297,29 @@ async def test_a_thousand_files_take_a_few_requests() -> None:
             await volume.release(handle)
         await volume.syncfs()
         assert count_submits(world) - before < 100
+    world.check()
+
+
+@pytest.mark.parametrize("hole", [False, True])
+async def test_little_is_copied_without_asking(hole: bool) -> None:
+    """But for holes, which stay holes."""
+    world = World(alone=True)
+    async with world.mount() as volume:
+        source, _ = await volume.create(ROOT_INO, b"source", 0o644, os.O_RDWR, 0, 0)
+        await volume.write(source, 20_000 if hole else 0, b"x" * 10_000)
+        await volume.syncfs()
+        data = await contents(volume, source.ino)
+        before = len(world.member.requests)
+        target, _ = await volume.create(ROOT_INO, b"target", 0o644, os.O_RDWR, 0, 0)
+        assert await volume.copy(source, 0, target, 0, 1 << 40) == len(data)
+        assert await volume.copy(source, len(data), target, len(data), 1 << 40) == 0
+        submits = [request for request in world.member.requests[before:] if isinstance(request, api.Submit)]
+        assert any(isinstance(op, api.CloneRange) for submit in submits for op in submit.ops) == hole
+        assert await contents(volume, target.ino) == data
+        await volume.syncfs()
+        assert (await volume.getattr(target.ino)).stored == (await volume.getattr(source.ino)).stored
+        for handle in (source, target):
+            await volume.release(handle)
     world.check()
 
 
