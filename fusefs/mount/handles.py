@@ -26,9 +26,9 @@ class HandleTable(Generic[T]):
         if len(self._handles) >= self._max:
             raise FsError(Code.OVERLOADED, f"{self._max} files are open on this mount")
 
-    def add(self, handle: T) -> int:
-        """Return the number that the kernel is given."""
-        number = self._next
+    def add(self, handle: T, mark: int = 0) -> int:
+        """Return the number that the kernel is given, with ``mark`` in it."""
+        number = self._next | mark
         self._next += 1
         self._handles[number] = handle
         return number

@@ -100,8 +100,8 @@ class KernelView:
         known.version = attr.data_version
         known.mtime_ns = attr.mtime_ns
         known.size = attr.size
-        if attr.size > known.shown or not self._crossings.lately(attr.ino):  # else it may not take that
-            known.shown = attr.size
+        if attr.size > known.shown or (attr.size < known.shown and not self._crossings.lately(attr.ino)):
+            known.shown = attr.size  # lately it may not take that
         return unseen
 
     def grown(self, ino: int, end: int) -> None:

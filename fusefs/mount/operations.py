@@ -64,6 +64,8 @@ class Operations(pyfuse3.Operations):
         self.flusher: Callable[[], int] = int  # says, when a flush begins, whose locks end
         self.paged: Callable[[], bool] = bool  # says, when a write begins, whether it is of mapped pages
         self.maps_direct: Callable[[], bool] = bool  # says whether files open for direct I/O can be mapped shared
+        self.quiet = 0  # marks the numbers of files whose closing we need not hear of
+        self.quiet_flushes: Callable[[], int] = int
         self.unmasked: Callable[[], bool] = bool  # says whether the kernel leaves the umask to us
 
     # --- replies --------------------------------------------------------------------------------------------------
@@ -100,7 +102,8 @@ class Operations(pyfuse3.Operations):
         self.mappable.opened(handle)
         cache = self.cache
         handle.direct = handle.append or (cache is not None and cache.contended(handle.ino) and self.maps_direct())
-        return pyfuse3.FileInfo(fh=self.files.add(handle), direct_io=handle.direct, keep_cache=keep, nonseekable=False)
+        number = self.files.add(handle, self.quiet if handle.flags & os.O_ACCMODE == os.O_RDONLY else 0)
+        return pyfuse3.FileInfo(fh=number, direct_io=handle.direct, keep_cache=keep, nonseekable=False)
 
     # --- names and attributes -------------------------------------------------------------------------------------
 
@@ -426,6 +429,7 @@ class Operations(pyfuse3.Operations):
             "crossings": self._crossings.statistics(),
             "files": len(self.files),
             "directories": len(self._directories),
+            "quiet_flushes": self.quiet_flushes(),
         }
 
 

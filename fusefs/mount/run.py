@@ -250,6 +250,7 @@ class _Kernel:
         self._operations.unmasked = extension.unmasked
         self._operations.paged = extension.take_paged
         self._operations.maps_direct = extension.maps_direct
+        self._operations.quiet, self._operations.quiet_flushes = extension.QUIET, extension.quiet_flushes
 
     async def _loop(self, done: trio.CancelScope) -> None:
         await pyfuse3.main(min_tasks=WORKERS_MIN, max_tasks=WORKERS_MAX)

@@ -147,6 +147,19 @@ def test_fcntl_locks_end_at_any_close_and_flocks_at_the_last(work: Path, other: 
             fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_closing_a_descriptor_for_reading_ends_the_locks_of_its_process(work: Path, other: Path) -> None:
+    (work / "f").touch()
+    with open(other / "f", "r+b") as elsewhere:
+        with open(work / "f", "rb") as f:
+            fcntl.lockf(f, fcntl.LOCK_SH)
+            assert not free(elsewhere, "lockf")
+        assert free(elsewhere, "lockf")
+        with open(work / "f", "r+b") as f:
+            fcntl.lockf(f, fcntl.LOCK_EX)
+            open(work / "f", "rb").close()
+            assert free(elsewhere, "lockf")
+
+
 def test_a_child_does_not_inherit_fcntl_locks(work: Path) -> None:
     (work / "f").write_bytes(b"x")
     with open(work / "f", "r+b") as f:

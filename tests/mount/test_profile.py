@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
@@ -53,6 +54,22 @@ def test_the_profile_counts_what_was_done(volume: Cluster, work: Path) -> None:
     assert state is not None and stat.S_IMODE(state.socket_path.stat().st_mode) == 0o600
     refused = run(FUSEFS, "profile", work.parent.parent, check=False)
     assert refused.returncode == 1 and "not a fusefs mount" in refused.stderr
+
+
+def test_a_file_that_was_only_read_is_closed_without_waking_the_mount(volume: Cluster, work: Path) -> None:
+    mount = volume.mounts[0]
+    (work / "f").write_bytes(b"x")
+
+    def closed() -> int:
+        return int(profile_of(mount)["statistics"]["mount.quiet_flushes"])
+
+    before = closed()
+    for _ in range(10):
+        assert (work / "f").read_bytes() == b"x"
+    assert closed() == before + 10
+    with open(work / "f", "rb") as f:
+        fcntl.lockf(f, fcntl.LOCK_SH)
+    assert closed() == before + 10, "it has a lock to give up"
 
 
 def test_serving_loops(work: Path, served: Path) -> None:
