@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fusefs.client.files import Files
@@ -74,7 +75,15 @@ class DirHandle:
 class Directories:
     """Reads directories."""
 
-    def __init__(self, session: Session, files: Files, ahead: Subdirectories) -> None:
+    def __init__(
+        self,
+        session: Session,
+        files: Files,
+        ahead: Subdirectories,
+        found: Callable[[int, Iterable[tuple[bytes, Attr]]], None] = lambda parent, entries: None,
+    ) -> None:
+        """``found`` is told the entries of each page."""
+        self._found = found
         self._session = session
         self._files = files
         self._ahead = ahead
@@ -114,6 +123,7 @@ class Directories:
 
     def _turn(self, handle: DirHandle, offset: int, page: list[tuple[bytes, Attr]], end: bool) -> None:
         self._ahead.seen(handle.ino, [attr for _, attr in page])
+        self._found(handle.ino, page)
         handle.turn(offset, page, end)
 
     def statistics(self) -> dict[str, Any]:

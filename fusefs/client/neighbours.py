@@ -1,16 +1,19 @@
-"""Small files of one directory, read one after the other: the next ones come before they are asked for.
+"""Small files of one directory, read one after the other: others come before they are asked for.
 
-Whoever reads a tree reads the files of a directory in the order in which it lists them. Where a directory is known
-completely under its lease, two files read in that order have the extents of the next ones asked for in one question,
-and their blocks in a few requests; the window doubles while the reader goes on. What was fetched on suspicion is as
-true as anything else that is known: extents under their leases, blocks for ever.
+Whoever reads a tree reads most files of a directory, in the order in which it lists them or in that of their inodes.
+Where a directory is known completely under its lease, two files read have some others asked for, those that follow
+in the listing first: their extents in one question, and their blocks in a few requests. What is then read decides how
+it goes on: the window doubles when half of it was used, and after a useless one it takes longer until the next. Who
+uses what is fetched in directory after directory has files fetched as soon as he reads the first one of another.
+
+What was fetched on suspicion is as true as anything else that is known: extents under their leases, blocks for ever.
 """
 
 from __future__ import annotations
 
 import stat
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import trio
@@ -22,25 +25,83 @@ from node.wire.errors import FsError
 from node.wire.limits import KIB, MIB
 
 FILE_BYTES_MAX = 256 * KIB  # larger files have a read-ahead of their own
-NEAR = 8  # names that a reader may leave out and still read in order
-RUN_MIN = 2  # files in order, before anything is fetched
+RUN_MIN = 2  # files, before anything is fetched
 WINDOW_MIN, WINDOW_MAX = 8, 128  # files
 WINDOW_BYTES_MAX = 2 * MIB
-PLACES_MAX = 4096
+LITTLE_MAX, LITTLE_BYTES_MAX = 24, 512 * KIB  # a directory with so little in it is fetched as a whole
+LOOK_AT = 4  # times as many names are looked at for a window
+CREDIT_MAX = 256
+PLACES_MAX = 16_384
 WALKS_MAX = 64
 
 
-@dataclass(slots=True)
 class _Walk:
-    """How far somebody has read in one directory."""
+    """What somebody has read in one directory."""
 
-    last: bytes
-    run: int = 1
-    window: int = WINDOW_MIN
-    fetched: bytes = b""  # up to this name files were fetched
-    left: int = 0  # of them, not read yet
-    left_bytes: int = 0
-    fetching: bool = False
+    __slots__ = (
+        "last", "reads", "misses", "patience", "window", "size", "used", "seen", "waiting", "fetching", "rest",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.last = b""  # the name that was read last
+        self.reads = 0
+        self.misses = 0  # read without having been fetched, since the last window
+        self.patience = WINDOW_MIN  # misses until the next window, where the last one was of no use
+        self.window = WINDOW_MIN
+        self.size = 0  # of the last window
+        self.used = 0  # how many of it were read
+        self.seen: set[int] = set()  # read or fetched
+        self.waiting: dict[int, int] = {}  # fetched and not read -> their bytes
+        self.fetching = False
+        self.rest = 0  # there was nothing to fetch: not looked again before so many reads
+
+    def read(self, ino: int, name: bytes) -> bool:
+        """This file is read now; return whether it was fetched."""
+        self.last = name
+        self.reads += 1
+        self.seen.add(ino)
+        hit = self.waiting.pop(ino, None) is not None
+        self.used += hit
+        self.misses += not hit
+        return hit
+
+    def wants(self, eager: bool) -> bool:
+        """Whether to fetch now."""
+        if self.fetching or self.reads < self.rest:
+            return False
+        if not self.size:
+            return eager or self.reads >= RUN_MIN
+        if 2 * self.used >= self.size:
+            return 2 * len(self.waiting) <= self.size and 2 * sum(self.waiting.values()) <= WINDOW_BYTES_MAX
+        return self.misses >= self.patience
+
+    def choose(self, around: list[Attr]) -> list[Attr]:
+        """Of what is around the last one that to fetch; it is waited for from now on."""
+        if self.size:
+            useful = 2 * self.used >= self.size
+            self.window = min(2 * self.window, WINDOW_MAX) if useful else WINDOW_MIN
+            self.patience = WINDOW_MIN if useful else 2 * self.patience
+        few = len(around) <= LITTLE_MAX and sum(attr.size for attr in around if _is_small(attr)) <= LITTLE_BYTES_MAX
+        window = LITTLE_MAX if few else self.window
+        chosen: list[Attr] = []
+        size_bytes = 0
+        for attr in around:
+            if attr.ino in self.seen or not _is_small(attr):  # also what is around twice
+                continue
+            if chosen and (len(chosen) == window or size_bytes + attr.size > WINDOW_BYTES_MAX):
+                break
+            size_bytes += attr.size
+            chosen.append(attr)
+            self.seen.add(attr.ino)
+        self.size, self.used, self.misses = len(chosen), 0, 0
+        self.waiting = {attr.ino: attr.size for attr in chosen}
+        if around and not chosen:
+            self.rest = self.reads + WINDOW_MIN
+        return chosen
+
+
+def _is_small(attr: Attr) -> bool:
+    return 0 < attr.size <= FILE_BYTES_MAX and stat.S_ISREG(attr.mode)
 
 
 class Neighbours:
@@ -50,65 +111,61 @@ class Neighbours:
         self._session = session
         self._blocks = blocks
         self._nursery = nursery
-        self._places: OrderedDict[int, tuple[int, bytes, int]] = OrderedDict()  # inode -> where it was found last; size
+        self._places: OrderedDict[int, tuple[int, bytes]] = OrderedDict()  # inode -> where it was found last
         self._walks: OrderedDict[int, _Walk] = OrderedDict()  # by directory
+        self._credit = 0  # what was of use, less what was fetched for the first file of a directory
         self._files = 0
+        self._hits = 0
 
-    def found(self, parent: int, name: bytes, attr: Attr) -> None:
-        """A name was looked up."""
-        if 0 < attr.size <= FILE_BYTES_MAX and stat.S_ISREG(attr.mode):
-            self._places[attr.ino] = parent, name, attr.size
-            self._places.move_to_end(attr.ino)
-            if len(self._places) > PLACES_MAX:
-                self._places.popitem(last=False)
+    def found(self, parent: int, entries: Iterable[tuple[bytes, Attr]]) -> None:
+        """Names were looked up or listed."""
+        places = self._places
+        for name, attr in entries:
+            if _is_small(attr):
+                places[attr.ino] = parent, name
+                places.move_to_end(attr.ino)
+        while len(places) > PLACES_MAX:
+            places.popitem(last=False)
 
     def reading(self, ino: int) -> None:
         """A file is read from its beginning."""
         place = self._places.pop(ino, None)
         if place is None or not self._session.leases.on:
             return
-        parent, name, size_bytes = place
+        parent, name = place
         walk = self._walks.get(parent)
         if walk is None:
-            self._walks[parent] = _Walk(name)
+            walk = self._walks[parent] = _Walk()
             if len(self._walks) > WALKS_MAX:
                 self._walks.popitem(last=False)
-            return
         self._walks.move_to_end(parent)
-        self._step(parent, walk, name, size_bytes)
+        if walk.read(ino, name):
+            self._hits += 1
+            self._credit = min(self._credit + 2, CREDIT_MAX)
+        if walk.wants(self._credit >= WINDOW_MIN):
+            self._fetch_for(parent, walk)
 
-    def _step(self, parent: int, walk: _Walk, name: bytes, size_bytes: int) -> None:
-        page = self._session.leases.listing(parent, walk.last, NEAR, self._session.now_s())
-        walk.last = name
-        if page is None or all(other != name for other, _ in page[0]):
-            self._walks[parent] = _Walk(name)
-            return
-        walk.run += 1
-        walk.left = max(0, walk.left - 1)
-        walk.left_bytes = max(0, walk.left_bytes - size_bytes)
-        low = 2 * walk.left <= walk.window and 2 * walk.left_bytes <= WINDOW_BYTES_MAX
-        if walk.run >= RUN_MIN and low and not walk.fetching:
+    def _fetch_for(self, parent: int, walk: _Walk) -> None:
+        chosen = walk.choose(self._around(parent, walk.last, LOOK_AT * walk.window))
+        if chosen:
+            if walk.reads < RUN_MIN:
+                self._credit -= len(chosen)
             walk.fetching = True
-            self._nursery.start_soon(self._fetch, parent, walk)
+            self._nursery.start_soon(self._fetch, walk, chosen)
 
-    async def _fetch(self, parent: int, walk: _Walk) -> None:
+    def _around(self, parent: int, name: bytes, limit: int) -> list[Attr]:
+        """What follows a name in the listing of its directory, and then what comes at its beginning."""
+        leases, now_s = self._session.leases, self._session.now_s()
+        page = leases.listing(parent, name, limit, now_s)
+        if page is None:
+            return []
+        entries, end = page
+        if end and len(entries) < limit:
+            entries += (leases.listing(parent, b"", limit - len(entries), now_s) or ([], True))[0]
+        return [attr for _, attr in entries]
+
+    async def _fetch(self, walk: _Walk, chosen: list[Attr]) -> None:
         try:
-            after = max(walk.last, walk.fetched)
-            page = self._session.leases.listing(parent, after, walk.window, self._session.now_s())
-            if page is None or not page[0]:
-                return
-            chosen: list[Attr] = []
-            size_bytes = 0
-            for name, attr in page[0]:
-                if stat.S_ISREG(attr.mode) and 0 < attr.size <= FILE_BYTES_MAX:
-                    if chosen and size_bytes + attr.size > WINDOW_BYTES_MAX:
-                        break
-                    size_bytes += attr.size
-                    chosen.append(attr)
-                walk.fetched = name
-            walk.left += len(chosen)
-            walk.left_bytes += size_bytes
-            walk.window = min(2 * walk.window, WINDOW_MAX)
             await self._bring(chosen)
         except FsError:
             pass  # whoever reads a file asks for it
@@ -135,4 +192,9 @@ class Neighbours:
         self._blocks.bring(blocks)
 
     def statistics(self) -> dict[str, Any]:
-        return {"files": self._files, "walks": len(self._walks), "places": len(self._places)}
+        return {
+            "files": self._files,
+            "hits": self._hits,
+            "walks": len(self._walks),
+            "places": len(self._places),
+        }

@@ -113,7 +113,9 @@ class Volume:
         self._fileio = FileIO(
             self._session, self._files, self._writeback, self._holds, self._namespace, reader, self._closing
         )
-        self._directories = Directories(self._session, self._files, Subdirectories(self._session, nursery))
+        self._directories = Directories(
+            self._session, self._files, Subdirectories(self._session, nursery), self._neighbours.found
+        )
         self._space = Space(self._session, self._writeback, reader, now_ns)
         self.locking = Locking(self._session, self._writeback, now_ns)
         self._session.guess = self._holds.hinted
@@ -164,7 +166,7 @@ class Volume:
     async def lookup(self, parent: int, name: bytes) -> Attr:
         """Find a name (also ``.`` and ``..``). NOT_FOUND, NOT_DIRECTORY, STALE where the parent is gone."""
         attr = await self._namespace.lookup(parent, name)
-        self._neighbours.found(parent, name, attr)
+        self._neighbours.found(parent, ((name, attr),))
         return attr
 
     async def getattr(self, ino: int) -> Attr:

@@ -32,24 +32,43 @@ class LeasingWorld(World):
         return sum(isinstance(request, api.Read) for request in self.member.requests)
 
 
+def content(number: int, directory: bytes = b"d") -> bytes:
+    return (directory + name_of(number)) * 100
+
+
 def name_of(number: int) -> bytes:
     return b"file %04d" % number
 
 
-async def fill(world: World) -> int:
+async def fill(world: World, files: int = FILES, name: bytes = b"d") -> int:
     async with world.mount(leases=False) as volume:
-        directory = (await volume.mkdir(ROOT_INO, b"d", 0o755, 0, 0)).ino
-        for number in range(FILES):
+        directory = (await volume.mkdir(ROOT_INO, name, 0o755, 0, 0)).ino
+        for number in range(files):
             handle, _ = await volume.create(directory, name_of(number), 0o644, os.O_RDWR, 0, 0)
-            await volume.write(handle, 0, name_of(number) * 100)
+            await volume.write(handle, 0, content(number, name))
             await volume.release(handle)
     return directory
 
 
 async def read(volume: Volume, directory: int, number: int) -> None:
-    attr = await volume.lookup(directory, name_of(number))
-    handle = await volume.open(attr.ino, os.O_RDONLY)
-    assert bytes(await volume.read(handle, 0, 4096)) == name_of(number) * 100
+    await read_listed(volume, (await volume.lookup(directory, name_of(number))).ino, number)
+
+
+async def list_all(volume: Volume, directory: int) -> dict[bytes, int]:
+    """Names and inodes, as a walk learns them, which then looks nothing up."""
+    handle = await volume.opendir(directory)
+    found: dict[bytes, int] = {}
+    at = 0
+    while page := await volume.readdir(handle, at):
+        found |= {name: attr.ino for name, attr, _ in page}
+        at = page[-1][2]
+    await volume.releasedir(handle)
+    return found
+
+
+async def read_listed(volume: Volume, ino: int, number: int, name: bytes = b"d") -> None:
+    handle = await volume.open(ino, os.O_RDONLY)
+    assert bytes(await volume.read(handle, 0, 4096)) == content(number, name)
     await volume.release(handle)
     await trio.testing.wait_all_tasks_blocked()
 
@@ -65,6 +84,56 @@ async def test_files_read_in_order_come_in_a_few_requests(autojump_clock: object
         assert len(world.store.gets) - gets < FILES // 6
         brought = [wanted.block for request in world.store.gets[gets:] for wanted in request.ranges]
         assert len(brought) == len(set(brought)) == FILES, "each once"
+
+
+async def test_files_that_were_listed_and_not_looked_up(autojump_clock: object) -> None:
+    world = LeasingWorld()
+    directory = await fill(world)
+    async with world.mount() as volume:
+        inos = await list_all(volume, directory)
+        gets = len(world.store.gets)
+        for number in range(FILES):
+            await read_listed(volume, inos[name_of(number)], number)
+        brought = [wanted.block for request in world.store.gets[gets:] for wanted in request.ranges]
+        assert len(brought) == len(set(brought)) == FILES, "each once"
+        assert len(world.store.gets) - gets < FILES // 6
+
+
+async def test_the_whole_of_a_small_directory_in_any_order(autojump_clock: object) -> None:
+    world = LeasingWorld()
+    directory = await fill(world, 16)
+    async with world.mount() as volume:
+        inos = await list_all(volume, directory)
+        gets = len(world.store.gets)
+        for number in random.Random(3).sample(range(16), 16):
+            await read_listed(volume, inos[name_of(number)], number)
+        assert len(world.store.gets) - gets == 3, "two, and all others"
+
+
+async def test_who_reads_a_tree_has_files_fetched_at_the_first_of_each_directory(autojump_clock: object) -> None:
+    world = LeasingWorld()
+    directories = [await fill(world, 8, b"d%d" % number) for number in range(20)]
+    async with world.mount() as volume:
+        requests = []
+        for at, directory in enumerate(directories):
+            inos = await list_all(volume, directory)
+            gets = len(world.store.gets)
+            for number in range(8):
+                await read_listed(volume, inos[name_of(number)], number, b"d%d" % at)
+            requests.append(len(world.store.gets) - gets)
+        assert requests[0] == 3 and set(requests[3:]) == {2}, requests
+
+
+async def test_who_reads_one_file_of_each_directory_has_none_fetched(autojump_clock: object) -> None:
+    world = LeasingWorld()
+    directories = [await fill(world, 8, b"d%d" % number) for number in range(20)]
+    async with world.mount() as volume:
+        for at, directory in enumerate(directories):
+            inos = await list_all(volume, directory)
+            for number in range(8 if at < 2 else 1):  # he begins as if he read them all
+                await read_listed(volume, inos[name_of(number)], number, b"d%d" % at)
+        brought = sum(len(request.ranges) for request in world.store.gets)
+        assert brought <= 2 * 8 + 18 + neighbours.CREDIT_MAX // 8, "and that is soon over"
 
 
 @pytest.mark.parametrize("seed", range(5))
