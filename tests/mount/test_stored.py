@@ -6,6 +6,7 @@ import json
 import os
 import sysconfig
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.harness import FUSEFS, Cluster, cluster, need_fuse, run, wait_for
 PIECE_BYTES = 64 << 10
 TREE_BYTES = 8 << 20
 PATIENCE_S = 90.0
+SETTLED_S = 3.0
 FAST = {"metadata": {"gc_interval": "1s"}, "storage": {"quarantine": "1s", "heartbeat_interval": "300ms"}}
 
 
@@ -58,6 +60,18 @@ def stored(cluster: Cluster) -> int:
     return int(cluster.status()["volume"]["stored_bytes"] or 0)
 
 
+def settled(cluster: Cluster) -> int:
+    """What is stored when no more comes: servers tell a moment later, and the log gives what it has a second later."""
+    last, since = stored(cluster), time.monotonic()
+    deadline = since + PATIENCE_S
+    while time.monotonic() < since + SETTLED_S:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+        if (now := stored(cluster)) != last:
+            last, since = now, time.monotonic()
+    return last
+
+
 def test_what_files_cost(cluster: Cluster, tmp_path: Path) -> None:
     mount = cluster.mount(tmp_path / "m")
     datas = texts()
@@ -65,20 +79,14 @@ def test_what_files_cost(cluster: Cluster, tmp_path: Path) -> None:
     assert wanted < 0.6 * sum(map(len, datas)), "the texts do not compress: the test has no power"
     empty = stored(cluster)
     write(mount / "first", datas)
-    # the servers tell a moment later; whatever is stored too much never goes away
-    wait_for(lambda: 0.9 * wanted < stored(cluster) - empty <= 1.1 * wanted, PATIENCE_S, f"some {wanted} bytes")
-    once = stored(cluster)
+    once = settled(cluster)
+    assert 0.9 * wanted < once - empty <= 1.1 * wanted
     print(f"{(once - empty) / wanted:.3f} times what lz4 makes of it")
     for name in ("second", "third"):
         write(mount / name, datas)
     assert [(mount / "third" / str(at)).read_bytes() for at in range(len(datas))] == datas
-    with open(mount / "mark", "wb") as file:  # when this has been told of, so has what came before
-        file.write(os.urandom(1 << 20))
-        file.flush()
-        os.fsync(file.fileno())
-    marked = wait_for(lambda: max(0, stored(cluster) - once - (1 << 20) + 1), PATIENCE_S, "the mark to be told of")
-    assert marked < 0.02 * wanted, "copies of a file cost something"
-    run("rm", "-r", *[mount / name for name in ("first", "second", "third", "mark")])
+    assert settled(cluster) - once < 0.02 * wanted, "copies of a file cost something"
+    run("rm", "-r", *[mount / name for name in ("first", "second", "third")])
     wait_for(lambda: stored(cluster) <= empty + (64 << 10), PATIENCE_S, "everything to come back")
     report = json.loads(run(FUSEFS, "fsck", cluster.config, "--json").stdout)
     assert report["clean"] and report["blocks"] == 0
