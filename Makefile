@@ -8,7 +8,7 @@ ONLY ?=
 JSON ?=
 README ?=
 PYTEST_ARGS ?=
-# Tests of pure code: two at a time. The others start processes and have the machine to themselves.
+# Two at a time; of those that start processes a file at a time, because its tests may share a cluster.
 PURE = tests/unit tests/sim tests/golden tests/linear tests/test_house.py
 
 .PHONY: setup run test bench clean
@@ -27,7 +27,7 @@ ifneq ($(PYTEST_ARGS),)
 else
 	@export LONG="$(LONG)" SEED="$(SEED)"; failed=0; \
 	.venv/bin/python -m pytest -n 2 $(PURE) || failed=1; \
-	.venv/bin/python -m pytest $(PURE:%=--ignore=%) tests || failed=1; \
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(PURE:%=--ignore=%) tests || failed=1; \
 	exit $$failed
 endif
 
