@@ -17,6 +17,8 @@ from metadata.api import Attr, SetAttr
 from node.wire.errors import Code, FsError
 from node.wire.types import Buffer
 
+CAPABILITY = b"security.capability"
+
 
 class FileIO:
     """Handles and what can be done with them."""
@@ -98,6 +100,21 @@ class FileIO:
         if handle.flags & os.O_DSYNC:  # O_SYNC includes it
             await self.flush(handle)
         return len(data)
+
+    async def strip(self, handle: Handle, uid: int) -> None:
+        ino, now_s = handle.ino, self._session.now_s()
+        attr = self._session.leases.attr(ino, now_s) or handle.file.known or await self._namespace.getattr(ino)
+        group = stat.S_ISGID | stat.S_IXGRP
+        if uid and (attr.mode & stat.S_ISUID or attr.mode & group == group):
+            await self._namespace.setattr(SetAttr(ino, drop_setid=True))
+        if attr.mode & 0o111 and self._session.leases.xattr(ino, CAPABILITY, now_s) != (None,):
+            try:
+                await self._namespace.getxattr(ino, CAPABILITY)
+            except FsError as error:
+                if error.code is Code.NO_ATTRIBUTE:
+                    return
+                raise
+            await self._namespace.removexattr(ino, CAPABILITY)
 
     async def close(self, handle: Handle) -> None:
         """Where nobody else can see the file before it has arrived, closing does not wait for that."""

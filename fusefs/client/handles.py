@@ -37,15 +37,17 @@ class Stream:
 
 class Handle:
     """One open file description: ``ino`` and the flags it was opened with. Opaque to the mount otherwise, but for
-    ``direct``, which is the mount's own: the kernel caches nothing that is read or written with it."""
+    what is the mount's own: ``direct``, the kernel caches nothing that is read or written with it; ``uid``, who opened
+    it."""
 
-    __slots__ = ("ino", "flags", "append", "direct", "file", "seen", "stream", "closed")
+    __slots__ = ("ino", "flags", "append", "direct", "uid", "file", "seen", "stream", "closed")
 
     def __init__(self, file: File, flags: int) -> None:
         self.ino = file.ino
         self.flags = flags
         self.append = bool(flags & os.O_APPEND)
         self.direct = False
+        self.uid = 0
         self.file = file
         self.seen = file.ledger.mark()  # errors of write-back that this handle has been told of
         self.stream = Stream()

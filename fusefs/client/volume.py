@@ -260,6 +260,11 @@ class Volume:
         """Read; shorter than asked only at the end of the file. Holes are zeros. IO: a block cannot be had whole."""
         return await self._fileio.read(handle, offset, length)
 
+    async def strip(self, handle: Handle, uid: int) -> None:
+        """Take setuid, setgid and capabilities from a file that this user has written to, where the kernel has not
+        seen to that."""
+        await self._fileio.strip(handle, uid)
+
     async def write(self, handle: Handle, offset: int, data: bytes) -> int:
         """Write and return len(data): from then on every mount sees it. ``data`` is kept, not copied. With O_APPEND
         ``offset`` is only a hint. It is durable too where others can see the file, else after fsync.
@@ -401,6 +406,12 @@ class Volume:
     def name_left_s(self, parent: int, name: bytes, ino: int) -> float:
         """How long a name means this inode; 0 as ``ino``: nothing. As attr_left_s."""
         return self._session.leases.name_left_s(parent, name, ino, self._session.now_s())
+
+    def lacks_s(self, ino: int, name: bytes) -> float:
+        """For how long it is certain that an inode lacks an extended attribute; 0: it is not. As attr_left_s."""
+        now_s = self._session.now_s()
+        known = self._session.leases.xattr(ino, name, now_s)
+        return self._session.leases.left_s(now_s) if known == (None,) else 0.0
 
     def name_known(self, parent: int, name: bytes) -> bool:
         """Whether it is known under a lease what a name means, or that it means nothing."""

@@ -1,5 +1,6 @@
-/* The requests that pyfuse3 has no handler for: locks, fallocate, lseek, copy_file_range, and who flushes; flushes that
- * have nothing to do, which are answered without waking Python; and one thing that libfuse 3.14 does not know how to ask the kernel for: shared mappings of files that are open for direct I/O.
+/* The requests that pyfuse3 has no handler for: locks, fallocate, lseek, copy_file_range, and who flushes; what Python
+ * need not be woken for (_quiet.c); and one thing that libfuse 3.14 does not know how to ask the kernel for: shared
+ * mappings of files that are open for direct I/O.
  *
  * Loaded with RTLD_GLOBAL before pyfuse3, this library's fuse_session_new is the one that pyfuse3 calls: it adds to the
  * table of operations and calls libfuse's. fuse_session_destroy likewise, because a request must not be answered after
@@ -29,6 +30,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "_quiet.h"
+
 /* --- state: one mount in a process, as with pyfuse3 --------------------------------------------------------------- */
 
 static PyObject *handler;                  /* what is given each request, or NULL: nothing is added */
@@ -37,7 +40,6 @@ static struct fuse_session *session;       /* the one that was made through us *
 static struct fuse_lowlevel_ops original;  /* as pyfuse3 filled it in */
 static bool left_unmasked;                 /* modes come without the umask applied */
 static uint64_t flusher;                   /* lock owner of the flush that is being started */
-static uint64_t flushed_quietly;           /* flushes that were answered here */
 static bool paged;                         /* the write that is being started comes from a shared mapping */
 static enum { NOT_OFFERED, OFFERED, AGREED } mapping_direct; /* what the kernel said of shared mappings of such files */
 
@@ -304,27 +306,9 @@ static void op_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, 
              (unsigned long long)fi->lock_owner, (int)lock->l_type, (long long)lock->l_start, (long long)lock->l_len);
 }
 
-/* Closing a descriptor ends the fcntl locks that its process has on the file; otherwise nothing has to be done where it
- * was opened for reading only. Inodes that such a lock was ever asked for are remembered by some of their bits.
- */
-#define QUIET (1ull << 62) /* in the number of a file that is open for reading only */
-#define LOCKED_BITS 65536
-
-static uint64_t ever_locked[LOCKED_BITS / 64];
-
-static uint64_t *locked_word(fuse_ino_t ino)
-{
-    return &ever_locked[ino % LOCKED_BITS / 64];
-}
-
-static uint64_t locked_bit(fuse_ino_t ino)
-{
-    return 1ull << (ino % 64);
-}
-
 static void op_setlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock, int sleep)
 {
-    *locked_word(ino) |= locked_bit(ino);
+    quiet_locking(ino);
     dispatch(req, "setlk", "(KKKiLLli)", (unsigned long long)ino, (unsigned long long)fi->fh,
              (unsigned long long)fi->lock_owner, (int)lock->l_type, (long long)lock->l_start, (long long)lock->l_len,
              (long)lock->l_pid, sleep);
@@ -360,13 +344,21 @@ static void op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, 
 
 static void op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    if ((fi->fh & QUIET) && !(*locked_word(ino) & locked_bit(ino))) {
-        flushed_quietly++;
+    if (quiet_flush(fi->fh, ino)) {
         fuse_reply_err(req, 0);
         return;
     }
     flusher = fi->lock_owner; /* pyfuse3's handler begins to run before anything else does */
     original.flush(req, ino, fi);
+}
+
+static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
+{
+    if (quiet_getxattr(ino, name)) {
+        fuse_reply_err(req, ENODATA);
+        return;
+    }
+    original.getxattr(req, ino, name, size);
 }
 
 static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *bufv, off_t off,
@@ -403,8 +395,7 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     memcpy(&ops, op, op_size < sizeof ops ? op_size : sizeof ops);
     original = ops;
     left_unmasked = false;
-    memset(ever_locked, 0, sizeof ever_locked);
-    flushed_quietly = 0;
+    quiet_begin();
     mapping_direct = NOT_OFFERED;
     ops.init = op_init;
     if (with_locks) { /* else the kernel keeps them itself */
@@ -417,6 +408,8 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     ops.copy_file_range = op_copy_file_range;
     if (original.flush)
         ops.flush = op_flush;
+    if (original.getxattr)
+        ops.getxattr = op_getxattr;
     if (original.write_buf)
         ops.write_buf = op_write_buf;
     made = real(args, &ops, sizeof ops, userdata);
@@ -564,13 +557,6 @@ static PyObject *take_paged(PyObject *module, PyObject *nothing)
     return PyBool_FromLong(was);
 }
 
-static PyObject *quiet_flushes(PyObject *module, PyObject *nothing)
-{
-    (void)module;
-    (void)nothing;
-    return PyLong_FromUnsignedLongLong(flushed_quietly);
-}
-
 static PyMethodDef module_methods[] = {
     {"set_handler", set_handler, METH_O, "Have requests handed to handler(name, request, arguments); None: to nobody."},
     {"take_locks", take_locks, METH_O, "Whether sessions that are made from now on hand over locks."},
@@ -580,7 +566,9 @@ static PyMethodDef module_methods[] = {
     {"maps_direct", maps_direct, METH_NOARGS, "Whether files that are open for direct I/O can be mapped shared."},
     {"take_flusher", take_flusher, METH_NOARGS, "The lock owner of the flush whose handler begins now; then 0."},
     {"take_paged", take_paged, METH_NOARGS, "Whether the write whose handler begins now is of mapped pages; then False."},
-    {"quiet_flushes", quiet_flushes, METH_NOARGS, "How many flushes had nothing to do and went to no handler."},
+    {"quiet", quiet_counts, METH_NOARGS, "How many flushes and questions about capabilities went to no handler."},
+    {"set_incapable", set_incapable, METH_VARARGS, "An inode has no capabilities for so many seconds; 0: not known."},
+    {"none_incapable", none_incapable, METH_NOARGS, "Of no inode that is known any more."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -601,9 +589,9 @@ PyMODINIT_FUNC PyInit__fuseops(void)
     module = PyModule_Create(&definition);
     if (!module)
         return NULL;
-    PyObject *quiet = PyLong_FromUnsignedLongLong(QUIET);
-    int added = quiet ? PyModule_AddObjectRef(module, "QUIET", quiet) : -1;
-    Py_XDECREF(quiet);
+    PyObject *mark = PyLong_FromUnsignedLongLong(QUIET);
+    int added = mark ? PyModule_AddObjectRef(module, "QUIET", mark) : -1;
+    Py_XDECREF(mark);
     if (added < 0 || PyModule_AddObjectRef(module, "Request", (PyObject *)&RequestType) < 0) {
         Py_DECREF(module);
         return NULL;

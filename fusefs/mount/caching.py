@@ -41,6 +41,7 @@ from typing import Any, NamedTuple, Protocol
 
 import trio
 
+from fusefs.mount.incapable import Incapable
 from fusefs.mount.kernel import KernelView
 from fusefs.mount.names import Arriving, Busy, Cooling, ToldNames
 from fusefs.mount.notify import Notifier
@@ -115,6 +116,7 @@ class KernelCache:
         busy: Busy,
         names_bytes_max: int = KERNEL_NAMES_BYTES,
         mapped: Mapped | None = None,
+        incapable: Incapable | None = None,
     ) -> None:
         self._leased = leased
         self._view = view
@@ -131,6 +133,7 @@ class KernelCache:
         self._notifier = notifier
         self._busy = busy
         self._mapped = mapped
+        self._incapable = incapable
         self.crowded = False  # something is mounted inside the mount
         self._counts = {"again": 0, "contended": 0, "pages_late": 0}
 
@@ -248,6 +251,8 @@ class KernelCache:
     async def forget(self, inos: Collection[int]) -> None:
         """Return when nothing of these inodes is believed any more."""
         self._note(inos)
+        if self._incapable is not None:
+            self._incapable.forget(inos)
         await self._forget_names(self._names.take(inos, self._clock_s()))
         told = self._take(inos)
         mapped = self._mapped.among(inos) if self._mapped is not None else []
@@ -265,6 +270,8 @@ class KernelCache:
     async def forget_all(self) -> None:
         """Return when nothing is believed any more."""
         self._view.doubt_all()
+        if self._incapable is not None:
+            self._incapable.forget_all()
         await self._forget_names(self._names.take_all(self._clock_s()))
         await self._forget_attrs(self._take(list(self._attrs)))
         if self._mapped is not None:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyfuse3
 
+from fusefs.client.fileio import CAPABILITY
 from fusefs.mount.attributes import bare_entry, entry_of, missing_entry, permitted, statfs_of, storable_time
 from fusefs.mount.crossing import Crossings
 from fusefs.mount.errors import Complaints, handler, locked
 from fusefs.mount.handles import HandleTable
+from fusefs.mount.incapable import Incapable
 from fusefs.mount.kernel import KernelView
 from fusefs.mount.mapped import Dropper, Mappable
 from fusefs.mount.names import Busy
@@ -65,7 +67,8 @@ class Operations(pyfuse3.Operations):
         self.paged: Callable[[], bool] = bool  # says, when a write begins, whether it is of mapped pages
         self.maps_direct: Callable[[], bool] = bool  # says whether files open for direct I/O can be mapped shared
         self.quiet = 0  # marks the numbers of files whose closing we need not hear of
-        self.quiet_flushes: Callable[[], int] = int
+        self.quiet_answers: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self.incapable: Incapable | None = None  # set where something is made of it
         self.unmasked: Callable[[], bool] = bool  # says whether the kernel leaves the umask to us
 
     # --- replies --------------------------------------------------------------------------------------------------
@@ -274,7 +277,10 @@ class Operations(pyfuse3.Operations):
         self.files.check_room()
         self._creating(parent_inode, name)
         handle, attr = await self.volume.create(parent_inode, name, mode, flags, ctx.uid, ctx.gid, self._umask(ctx))
+        handle.uid = ctx.uid
         entry = await self._entry(parent_inode, name, attr)
+        if self.incapable is not None:
+            self.incapable.look(attr.ino)
         return self._opened(handle), entry
 
     @handler
@@ -283,6 +289,7 @@ class Operations(pyfuse3.Operations):
         self._heard(ctx)
         with self.mappable.truncating(inode, bool(flags & os.O_TRUNC)):
             handle = await self.volume.open(inode, flags, ctx.uid)
+        handle.uid = ctx.uid
         if flags & os.O_TRUNC:
             self.kernel.emptied(inode)
         return self._opened(handle)
@@ -308,6 +315,8 @@ class Operations(pyfuse3.Operations):
             handle = handle.placed()
         written = await self.volume.write(handle, off, buf)
         self.kernel.grown(handle.ino, off + written)
+        if handle.direct or handle.flags & os.O_DIRECT:
+            await self.volume.strip(handle, handle.uid)
         self.profile.operations["write"].bytes += written
         return written
 
@@ -382,6 +391,8 @@ class Operations(pyfuse3.Operations):
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._heard(ctx)
         _check_xattr(name)
+        if self.incapable is not None:
+            self.incapable.forget((inode,))
         drop_setgid = name == _ACCESS_ACL and await self._loses_setgid(inode, ctx)
         await self.volume.setxattr(inode, name, value, drop_setgid=drop_setgid)
 
@@ -397,7 +408,12 @@ class Operations(pyfuse3.Operations):
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         self._heard(ctx)
         _check_xattr(name)
-        return await self.volume.getxattr(inode, name)
+        try:
+            return await self.volume.getxattr(inode, name)
+        except FsError as error:
+            if name == CAPABILITY and error.code is Code.NO_ATTRIBUTE and self.incapable is not None:
+                self.incapable.look(inode)
+            raise
 
     @handler
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
@@ -429,7 +445,7 @@ class Operations(pyfuse3.Operations):
             "crossings": self._crossings.statistics(),
             "files": len(self.files),
             "directories": len(self._directories),
-            "quiet_flushes": self.quiet_flushes(),
+            "quiet": dict(zip(("flush", "getxattr"), self.quiet_answers())),
         }
 
 

@@ -28,6 +28,7 @@ from fusefs.client.volume import Volume
 from fusefs.mount import table
 from fusefs.mount.caching import KernelCache
 from fusefs.mount.crossing import Crossings
+from fusefs.mount.incapable import Incapable
 from fusefs.mount.interpose import extension, missing
 from fusefs.mount.invalidate import PageDropper
 from fusefs.mount.launch import Announcer
@@ -246,11 +247,12 @@ class _Kernel:
             operations.kernel.grown,
         )
         extension.set_handler(requests.handle)
-        self._operations.flusher = extension.take_flusher
-        self._operations.unmasked = extension.unmasked
-        self._operations.paged = extension.take_paged
-        self._operations.maps_direct = extension.maps_direct
-        self._operations.quiet, self._operations.quiet_flushes = extension.QUIET, extension.quiet_flushes
+        operations.flusher = extension.take_flusher
+        operations.unmasked = extension.unmasked
+        operations.paged = extension.take_paged
+        operations.maps_direct = extension.maps_direct
+        operations.quiet, operations.quiet_answers = extension.QUIET, extension.quiet
+        operations.incapable = Incapable(extension, self._volume.lacks_s)
 
     async def _loop(self, done: trio.CancelScope) -> None:
         await pyfuse3.main(min_tasks=WORKERS_MIN, max_tasks=WORKERS_MAX)
@@ -282,6 +284,7 @@ class _Kernel:
                 operations.busy,
                 limits.kernel_names_bytes,
                 operations.mappable,
+                operations.incapable,
             )
             nursery.start_soon(cache.run)
             nursery.start_soon(self._watch_inside, cache)

@@ -61,7 +61,7 @@ def test_a_file_that_was_only_read_is_closed_without_waking_the_mount(volume: Cl
     (work / "f").write_bytes(b"x")
 
     def closed() -> int:
-        return int(profile_of(mount)["statistics"]["mount.quiet_flushes"])
+        return int(profile_of(mount)["statistics"]["mount.quiet.flush"])
 
     before = closed()
     for _ in range(10):
