@@ -23,10 +23,12 @@ class DirHandle:
     others. To go back, the names of the last pages are kept.
     """
 
-    __slots__ = ("ino", "_start", "_page", "_end", "_marks")
+    __slots__ = ("ino", "whole", "kept", "_start", "_page", "_end", "_marks")
 
     def __init__(self, ino: int) -> None:
         self.ino = ino
+        self.whole = False
+        self.kept = False  # the mount's own: the kernel keeps what it is told
         self.restart()
 
     def restart(self) -> None:
@@ -35,6 +37,11 @@ class DirHandle:
         self._page: list[tuple[bytes, Attr]] = []
         self._end = False  # nothing follows the page
         self._marks: OrderedDict[int, list[bytes]] = OrderedDict()  # page offset -> its names
+
+    def remember(self, names: list[bytes]) -> None:
+        """These are all there is now: whoever has them can read on after any of them."""
+        self.whole = True
+        self._marks[0] = names
 
     @property
     def stop(self) -> int:
@@ -72,6 +79,9 @@ class DirHandle:
         self._start, self._page, self._end = offset, page, end
 
 
+WHOLE_MAX = 128  # entries of a directory of which a handle learns all when it is opened
+
+
 class Directories:
     """Reads directories."""
 
@@ -88,6 +98,14 @@ class Directories:
         self._files = files
         self._ahead = ahead
         self._pages = 0
+
+    def open(self, ino: int) -> DirHandle:
+        """A handle; ``whole`` where all that is in a directory, of few entries, is known under its lease."""
+        handle = DirHandle(ino)
+        known = self._session.leases.listing(ino, b"", WHOLE_MAX + 1, self._session.now_s())
+        if known is not None and known[1] and len(known[0]) <= WHOLE_MAX:
+            handle.remember([name for name, _ in known[0]])
+        return handle
 
     async def read(self, handle: DirHandle, offset: int) -> list[tuple[bytes, Attr, int]]:
         """A page from ``offset`` on; empty at the end, also of a directory that was removed."""

@@ -323,7 +323,7 @@ class Volume:
     async def opendir(self, ino: int) -> DirHandle:
         """Open a directory for reading."""
         await trio.lowlevel.checkpoint()
-        return DirHandle(ino)
+        return self._directories.open(ino)
 
     async def readdir(self, handle: DirHandle, offset: int, plus: bool = True) -> list[tuple[bytes, Attr, int]]:
         """A page of (name, attributes, offset of what follows), without "." and "..". Empty at the end.

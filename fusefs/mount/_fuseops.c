@@ -1,6 +1,6 @@
 /* The requests that pyfuse3 has no handler for: locks, fallocate, lseek, copy_file_range, and who flushes; what Python
- * need not be woken for (_quiet.c); and one thing that libfuse 3.14 does not know how to ask the kernel for: shared
- * mappings of files that are open for direct I/O.
+ * need not be woken for (_quiet.c); what pyfuse3 cannot say (_listing.c); and one thing that libfuse 3.14 does not know
+ * how to ask the kernel for: shared mappings of files that are open for direct I/O.
  *
  * Loaded with RTLD_GLOBAL before pyfuse3, this library's fuse_session_new is the one that pyfuse3 calls: it adds to the
  * table of operations and calls libfuse's. fuse_session_destroy likewise, because a request must not be answered after
@@ -30,6 +30,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "_listing.h"
 #include "_quiet.h"
 
 /* --- state: one mount in a process, as with pyfuse3 --------------------------------------------------------------- */
@@ -568,6 +569,7 @@ static PyMethodDef module_methods[] = {
     {"take_paged", take_paged, METH_NOARGS, "Whether the write whose handler begins now is of mapped pages; then False."},
     {"quiet", quiet_counts, METH_NOARGS, "How many flushes and questions about capabilities went to no handler."},
     {"set_incapable", set_incapable, METH_VARARGS, "An inode has no capabilities for so many seconds; 0: not known."},
+    {"keep_listing", keep_listing, METH_O, "The kernel keeps the listing of what is opened next; True: as it has it."},
     {"none_incapable", none_incapable, METH_NOARGS, "Of no inode that is known any more."},
     {NULL, NULL, 0, NULL},
 };
@@ -589,10 +591,8 @@ PyMODINIT_FUNC PyInit__fuseops(void)
     module = PyModule_Create(&definition);
     if (!module)
         return NULL;
-    PyObject *mark = PyLong_FromUnsignedLongLong(QUIET);
-    int added = mark ? PyModule_AddObjectRef(module, "QUIET", mark) : -1;
-    Py_XDECREF(mark);
-    if (added < 0 || PyModule_AddObjectRef(module, "Request", (PyObject *)&RequestType) < 0) {
+    if (PyModule_AddIntConstant(module, "QUIET", (long)QUIET) < 0 ||
+        PyModule_AddObjectRef(module, "Request", (PyObject *)&RequestType) < 0) {
         Py_DECREF(module);
         return NULL;
     }

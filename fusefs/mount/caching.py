@@ -31,6 +31,10 @@ instead (``KernelView.doubt``); those the kernel does not compare then, so a fil
 later. Such a file is one that several mounts change at this moment; so what was recalled lately is opened for direct
 I/O (``contended``), which asks us for bytes and size together, and only who had it open before can notice. What is read
 in the pages of others and ends before the file that they see does is refused once (``fusefs.mount.crossing``).
+
+Listings of small directories are kept as pages of the directory. Each opening asks us, and after a recall the kernel is
+not allowed to go on with what it has; it also compares mtime, which somebody may have set back, when it begins. What is
+open at that moment may be read again from its beginning: there the pages go with the recall.
 """
 
 from __future__ import annotations
@@ -53,6 +57,7 @@ INLINE_MAX = 16  # inodes; a thread hop costs as much as many of them
 NEGATIVE_AFTER = 3  # a missing name that was asked for so often is believed to be missing by the kernel too
 ASKED_MAX = 4096
 LISTED_MAX = 256
+LISTINGS_MAX = 16_384
 ARRIVAL_S = 0.002  # for a reply to reach who asked
 PROOF_S = 0.05  # until a reply that no lock orders has arrived for certain
 PAGES_S = 1.0  # for the kernel to write back what programs have changed in mapped pages
@@ -134,6 +139,8 @@ class KernelCache:
         self._busy = busy
         self._mapped = mapped
         self._incapable = incapable
+        self._listings: dict[int, bool] = {}  # directories whose listing the kernel keeps, by the last opening
+        self._open: dict[int, int] = {}  # and how many of those are open
         self.crowded = False  # something is mounted inside the mount
         self._counts = {"again": 0, "contended": 0, "pages_late": 0}
 
@@ -205,6 +212,22 @@ class KernelCache:
         """This name is about to come into being."""
         self._asked.pop((parent, name), None)
 
+    def keeps_listing(self, ino: int) -> bool:
+        """A directory of which all is known is opened: the kernel keeps its listing from now on. Return whether it may
+        go on with the one it has kept before."""
+        self._open[ino] = self._open.get(ino, 0) + 1
+        kept = self._listings.pop(ino, False)
+        self._listings[ino] = True
+        if len(self._listings) > LISTINGS_MAX:
+            del self._listings[next(iter(self._listings))]
+        return kept
+
+    def closed_listing(self, ino: int) -> None:
+        """A directory that was opened so is closed."""
+        self._open[ino] -= 1
+        if not self._open[ino]:
+            del self._open[ino]
+
     def renaming(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
         """The kernel is about to carry what it believes of one name over to another, and back in an exchange."""
         now_s = self._clock_s()
@@ -231,6 +254,8 @@ class KernelCache:
 
     def expire(self, inos: Collection[int]) -> None:
         """These are about to be changed from here: have their attributes asked for again. Does not wait."""
+        for ino in inos:
+            self._listings.pop(ino, None)
         told = self._take(inos)
         if told:
             self._notifier.forget_attributes(told)
@@ -253,6 +278,8 @@ class KernelCache:
         self._note(inos)
         if self._incapable is not None:
             self._incapable.forget(inos)
+        for ino in inos:
+            self._listings.pop(ino, None)
         await self._forget_names(self._names.take(inos, self._clock_s()))
         told = self._take(inos)
         mapped = self._mapped.among(inos) if self._mapped is not None else []
@@ -266,16 +293,19 @@ class KernelCache:
             await self._arrive({ino: told[ino] for ino in read})
             await self._forget_pages(read, LOCK_S, LOCK_S / 10)
         await self._forget_attrs(told)
+        if self._open:
+            await self._forget_pages([ino for ino in inos if ino in self._open], LOCK_S, LOCK_S / 10)
 
     async def forget_all(self) -> None:
         """Return when nothing is believed any more."""
         self._view.doubt_all()
         if self._incapable is not None:
             self._incapable.forget_all()
+        self._listings.clear()
         await self._forget_names(self._names.take_all(self._clock_s()))
         await self._forget_attrs(self._take(list(self._attrs)))
         if self._mapped is not None:
-            await self._forget_pages(self._mapped.all(), PAGES_S, LOCKED_S)
+            await self._forget_pages([*self._mapped.all(), *self._open], PAGES_S, LOCKED_S)
 
     async def _forget_pages(self, inos: list[int], patience_s: float, locked_s: float) -> None:
         """Have pages written back and dropped, for as long as that can be waited for: shorter while requests are under
@@ -391,6 +421,7 @@ class KernelCache:
             "attrs": len(self._attrs),
             "names": len(self._names),
             "names_bytes": self._names.weight,
+            "listings": len(self._listings),
             "asked": len(self._asked),
             "recalled": len(self._recalled),
             **self._counts,

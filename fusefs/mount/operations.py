@@ -69,6 +69,7 @@ class Operations(pyfuse3.Operations):
         self.quiet = 0  # marks the numbers of files whose closing we need not hear of
         self.quiet_answers: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self.incapable: Incapable | None = None  # set where something is made of it
+        self.keep_listing: Callable[[bool], None] | None = None  # has the kernel keep the listing that is opened next
         self.unmasked: Callable[[], bool] = bool  # says whether the kernel leaves the umask to us
 
     # --- replies --------------------------------------------------------------------------------------------------
@@ -341,7 +342,12 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         self._heard(ctx)
         self._directories.check_room()
-        return self._directories.add(await self.volume.opendir(inode))
+        handle = await self.volume.opendir(inode)
+        number = self._directories.add(handle)
+        if handle.whole and self.cache is not None and self.keep_listing is not None:
+            handle.kept = True
+            self.keep_listing(self.cache.keeps_listing(inode))  # which counts for this very reply
+        return number
 
     @handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -379,7 +385,10 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def releasedir(self, fh: int) -> None:
-        await self.volume.releasedir(self._directories.remove(fh))
+        handle = self._directories.remove(fh)
+        if handle.kept and self.cache is not None:
+            self.cache.closed_listing(handle.ino)
+        await self.volume.releasedir(handle)
 
     @handler
     async def fsyncdir(self, fh: int, datasync: bool) -> None:

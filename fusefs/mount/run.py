@@ -251,6 +251,7 @@ class _Kernel:
         operations.unmasked = extension.unmasked
         operations.paged = extension.take_paged
         operations.maps_direct = extension.maps_direct
+        operations.keep_listing = extension.keep_listing
         operations.quiet, operations.quiet_answers = extension.QUIET, extension.quiet
         operations.incapable = Incapable(extension, self._volume.lacks_s)
 

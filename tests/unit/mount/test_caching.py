@@ -303,3 +303,35 @@ def test_the_mount_option() -> None:
     assert not parse_options(["leases=attributes"]).cache_names
     with pytest.raises(UsageError):
         parse_options(["leases=maybe"])
+
+
+async def test_a_listing_is_kept_until_it_is_recalled_or_changed_from_here(
+    leased: Leased, kernel: Kernel, autojump_clock: object
+) -> None:
+    cache, _ = made(leased)
+    assert not cache.keeps_listing(1) and cache.keeps_listing(1)
+    await cache.forget([1])
+    assert not cache.keeps_listing(1) and cache.keeps_listing(1)
+    await cache.forget_all()
+    assert not cache.keeps_listing(1) and cache.keeps_listing(1)
+    cache.expire([1])
+    assert not cache.keeps_listing(1)
+
+
+async def test_pages_of_open_directories_go_with_a_recall(
+    leased: Leased, kernel: Kernel, autojump_clock: object
+) -> None:
+    dropper = Dropper()
+    dropper.let.set()
+    mapped = Mappable(dropper, lambda ino: False)
+    cache = KernelCache(leased, KernelView(), Notifier(None), lambda: leased.now_s, Busy(), mapped=mapped)
+    cache.keeps_listing(1)
+    cache.keeps_listing(1)
+    cache.closed_listing(1)
+    await cache.forget([1, 2])
+    await cache.forget_all()
+    assert dropper.dropped == [1, 1]
+    cache.closed_listing(1)
+    await cache.forget([1])
+    await cache.forget_all()
+    assert dropper.dropped == [1, 1]

@@ -47,7 +47,7 @@ class FakeVolume:
 
 
 def handle(ino: int) -> Any:
-    return SimpleNamespace(ino=ino, flags=os.O_RDONLY, append=False, direct=False, uid=0)
+    return SimpleNamespace(ino=ino, flags=os.O_RDONLY, append=False, direct=False, uid=0, whole=False, kept=False)
 
 
 class FakeDropper:
