@@ -24,7 +24,6 @@
 #include <errno.h>
 #include <fuse_lowlevel.h>
 #include <linux/fuse.h>
-#include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -299,6 +298,7 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
         conn->want |= FUSE_CAP_DONT_MASK;
         left_unmasked = true;
     }
+    conn->want |= conn->capable & FUSE_CAP_CACHE_SYMLINKS; /* a target never changes, and no number is used again */
 }
 
 static void op_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock)

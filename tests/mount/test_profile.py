@@ -72,6 +72,18 @@ def test_a_file_that_was_only_read_is_closed_without_waking_the_mount(volume: Cl
     assert closed() == before + 10, "it has a lock to give up"
 
 
+def test_the_target_of_a_link_is_asked_for_once(volume: Cluster, work: Path) -> None:
+    (work / "link").symlink_to("target")
+    assert os.readlink(work / "link") == "target"
+    before = profile_of(volume.mounts[0])["operations"]["readlink"]["count"]
+    for _ in range(10):
+        assert os.readlink(work / "link") == "target"
+    (work / "link").unlink()
+    (work / "link").symlink_to("other")
+    assert os.readlink(work / "link") == "other"
+    assert profile_of(volume.mounts[0])["operations"]["readlink"]["count"] == before + 1
+
+
 def test_serving_loops(work: Path, served: Path) -> None:
     """Requests that wait and requests that do not, at once, and what is written is there through the other mount."""
 
