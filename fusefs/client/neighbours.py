@@ -31,6 +31,7 @@ WINDOW_BYTES_MAX = 2 * MIB
 LITTLE_MAX, LITTLE_BYTES_MAX = 24, 512 * KIB  # a directory with so little in it is fetched as a whole
 LOOK_AT = 4  # times as many names are looked at for a window
 CREDIT_MAX = 256
+SEEN_MAX = 16_384  # files of one directory; who comes back to those before may have them fetched again
 PLACES_MAX = 16_384
 WALKS_MAX = 64
 
@@ -81,6 +82,8 @@ class _Walk:
             useful = 2 * self.used >= self.size
             self.window = min(2 * self.window, WINDOW_MAX) if useful else WINDOW_MIN
             self.patience = WINDOW_MIN if useful else 2 * self.patience
+        if len(self.seen) > SEEN_MAX:
+            self.seen = set(self.waiting)
         few = len(around) <= LITTLE_MAX and sum(attr.size for attr in around if _is_small(attr)) <= LITTLE_BYTES_MAX
         window = LITTLE_MAX if few else self.window
         chosen: list[Attr] = []

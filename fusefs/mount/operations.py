@@ -105,9 +105,10 @@ class Operations(pyfuse3.Operations):
         keep = self.kernel.opened(handle.ino)
         self.mappable.opened(handle)
         cache = self.cache
-        handle.direct = handle.append or (cache is not None and cache.contended(handle.ino) and self.maps_direct())
+        direct_io = handle.append or (cache is not None and cache.contended(handle.ino) and self.maps_direct())
+        handle.direct = direct_io or bool(handle.flags & os.O_DIRECT)
         number = self.files.add(handle, self.quiet if handle.flags & os.O_ACCMODE == os.O_RDONLY else 0)
-        return pyfuse3.FileInfo(fh=number, direct_io=handle.direct, keep_cache=keep, nonseekable=False)
+        return pyfuse3.FileInfo(fh=number, direct_io=direct_io, keep_cache=keep, nonseekable=False)
 
     # --- names and attributes -------------------------------------------------------------------------------------
 
@@ -316,7 +317,7 @@ class Operations(pyfuse3.Operations):
             handle = handle.placed()
         written = await self.volume.write(handle, off, buf)
         self.kernel.grown(handle.ino, off + written)
-        if handle.direct or handle.flags & os.O_DIRECT:
+        if handle.direct:
             await self.volume.strip(handle, handle.uid)
         self.profile.operations["write"].bytes += written
         return written
