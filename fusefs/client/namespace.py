@@ -17,6 +17,7 @@ from fusefs.client.writeback import WriteBack
 from metadata import api
 from metadata.api import Attr
 from node.wire.errors import Code, FsError
+from node.wire.limits import READDIR_PAGE_MAX
 
 _ACLS = {b"system.posix_acl_access": api.ATTR_ACCESS_ACL, b"system.posix_acl_default": api.ATTR_DEFAULT_ACL}
 
@@ -45,9 +46,10 @@ class Namespace:
     async def lookup(self, parent: int, name: bytes) -> Attr:
         known = self._remembered(parent, name)
         if known is not None:
+            self._prefetch.found(parent)
             return known
         try:
-            result = await self._session.query(api.Lookup(parent, name), api.AttrResult)
+            result = await self._ask(parent, name)
         except FsError as error:
             if error.code is Code.NOT_FOUND:
                 self._holds.drop_hint(parent, name)
@@ -55,6 +57,13 @@ class Namespace:
         self._holds.hint(parent, name, result.attr.ino)
         self._prefetch.missed(parent)
         return self._files.overlay(result.attr)
+
+    async def _ask(self, parent: int, name: bytes) -> api.AttrResult:
+        query = api.Lookup(parent, name)
+        if not self._prefetch.eager(parent):
+            return await self._session.query(query, api.AttrResult)
+        listing = api.ReadDir(parent, b"", READDIR_PAGE_MAX, True)
+        return expect((await self._session.read(query, listing))[0], api.AttrResult)
 
     def _remembered(self, parent: int, name: bytes) -> Optional[Attr]:
         """Answer from memory. Raises NOT_FOUND for a name that is known not to exist."""

@@ -1,4 +1,8 @@
-"""Directories in which one name after the other is looked up are read whole, once."""
+"""Directories in which one name after the other is looked up are read whole, once.
+
+Where that is of use in directory after directory, as for who looks at a whole tree by names, the listing of a small one
+comes with the answer to the first question in it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,9 @@ MISSES = 3  # names that had to be asked for, in one directory
 WITHIN_S = 1.0
 PAGES_MAX = 16
 WATCHED_MAX = 256
+EAGER_ENTRIES_MAX = 128  # of a directory whose listing comes with the first answer
+EAGER_COST = 4  # names that must be looked up in it then, or the credit for others ends
+CREDIT_MAX = 64
 
 
 class Prefetch:
@@ -27,6 +34,30 @@ class Prefetch:
         self._missed: OrderedDict[int, tuple[float, int]] = OrderedDict()  # directory -> since when, how often
         self._fetching: set[int] = set()
         self._fetched = 0
+        self._whole: OrderedDict[int, None] = OrderedDict()  # directories that were read so lately
+        self._credit = 0
+
+    def found(self, ino: int) -> None:
+        """A name in this directory did not have to be asked for."""
+        if ino in self._whole:
+            self._credit = min(self._credit + 1, CREDIT_MAX)
+
+    def eager(self, ino: int) -> bool:
+        """Whether to ask for all of a directory together with a name in it; then it counts as asked for."""
+        if self._credit < EAGER_COST or not self._session.leases.on or ino in self._fetching:
+            return False
+        attr = self._session.leases.attr(ino, self._session.now_s())
+        if attr is None or not 1 < attr.size <= EAGER_ENTRIES_MAX or ino in self._whole:
+            return False  # what was read and is not known any more is being changed by others
+        self._credit -= EAGER_COST
+        self._read(ino)
+        return True
+
+    def _read(self, ino: int) -> None:
+        self._whole[ino] = None
+        if len(self._whole) > WATCHED_MAX:
+            self._whole.popitem(last=False)
+        self._fetched += 1
 
     def missed(self, ino: int) -> None:
         """A name in this directory had to be asked for."""
@@ -52,7 +83,7 @@ class Prefetch:
                 if page.end or not page.entries:
                     break
                 after = page.entries[-1].name
-            self._fetched += 1
+            self._read(ino)
         except FsError:
             pass  # whoever needs a name asks for it
         finally:
