@@ -168,6 +168,13 @@ class LeaseTable:
         self.prolong(session, now_s)
         return True
 
+    def unleased(self, session: int, inos: Iterable[int]) -> tuple[int, ...]:
+        """Those that the session has no lease on, and could have one."""
+        held, owed, exclusive = self._held.get(session, {}), self._owed, self._exclusive
+        return tuple(
+            [ino for ino in dict.fromkeys(inos) if ino not in held and ino not in owed and ino not in exclusive]
+        )
+
     def own(self, session: int, inos: Iterable[int], now_s: float) -> tuple[int, ...]:
         """Make leases exclusive that were just granted; return those that cannot be."""
         assert self._fencing

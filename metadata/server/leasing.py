@@ -135,10 +135,15 @@ class Leasing:
         peer = self._peers.get(session)
         return peer is not None and self._notify(peer, message)
 
-    def grant(self, session: int, inos: Sequence[int]) -> Grant:
-        """Lease inodes to a session that is answered now."""
+    def grant(self, session: int, inos: Sequence[int], *, journal: bool = False) -> Grant:
+        """Lease inodes to a session that is answered now; in a ``journal`` it has changed them by itself."""
         table, now_s = self.table, self._node.running_s
         if session not in self._peers or not table.grant(session, inos, now_s):
+            # It has shown its programs what it has made, and its kernel believes that: where it cannot have a lease on
+            # that, because another of these inodes is being recalled, nobody may see it change before it is recalled.
+            made = table.unleased(session, inos) if journal else ()
+            if made and table.grant(session, made, now_s):
+                self._send(*table.recall(session, made))
             return NOTHING
         # A full member takes no journal beyond what was promised
         shared = None if self._node.full else table.own(session, inos, now_s)

@@ -141,7 +141,7 @@ class Service:
             if not request.lease:
                 call.reply(reply)
                 return
-            grant = self.leasing.grant(request.session, shown(reply.results))
+            grant = self.leasing.grant(request.session, shown(reply.results), journal=request.journal)
             call.reply(api.SubmitReply(reply.results, grant.term, outcome.touched, grant.shared, grant.locked))
 
         if request.journal:

@@ -179,7 +179,8 @@ def change_mapped_pages(a: Path, b: Path) -> None:
             with open(a / name, "r+b", buffering=0) as other:
                 other.write(b"A" * 10)
                 os.fsync(other.fileno())
-            assert mapped[:10] == b"A" * 10, "B does not see what A has written"
+            seen = mapped[:10]
+            assert seen == b"A" * 10, f"{name}: B sees {seen!r} of A's write, and A {(a / name).read_bytes()[:10]!r}"
             os.fsync(file.fileno())
         expected = b"A" * 10 + b"0" * 4086 + b"BBBB" + b"0" * 4092
         for top in (a, b):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from metadata import api
 from metadata.leases import LeaseTable
-from metadata.server.leasing import Concerned, concerned
+from metadata.server.leasing import NOTHING, Concerned, Leasing, concerned
 
 A, B, C = 1, 2, 3
 INO = 7
@@ -132,3 +135,31 @@ def test_what_a_mutation_is_about() -> None:
     assert concerned(moved, child) == Concerned((1, 10, 2), (1, 2)), "names are as the operation before left them"
     assert concerned([api.Link(12, 1, b"z"), api.SetAttr(13, mode=0)], child) == Concerned((12, 1, 13), ())
     assert concerned([api.CloneRange(1, 0, 2, 0, 5)], child) == Concerned((1, 2), ())
+
+
+def test_what_a_journal_has_made_is_recalled_where_it_cannot_be_leased() -> None:
+    """A has made 8 in 7, which is being recalled, and its kernel believes in 8: nobody may change that before."""
+    sent: list[api.Recall] = []
+    node: Any = SimpleNamespace(core=SimpleNamespace(term=1), running_s=0.0, full=False)
+    machine: Any = SimpleNamespace(sessions=list, locked=lambda inos: ())
+
+    def notify(peer: bytes, message: Any) -> bool:
+        sent.append(message)
+        return True
+
+    leasing = Leasing(node, machine, notify)
+    leasing.begin()
+    leasing._peers[A] = b"A"
+    table = leasing.table
+    assert leasing.grant(A, [7, 9]).shared == ()
+    _, first, _ = table.recall(A, (7,))
+    assert leasing.grant(A, [7, 8, 9]) == NOTHING and not sent, "what was not changed there is not believed"
+    assert leasing.grant(A, [7, 8, 9], journal=True) == NOTHING
+    (second,) = sent
+    assert (second.session, second.inos) == (A, (8,)), "of 9 it has a lease, which stands"
+    assert table.debts([8], B) == {(A, second.number)} and not table.debts([9], B)
+    table.acknowledge(A, first)
+    assert table.debts([7, 8], B) == {(A, second.number)}
+    table.acknowledge(A, second.number)
+    assert not table.debts([7, 8], B)
+    assert leasing.grant(A, [7, 8], journal=True).term
