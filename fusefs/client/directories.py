@@ -102,7 +102,11 @@ class Directories:
     def open(self, ino: int) -> DirHandle:
         """A handle; ``whole`` where all that is in a directory, of few entries, is known under its lease."""
         handle = DirHandle(ino)
-        known = self._session.leases.listing(ino, b"", WHOLE_MAX + 1, self._session.now_s())
+        leases, now_s = self._session.leases, self._session.now_s()
+        attr = leases.attr(ino, now_s)
+        if attr is None or attr.size > WHOLE_MAX:
+            return handle
+        known = leases.listing(ino, b"", WHOLE_MAX + 1, now_s)
         if known is not None and known[1] and len(known[0]) <= WHOLE_MAX:
             handle.remember([name for name, _ in known[0]])
         return handle

@@ -371,7 +371,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *buf
 
 /* --- taking part in the making of a session ----------------------------------------------------------------------- */
 
-static void *in_libfuse(const char *name)
+void *in_libfuse(const char *name)
 {
     void *library = dlopen("libfuse3.so.3", RTLD_LAZY | RTLD_NOLOAD);
     void *found = library ? dlsym(library, name) : NULL;

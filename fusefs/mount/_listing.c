@@ -7,7 +7,6 @@
 #define FUSE_USE_VERSION 314
 #include "_listing.h"
 
-#include <dlfcn.h>
 #include <fuse_lowlevel.h>
 
 static enum { NOT, ANEW, ON } next; /* how the next directory is opened */
@@ -18,8 +17,7 @@ __attribute__((visibility("default"))) int fuse_reply_open(fuse_req_t req, const
     struct fuse_file_info opened = *fi;
 
     if (!real) {
-        void *library = dlopen("libfuse3.so.3", RTLD_LAZY | RTLD_NOLOAD);
-        *(void **)&real = library ? dlsym(library, "fuse_reply_open") : NULL;
+        *(void **)&real = in_libfuse("fuse_reply_open");
         if (!real)
             return -1;
     }

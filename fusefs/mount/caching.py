@@ -46,13 +46,12 @@ from typing import Any, NamedTuple, Protocol
 import trio
 
 from fusefs.mount.incapable import Incapable
-from fusefs.mount.kernel import KernelView
+from fusefs.mount.kernel import MARGIN_S, KernelView
 from fusefs.mount.names import Arriving, Busy, Cooling, ToldNames
 from fusefs.mount.notify import Notifier
 from metadata.api import Attr
 from node.wire.limits import KERNEL_NAMES_BYTES, SESSION_LEASE_S
 
-MARGIN_S = 0.5  # between the end of what the kernel believes and the end of our leases
 INLINE_MAX = 16  # inodes; a thread hop costs as much as many of them
 NEGATIVE_AFTER = 3  # a missing name that was asked for so often is believed to be missing by the kernel too
 ASKED_MAX = 4096

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from fusefs.client.fileio import CAPABILITY
-
-MARGIN_S = 0.5  # between the end of what is believed and the end of the lease
+from fusefs.mount.kernel import MARGIN_S
 
 
 class Table(Protocol):

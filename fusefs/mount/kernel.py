@@ -9,6 +9,8 @@ from fusefs.mount.crossing import Crossings
 from metadata.api import Attr
 from node.wire.types import ROOT_INO
 
+MARGIN_S = 0.5  # between the end of what the kernel believes and the end of our leases
+
 
 class _Known:
     """One inode in the kernel. ``pages`` is the data version that its page cache holds at oldest, 0: not known.

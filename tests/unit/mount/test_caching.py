@@ -12,8 +12,8 @@ import pyfuse3
 import pytest
 import trio
 
-from fusefs.mount.caching import CONTENDED_MAX, CONTENDED_S, MARGIN_S, NEGATIVE_AFTER, PAGES_S, KernelCache
-from fusefs.mount.kernel import KernelView
+from fusefs.mount.caching import CONTENDED_MAX, CONTENDED_S, NEGATIVE_AFTER, PAGES_S, KernelCache
+from fusefs.mount.kernel import MARGIN_S, KernelView
 from fusefs.mount.mapped import Mappable
 from fusefs.mount.names import Busy
 from fusefs.mount.notify import Notifier

@@ -12,8 +12,8 @@ import trio
 
 from fusefs.client.fileio import CAPABILITY
 from fusefs.mount.caching import KernelCache
-from fusefs.mount.incapable import MARGIN_S, Incapable
-from fusefs.mount.kernel import KernelView
+from fusefs.mount.incapable import Incapable
+from fusefs.mount.kernel import MARGIN_S, KernelView
 from fusefs.mount.names import Busy
 from fusefs.mount.notify import Notifier
 from fusefs.mount.operations import Operations
