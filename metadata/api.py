@@ -288,11 +288,18 @@ class OpenSessionReply(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RenewSession(msgspec.Struct, frozen=True, array_like=True):
-    """Keep a session alive; sent every SESSION_RENEW_S. UNKNOWN_SESSION when it has expired."""
+    """Keep a session alive; sent every SESSION_RENEW_S. UNKNOWN_SESSION when it has expired.
+
+    ``keeps``, with the term of a new leader: inodes that were leased exclusively under an earlier one, were changed by
+    the session and are not brought yet. They are leased exclusively from then on. FENCED where ``fence``, the
+    session's, has been raised since.
+    """
 
     session: int
     orphans_after: int = 0  # page: removed inodes above this number
     lease_term: int = 0  # as in Read
+    keeps: tuple[int, ...] = ()
+    fence: Optional[int] = None
 
 
 class RenewSessionReply(msgspec.Struct, frozen=True, array_like=True):

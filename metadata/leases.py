@@ -31,7 +31,9 @@ Leases are this leader's memory. One that begins does not know what its predeces
 has said that it holds nothing of theirs, or the longest of their leases has ended, it answers neither reads nor
 mutations (``in_grace``). That a session holds nothing *now* is not enough: an old leader's grant may still be on its
 way to it. So the session has to name the new term, and takes grants of no other from then on. Before it does, it brings
-its journal. Those that have not named it when the longest lease has ended are fenced.
+its journal, or tells which inodes that is about: those it has exclusively then (``reclaim``), as under the leader that
+it changed them under, and nobody has been shown them meanwhile. Those that have not named the term when the longest
+lease has ended are fenced.
 """
 
 from __future__ import annotations
@@ -87,6 +89,7 @@ class LeaseTable:
         self._number = 0
         self.counts = {
             "grants": 0, "recalls": 0, "recalled_again": 0, "broken": 0, "released": 0, "seized": 0, "fenced": 0,
+            "reclaimed": 0,
         }  # fmt: skip
 
     # --- leadership -------------------------------------------------------------------------------------------
@@ -122,6 +125,21 @@ class LeaseTable:
         """The session holds no lease of an earlier leader and will take none: it named this term, or it has ended."""
         self._doubtful.discard(session)
         self._end_grace()
+
+    def reclaim(self, session: int, inos: Iterable[int], now_s: float) -> bool:
+        """The session changed these inodes under exclusive leases of an earlier leader. Whether it has them so again:
+        while it has not named this term nothing is granted to anybody, so nobody else can have them."""
+        if session not in self._doubtful:
+            return False
+        held = self._held.setdefault(session, {})
+        for ino in inos:
+            if ino not in self._exclusive:
+                held[ino] = None
+                self._holders.setdefault(ino, set()).add(session)
+                self._possess(session, ino)
+        self.counts["reclaimed"] += 1
+        self.prolong(session, now_s)
+        return True
 
     @property
     def in_grace(self) -> bool:

@@ -26,7 +26,7 @@ class SessionChannel:
         self._session = session
 
     def changed_here(self) -> None:
-        self._session.changed_here()
+        self._session.exclusive.changed()
 
     async def bring(
         self, ops: tuple[api.Op, ...], times_ns: tuple[int, ...], bases: tuple[tuple[int, int], ...]

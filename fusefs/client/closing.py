@@ -26,17 +26,17 @@ class Closing:
         self._local = local
         self._writeback = writeback
         self._now_ns = now_ns
-        session.surrender = self.surrender
+        session.exclusive.surrender = self.surrender
         writeback.journaling(self)
 
     def owned(self, ino: int) -> bool:
         """Whether bytes that are written to a file now may stay here until they are asked for."""
         if self._session.recalls.giving(ino):
-            self._session.given_late()  # bytes of mapped pages, most likely
+            self._session.exclusive.given_late()  # bytes of mapped pages, most likely
             return True
         if self._local.owned(ino) is None:
             return False
-        self._session.changed_here()
+        self._session.exclusive.changed()
         return True
 
     def size(self, ino: int) -> Optional[int]:

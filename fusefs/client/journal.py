@@ -41,7 +41,9 @@ RETRY_S = 0.2
 INOS = min(4096, INO_RANGE_MAX)
 INOS_LOW = 1024
 
-_BUSY = frozenset({Code.NO_SPACE, Code.OVERLOADED, Code.TIMEOUT, Code.RETRY, Code.UNREACHABLE, Code.NOT_LEADER})
+_PASSING = frozenset(
+    {Code.OVERLOADED, Code.TIMEOUT, Code.RETRY, Code.UNREACHABLE, Code.NOT_LEADER, Code.SHUTTING_DOWN}
+)
 
 
 class Entry:
@@ -185,6 +187,10 @@ class Journal:
         """Whether the service does not know yet how one of these was changed here."""
         concerned = self._concerned
         return bool(concerned) and any(ino in concerned for ino in inos)
+
+    def inos(self) -> tuple[int, ...]:
+        """The inodes that were changed here and of which the service does not know it yet."""
+        return tuple(self._concerned)
 
     # --- who waits ----------------------------------------------------------------------------------------------
 
@@ -345,6 +351,8 @@ class Journal:
                 await self.data.flush_for_journal(file, entry.carry)
             except FsError as error:
                 log.warning("data of inode %d is not written back: %s", file.ino, error)
+                if error.code in _PASSING and file.dirty and file.dead is None:
+                    file.unsealed = True  # names need not wait for it any longer, but a recall does
         if self._entries and self._entries[0] is entry:
             self._leave(entry)
             self._answered.unpark_all()

@@ -281,7 +281,7 @@ class Locking:
     def _here(self, turns: list[int]) -> None:
         """Something was decided here, and by that the turn of some has come."""
         self._counts["here"] += 1
-        self._session.changed_here()
+        self._session.exclusive.changed()
         for ticket in turns:
             if ticket in self._turns:
                 self._turns[ticket].set()

@@ -1,9 +1,14 @@
 """What happens when leases end before their time: the kernel forgets, then the service is told.
 
 Nothing here waits for a handler, nor for anything that waits for the leader (rule 5): the kernel is told by calls that
-take no lock. Whoever asks the service meanwhile first waits for this (``quiet``): an answer that is newer than what the
-kernel still shows must not be handed out, and a new leader's term must not be named before the kernel has forgotten
-what an earlier one granted.
+take no lock. Whoever asks the service meanwhile first waits until the kernel has forgotten (``forgotten``): an answer
+that is newer than what the kernel still shows must not be handed out, and a new leader's term must not be named before
+the kernel has forgotten what an earlier one granted.
+
+What was changed here of inodes that were leased exclusively is then brought, and only after that the service is told.
+That may take as long as chunk servers are away. Meanwhile this mount shows that it lives and answers what it can, so
+that it is waited for: what programs were told is done would be lost otherwise. After ``SURRENDER_S_MAX`` it asks for
+nothing more, so that its leases end and others come first. Who changes something waits for all of it (``quiet``).
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from fusefs.client.caller import Caller
 from fusefs.client.leases import Leases
 from metadata import api
 from node.wire.errors import Code, FsError
+from node.wire.limits import SURRENDER_S_MAX
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +48,22 @@ class Kernel(Protocol):
         ...
 
 
+class _Task:
+    """A recall or a loss of leases under way."""
+
+    def __init__(self) -> None:
+        self.forgotten = trio.Event()  # by the kernel
+        self.done = trio.Event()
+        self.patience = trio.current_time() + SURRENDER_S_MAX  # until then others wait for what is brought
+
+
+async def _happens(event: trio.Event, deadline: float) -> None:
+    with trio.move_on_at(deadline):
+        await event.wait()
+    if not event.is_set():
+        raise FsError(Code.TIMEOUT, "a recall could not be acknowledged in time")
+
+
 class Recalls:
     """Recalls and losses of leases, each in a task of its own."""
 
@@ -58,7 +80,7 @@ class Recalls:
         self._members = members
         self._nursery = nursery
         self._surrender = surrender
-        self._running: dict[int, trio.Event] = {}
+        self._running: dict[int, _Task] = {}
         self._serving: set[tuple[int, int]] = set()  # (session, number) of recalls
         self._giving: dict[int, int] = {}  # inode -> recalls for which the kernel still forgets it
         self.giving_all = 0  # and drops
@@ -106,19 +128,26 @@ class Recalls:
 
     async def quiet(self, deadline: float) -> None:
         """Wait for what is under way now; TIMEOUT at the deadline. Does not wait where there is nothing."""
-        for done in list(self._running.values()):
-            with trio.move_on_at(deadline):
-                await done.wait()
-            if not done.is_set():
-                raise FsError(Code.TIMEOUT, "a recall could not be acknowledged in time")
+        for task in list(self._running.values()):
+            await _happens(task.done, deadline)
+
+    async def forgotten(self, deadline: float) -> None:
+        """Wait until the kernel has forgotten what it must, and for what is still brought only where that has taken
+        longer than others have to wait for it. TIMEOUT at the deadline."""
+        for task in list(self._running.values()):
+            await _happens(task.forgotten, deadline)
+            if trio.current_time() >= task.patience:
+                await _happens(task.done, deadline)
 
     def _begin(self) -> int:
         self._number += 1
-        self._running[self._number] = trio.Event()
+        self._running[self._number] = _Task()
         return self._number
 
     def _end(self, number: int) -> None:
-        self._running.pop(number).set()
+        task = self._running.pop(number)
+        task.forgotten.set()
+        task.done.set()
 
     async def _forget_all(self, kernel: Kernel, number: int) -> None:
         self.giving_all += 1
@@ -139,6 +168,7 @@ class Recalls:
             if self.kernel is not None:
                 with self._give(message.inos):
                     await self.kernel.forget(message.inos)
+            self._running[number].forgotten.set()
             await self._surrender(message.inos)
             caller = self._members.get(member)
             if caller is not None:  # else it is a member no more, and cannot lead

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Optional, TypeVar
@@ -22,6 +22,7 @@ from fusefs.client.brought import Brought
 from fusefs.client.caller import Answer, Caller
 from fusefs.client.channel import SessionChannel
 from fusefs.client.dead import end_dead_sessions
+from fusefs.client.exclusive import Exclusive
 from fusefs.client.journal import Journal
 from fusefs.client.leader import PAUSE_S_MAX, PAUSE_S_MIN, Leader
 from fusefs.client.learning import Lesson, learn, locking, named, subjects, touched
@@ -40,7 +41,6 @@ WATCH_S = 0.25  # how often to look whether the connection to the leader still s
 CLOSE_TIMEOUT_S = 2.0
 LEASE_S = SESSION_LEASE_S - LEASE_MARGIN_S  # by our clock, which may run slow
 ARRIVAL_S = 0.005  # for an answer to reach who asked, through the kernel
-LATE = -1  # the term of what came while a lease was given back: of none, but not nothing
 ASKED_AGAIN_MAX = 8  # an answer that a recall met on its way
 
 _ENDED = frozenset({Code.UNKNOWN_SESSION, Code.FENCED})  # nothing of this session will be executed any more
@@ -72,8 +72,8 @@ class Session:
         self.leases = Leases(on=options.leases, lease_s=LEASE_S, bytes_max=options.lease_bytes_max)
         self.journal = Journal(SessionChannel(self))
         self.journal.enabled = options.leases and options.local_names
-        self.surrender: Callable[[Optional[Collection[int]], float], Awaitable[None]] = self._drain_all
-        self.recalls = Recalls(self.leases, members, nursery, self._surrendered)
+        self.exclusive = Exclusive(self)
+        self.recalls = Recalls(self.leases, members, nursery, self.exclusive.recalled)
         self._brought = Brought(self.leases, lambda ino: self.recalls.changing((ino,)))
         self.journal.on_settled = self._brought.settled
         self._leader.on_lost = self.leases.drop_all
@@ -93,7 +93,6 @@ class Session:
         self._wake = trio.Event()
         self._orphans_after = 0
         self._fence = 0
-        self._exclusive_term = 0  # of the leader under whose leases something was changed here; 0: nothing was
         self.room_bytes = 0
         self.log_room_bytes = -1  # as in RenewSessionReply
         self.on_data: Callable[[bytes, bytes], None] = lambda block, plain: None  # bytes that came with extents
@@ -148,10 +147,11 @@ class Session:
                 lambda: api.RenewSession(asked, self._orphans_after, self.leases.term), deadline, tickets=tickets
             )
         except FsError as error:
-            if error.code is Code.UNKNOWN_SESSION:
+            if error.code not in _ENDED:
+                raise
+            if error.code is Code.UNKNOWN_SESSION or not self._refence(asked, error):
                 self._lost(asked)
-                return
-            raise
+            return
         reply = answer.body
         if asked != self.id:
             return
@@ -182,7 +182,7 @@ class Session:
         reply = (await self.call(request)).body
         self.id = reply.session
         self._fence = reply.fence
-        self._exclusive_term = 0
+        self.exclusive.term = 0
         self._brought.clear()
         self.leases.renounce()
         self.incarnation += 1
@@ -203,7 +203,7 @@ class Session:
         self._wake.set()
         self.leases.renounce()
         self.journal.clear()
-        self._exclusive_term = 0
+        self.exclusive.term = 0
         self.on_lost()
 
     def take_epochs(self, gc_epoch: int, pg_epoch: int) -> None:
@@ -236,28 +236,25 @@ class Session:
         return now_s
 
     async def _ask(
-        self,
-        request: Callable[[], msgspec.Struct],
-        deadline: float,
-        misses: Optional[list[FsError]] = None,
-        tickets: Optional[list[Ticket]] = None,
+        self, request: Callable[[], msgspec.Struct], deadline: float, misses: Optional[list[FsError]] = None,
+        tickets: Optional[list[Ticket]] = None, changing: bool = False,
     ) -> Answer:
         """Ask the leader, in the name of the term that we know; where that has passed, adopt the new one and ask again.
 
         Naming the term is a promise that nothing is cached under an earlier leader's lease. A new leader waits for it
         from every session before it answers anybody. ``tickets`` gets one for each request sent, the last one for what
-        was answered.
+        was answered. ``changing``: not before what is recalled was brought.
         """
         while True:
-            await self.recalls.quiet(deadline)
-            if self._exclusive_term and self._exclusive_term != self.leases.term:
-                await self._renounce(deadline)
-                continue
+            await (self.recalls.quiet if changing else self.recalls.forgotten)(deadline)
             named = self.leases.term
-            ticket = self.leases.ask(self.now_s())
-            if tickets is not None:
-                tickets.append(ticket)
             try:
+                if self.exclusive.term not in (0, named):
+                    await self.exclusive.renounce(deadline)
+                    continue
+                ticket = self.leases.ask(self.now_s())
+                if tickets is not None:
+                    tickets.append(ticket)
                 return await self._leader.call(request(), deadline, misses)
             except FsError as error:
                 if error.code is not Code.LEASES_GONE or error.hint == named or not self.before(deadline):
@@ -408,7 +405,9 @@ class Session:
         while True:
             try:
                 with self.journal.suspended() if unnames else nullcontext():
-                    answer = await self._ask(partial(self._submission, mutation, lowest), deadline, misses, tickets)
+                    answer = await self._ask(
+                        partial(self._submission, mutation, lowest), deadline, misses, tickets, changing=True
+                    )
                 break
             except FsError as error:
                 if error.code is Code.FENCED and self._refence(mutation.session, error):
@@ -453,19 +452,9 @@ class Session:
 
     # --- the journal ----------------------------------------------------------------------------------------------
 
-    def changed_here(self) -> None:
-        """Something is changed by right of exclusive leases now: sync, before any await."""
-        if not self._exclusive_term:  # else what was changed under an earlier leader is not brought yet
-            self._exclusive_term = self.leases.term
-
-    def given_late(self) -> None:
-        """Bytes came while the kernel was made to forget. A recall brings them before it is acknowledged; where all
-        leases are gone, they go like what an earlier leader let us change: before anything is asked."""
-        self._exclusive_term = LATE if self.recalls.giving_all else self._exclusive_term or self.leases.term or LATE
-
     async def _bring(self, mutation: Mutation, deadline: float) -> tuple[api.Result, ...]:
         """Have a part of the journal executed. Waits for no recall and names no new leader's term."""
-        term = self.leases.term if self._exclusive_term == self.leases.term else 0
+        term = self.leases.term if self.exclusive.term == self.leases.term else 0
         misses: list[FsError] = []
         while True:
             ticket = self.leases.ask(self.now_s())
@@ -514,33 +503,17 @@ class Session:
             return False
         if error.hint <= self._fence:
             return True  # another request has met it before
-        if self.journal or self._exclusive_term or self.holds_locks():
+        if self.journal or self.exclusive.term or self.holds_locks():
             return False
         log.warning("leases of %s were broken", self._mount)
         self._fence = error.hint
         return True
 
-    async def _drain_all(self, inos: Optional[Collection[int]], deadline: float) -> None:
-        await self.journal.drain(deadline)
-
-    async def _surrendered(self, inos: Collection[int]) -> None:
-        """Bring what was changed here of these inodes, and all before it. Returns also when it is lost."""
-        while self._exclusive_term:
-            try:
-                with self.journal.suspended():
-                    await self.surrender(inos, self.deadline())
-                return
-            except FsError as error:
-                log.warning("changes made here are recalled, but cannot be brought: %s", error)
-            await trio.sleep(PAUSE_S_MIN)
-
-    async def _renounce(self, deadline: float) -> None:
-        """There is another leader: bring what was changed under the leases of the last one."""
-        term = self._exclusive_term
-        with self.journal.suspended():
-            await self.surrender(None, deadline)
-        if self._exclusive_term == term:
-            self._exclusive_term = 0
+    async def keep(self, inos: Sequence[int], deadline: float) -> None:
+        """Name the newest term to the service, and tell it what was changed here and is not brought yet."""
+        await self._leader.call(
+            api.RenewSession(self.id, self._orphans_after, self.leases.term, tuple(inos), self._fence), deadline
+        )
 
     async def learn_epochs(self, deadline: float) -> None:
         """Hear of the newest epochs; waits for nothing else."""

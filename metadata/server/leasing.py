@@ -92,6 +92,12 @@ class Leasing:
             raise FsError(Code.LEASES_GONE, f"leases of term {lease_term} ended with it, this is {term}", hint=term)
         self.table.clear(session)
 
+    def reclaimed(self, session: int, lease_term: int, inos: Sequence[int]) -> None:
+        """A session is about to name a term, and has changed these inodes under exclusive leases of an earlier one."""
+        if self.table.term and lease_term == self.table.term:
+            if not self.table.reclaim(session, inos, self._node.running_s):
+                log.info("what a session keeps was reclaimed already", session=session)
+
     def renewed(self, session: int, lease_term: int) -> int:
         """A renewal is answered now; returns the term of this leadership, for the session to adopt."""
         if lease_term and lease_term == self.table.term:

@@ -187,6 +187,10 @@ class Service:
     def renew_session(self, call: Call) -> None:
         request: api.RenewSession = call.request
         if self.node.role is Role.LEADER:
+            if request.fence is not None:
+                self._check_fence(request.session, request.fence)
+            if request.keeps:
+                self.leasing.reclaimed(request.session, request.lease_term, request.keeps)
             self.leasing.hear(call, request.session, request.lease_term)
         self._read(call, self._answer_renew)
 

@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fusefs.client.facts import ABSENT
+from fusefs.client.exclusive import Exclusive
 from fusefs.client.journal import Journal
 from fusefs.client.leases import Change, Leases
 from fusefs.client.options import ClientOptions
-from fusefs.client.session import Session
 from fusefs.client.volume import Volume
 from metadata import api
 from metadata.leases import LeaseTable
@@ -35,6 +35,7 @@ from metadata.state.command import CommandKind, FenceSession, encode_command
 from metadata.state.machine import Outcome
 from node.wire.codec import Codec
 from node.wire.errors import Code, FsError
+from node.wire.limits import RECLAIM_AFTER_S
 from node.wire.types import ROOT_INO
 from tests.harness import LONG
 
@@ -405,6 +406,7 @@ async def play(seed: int, *, elections: int = 0, loss: float = 0.0, local: bool 
             await link.volume.start()
             watch(link.volume, truth)
             link.volume._session.journal.delay_s = rng.choice((0.001, 0.01, 0.5, 5.0))
+            link.volume._session.exclusive.reclaim_after_s = rng.choice((0.0, 0.0, RECLAIM_AFTER_S))
             volumes.append(link.volume)
         async with trio.open_nursery() as workers:
             for volume in volumes * TASKS:
@@ -428,11 +430,11 @@ def run(seed: int, **options: Any) -> dict[str, int]:
     return trio.run(lambda: play(seed, **options), clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-def fails(seed: int) -> bool:
+def fails(seed: int, **options: Any) -> bool:
     """Whether somebody sees what was before."""
     seen = False
     try:
-        run(seed)
+        run(seed, **options)
     except* (AssertionError, KeyError):  # a name that should be there is missing
         seen = True
     return seen
@@ -465,7 +467,7 @@ async def nothing(*_: object) -> None:
 
 
 WEAKENINGS = {
-    "bring before the acknowledgement": lambda patch: patch.setattr(Session, "_surrendered", nothing),
+    "bring before the acknowledgement": lambda patch: patch.setattr(Exclusive, "recalled", nothing),
     "bring before going on": lambda patch: patch.setattr(Journal, "drain", nothing),
     "recall before showing": lambda patch: patch.setattr(LeaseTable, "seize", lambda *_, **__: []),
     "wait before proposing": lambda patch: patch.setattr(LeaseTable, "unsaid", lambda *_: set()),
@@ -479,6 +481,11 @@ WEAKENINGS = {
 def test_each_rule_is_needed(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
     WEAKENINGS[without](monkeypatch)
     assert any(fails(seed) for seed in range(3000)), "the order of tasks is not the seed's: one in some fifty sees it"
+
+
+def test_a_new_leader_has_to_hear_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LeaseTable, "reclaim", lambda *_: True)
+    assert any(fails(seed, elections=3) for seed in range(1000))
 
 
 # --- mounts that are cut off ----------------------------------------------------------------------------------------
