@@ -3,6 +3,8 @@
 Leaders run the production table. Every object is a counter: a mutation raises it, a read returns it from the
 session's cache or from the leader. Whatever is read must be at least as new as every mutation and every read that
 ended before the read began. Each rule is also taken out once, and the checker must notice.
+
+What mounts change by themselves under exclusive leases is played with whole mounts, in ``test_mounts_sim``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,581 @@
+"""Mounts that change things by themselves, and what their kernels believe, on a fake clock, against the truth.
+
+Mounts (``fusefs.client``) and the leader's side (service, leases, state) are the whole production code. A kernel here
+keeps what its mount has answered for as long as the mount said that it may, and what a program has mapped until it is
+told to forget it, as long as its mount runs. A mount may be stopped: it sends nothing and looks at nothing meanwhile,
+but its kernel goes on. Leaders come and go. Everything is the seed's, the order of tasks too.
+
+Each name and each file is a register, and a file's value is its atime. Whatever is read, from a kernel, a mount or the
+leader, must be at least as new as every change and every read of it that had ended before. A change that a mount makes
+by itself counts from when it is answered, unless the mount is fenced before it has brought it.
+"""
+
+from __future__ import annotations
+
+import random
+import stat
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any, NamedTuple, Optional
+from unittest.mock import patch
+
+import trio
+import trio.testing
+
+from fusefs.client.options import ClientOptions
+from fusefs.client.volume import Volume
+from metadata import api
+from metadata.state.machine import Outcome
+from node.wire.errors import Code, FsError
+from node.wire.types import ROOT_INO
+from tests.sim.checkers import Violation
+from tests.unit.client.test_leases import META, Call, Link, Truth
+from tests.unit.client.world import Reply, _reply_of, _roundtrip
+
+FILE = 0o100644
+NAMES = tuple(b"%d" % number for number in range(4))
+LINKS = (b"link",)  # second names of files; nothing is moved from or to them
+TASKS = 2  # of each mount
+ROUNDS = 12  # of each task
+AWAY = 0.3  # how often a program works in a directory of another mount
+FORGET_S = (0.0, 0.001, 0.01, 0.2)  # how long a kernel may take to forget something
+TICK_S = 0.25
+WORK_S, SETTLE_S = 1000.0, 60.0  # nobody waits for ever
+DIRECTORIES_MAX = 2  # of one mount, that programs work in
+MAY_HAPPEN = frozenset(
+    (
+        Code.NOT_FOUND, Code.EXISTS, Code.STALE, Code.TIMEOUT, Code.UNKNOWN_SESSION, Code.FENCED,
+        Code.IS_DIRECTORY, Code.NOT_DIRECTORY, Code.NOT_EMPTY, Code.INVALID, Code.PERMISSION,
+    )
+)  # fmt: skip
+
+Key = int | tuple[int, bytes]  # an inode, or a name in a directory
+
+
+class Floor(NamedTuple):
+    """What a read may not fall behind: a place in a register, as it was after so many cuts."""
+
+    cuts: int
+    place: int
+
+
+class History:
+    """All values that each register ever had, and the newest that anybody was shown."""
+
+    def __init__(self) -> None:
+        self.values: dict[Key, list[int]] = {}
+        self._seen: dict[Key, int] = {}
+        self._cuts: dict[Key, int] = {}
+
+    def of(self, key: Key) -> list[int]:
+        return self.values.setdefault(key, [] if isinstance(key, int) else [0])
+
+    def note(self, key: Key, value: int) -> None:
+        """From now on this is the value."""
+        values = self.of(key)
+        if not values or values[-1] != value:
+            values.append(value)
+
+    def cut(self, key: Key, value: Optional[int]) -> None:
+        """What came after this value is lost; None: all of it."""
+        values = self.of(key)
+        if value is not None and value not in values:
+            raise Violation("nothing else happens", f"{key} is {value}, which it never was: {values}")
+        while values and values[-1] != value:
+            values.pop()
+        self._cuts[key] = self._cuts.get(key, 0) + 1
+        self._seen[key] = min(self._seen.get(key, 0), max(len(values) - 1, 0))
+
+    def floor(self, key: Key) -> Floor:
+        return Floor(self._cuts.get(key, 0), self._seen.get(key, 0))
+
+    def saw(self, key: Key, floor: Floor, value: int, where: str) -> None:
+        """A read that began at ``floor`` ends with this value."""
+        values = self.of(key)
+        low = floor.place if floor.cuts == self._cuts.get(key, 0) else 0
+        for place in range(low, len(values)):
+            if values[place] == value:
+                self._seen[key] = max(self._seen.get(key, 0), place)
+                return
+        raise Violation("nothing stale is read", f"{where}: {key} is {value}, not one of {values[low:]} of {values}")
+
+
+class Wire(Link):
+    """One mount's connection. What the leader sends is delivered in the order in which it was sent. Recalls are looked
+    at on arrival and answers some time later; by a mount that is stopped, when it goes on."""
+
+    def __init__(self, truth: Sea, number: int) -> None:
+        super().__init__(truth, number)
+        self.stopped_until_s = 0.0
+        self._send, self._coming = trio.open_memory_channel[tuple[float, trio.Event | api.Recall]](1_000_000)
+
+    async def deliver(self) -> None:
+        async for at_s, what in self._coming:
+            await trio.sleep_until(at_s)
+            await self.running()
+            if isinstance(what, trio.Event):
+                what.set()
+            else:
+                assert self.volume is not None
+                self.volume.pushed(1, what)
+
+    def sent(self, what: trio.Event | api.Recall) -> None:
+        """The leader sends something."""
+        self._send.send_nowait((self.arrival_s(), what))
+
+    async def running(self) -> None:
+        """Return when the mount is not stopped."""
+        if not self.runs:
+            await trio.sleep_until(self.stopped_until_s)
+            await self.running()  # it may have been stopped for longer
+
+    @property
+    def runs(self) -> bool:
+        return trio.current_time() >= self.stopped_until_s
+
+    async def call(self, request: Any, data: Any = (), *, timeout_s: float) -> Reply:
+        request = _roundtrip(META, request)
+        with trio.move_on_after(timeout_s):
+            await trio.sleep(self.lag_s())
+            await self.running()
+            call = Request(request, self.peer, self)
+            self.truth.serve(call)
+            await call.arrived.wait()
+            await trio.sleep(self.lag_s())
+            await self.running()
+            if call.error is not None:
+                raise call.error
+            if self.truth.rng.random() < self.truth.loss:
+                raise FsError(Code.UNREACHABLE, "the answer was lost")
+            return Reply(_reply_of(META, request, call.body), [])
+        raise FsError(Code.TIMEOUT, "no answer")
+
+
+class Request(Call):
+    """One request at the leader; its answer has its place among all that is sent to the mount."""
+
+    def __init__(self, request: Any, peer: bytes, wire: Wire) -> None:
+        super().__init__(request, peer)
+        self.arrived = trio.Event()
+        self._wire = wire
+
+    def reply(self, body: Any) -> None:
+        super().reply(body)
+        self._wire.sent(self.arrived)
+
+    def fail(self, error: FsError) -> None:
+        super().fail(error)
+        self._wire.sent(self.arrived)
+
+
+class Kernel:
+    """What the kernel of one machine believes because its mount has said so."""
+
+    def __init__(self, wire: Wire, volume: Volume) -> None:
+        self._wire = wire
+        self._volume = volume
+        self._attrs: dict[int, tuple[int, float]] = {}  # file -> atime, until when it is believed
+        self._names: dict[tuple[int, bytes], tuple[int, float]] = {}
+        self._mapped: dict[int, int] = {}  # file -> atime, believed until it is forgotten
+
+    def attr(self, ino: int) -> Optional[int]:
+        value, until_s = self._attrs.get(ino, (0, 0.0))
+        return value if trio.current_time() < until_s else None
+
+    def name(self, key: tuple[int, bytes]) -> Optional[int]:
+        ino, until_s = self._names.get(key, (0, 0.0))
+        return ino if trio.current_time() < until_s else None
+
+    def mapped(self) -> dict[int, int]:
+        """What programs see in their memory. Where the mount was stopped for too long that may be old (rule 6)."""
+        leased = trio.current_time() < self._volume._session.leases.until_s
+        return self._mapped if leased and self._wire.runs else {}
+
+    def told(self, attr: api.Attr, *, new: bool = True) -> None:
+        """The mount answers with attributes now; in answers about what the kernel knew they are given no time."""
+        left_s = self._volume.attr_left_s(attr)
+        self._attrs[attr.ino] = attr.atime_ns, trio.current_time() + (left_s if new else 0.0)
+        if left_s > 0:
+            self._mapped[attr.ino] = attr.atime_ns
+
+    def named(self, parent: int, name: bytes, ino: int) -> None:
+        """It answers what a name means."""
+        self._names[parent, name] = ino, trio.current_time() + self._volume.name_left_s(parent, name, ino)
+
+    def changes(self, ino: int) -> None:
+        """A program changes a file: what it had mapped is changed with it."""
+        self._mapped.pop(ino, None)
+
+    def renames(self, *keys: tuple[int, bytes]) -> None:
+        for key in keys:
+            self._names.pop(key, None)
+
+    async def _pass(self) -> None:
+        await trio.sleep(self._wire.truth.rng.choice(FORGET_S))
+        await self._wire.running()
+
+    async def forget(self, inos: Collection[int]) -> None:
+        await self._pass()
+        for ino in inos:
+            self._attrs.pop(ino, None)
+            self._mapped.pop(ino, None)
+        self.renames(*[key for key in self._names if key[0] in inos])
+
+    async def forget_all(self) -> None:
+        await self._pass()
+        self._attrs.clear()
+        self._names.clear()
+        self._mapped.clear()
+
+    def expire(self, inos: Collection[int]) -> None:
+        for ino in inos:
+            self._attrs.pop(ino, None)
+
+
+class Mount:
+    """One machine: a wire, a mount, its kernel and its programs."""
+
+    def __init__(self, sea: Sea, wire: Wire, nursery: trio.Nursery) -> None:
+        self.sea = sea
+        self.wire = wire
+        self.homes: list[int] = []  # directories in which its programs work most of the time: the first, and new ones
+        self.away: list[int] = []  # others that they have come upon
+        self.volume = wire.volume = Volume(
+            nursery,
+            {1: wire},
+            sea.world.dial,
+            mount="/m",
+            options=ClientOptions(),
+            now_ns=sea.world.clock,
+            random_bytes=sea.world.random_bytes,
+        )
+        self.kernel = Kernel(wire, self.volume)
+        self.volume.caches(self.kernel)
+        self.volume._session.journal.delay_s = sea.rng.choice((0.01, 0.1, 1.0, 5.0))
+        nursery.start_soon(wire.deliver)
+        local = self.volume._local
+        for kind in ("make", "remove", "rename", "link", "set_attr"):
+            setattr(local, kind, partial(self._executed, getattr(local, kind)))
+
+    def _executed(self, execute: Callable[[Any], Any], op: Any) -> Any:
+        """Have the truth told what the mount changes by itself, when it happens."""
+        local = self.volume._local
+        done = local.done
+        result = execute(op)
+        if local.done > done:
+            self.sea.changed_here(self.volume._session.id, op, result)
+        return result
+
+    # --- programs -----------------------------------------------------------------------------------------------
+
+    async def look(self, parent: int, name: bytes) -> int:
+        """What a name means; 0: nothing."""
+        key = parent, name
+        floor = self.sea.history.floor(key)
+        ino, where = self.kernel.name(key), "kernel"
+        if ino is None:
+            await self.wire.running()
+            ino, where = 0, "mount"
+            try:
+                attr = await self.volume.lookup(parent, name)
+            except FsError as error:
+                if error.code is not Code.NOT_FOUND:
+                    raise
+            else:
+                ino = attr.ino
+                self.kernel.told(attr)
+                if stat.S_ISDIR(attr.mode) and ino not in self.homes:
+                    self.away = [*self.away, ino][-DIRECTORIES_MAX:]
+            self.kernel.named(parent, name, ino)
+        self.sea.history.saw(key, floor, ino, self._at(where))
+        return ino
+
+    async def stat(self, parent: int, name: bytes) -> None:
+        ino = await self.look(parent, name)
+        if ino:
+            await self.stat_file(ino)
+
+    async def stat_file(self, ino: int) -> None:
+        floor = self.sea.history.floor(ino)
+        value, where = self.kernel.attr(ino), "kernel"
+        if value is None:
+            await self.wire.running()
+            attr = await self.volume.getattr(ino)
+            self.kernel.told(attr)
+            value, where = attr.atime_ns, "mount"
+        self.sea.history.saw(ino, floor, value, self._at(where))
+
+    def look_at_mapped(self) -> None:
+        """What a program has mapped it sees without asking anybody."""
+        history = self.sea.history
+        for ino, value in self.kernel.mapped().items():
+            history.saw(ino, history.floor(ino), value, self._at("mapped"))
+
+    async def make(self, parent: int, name: bytes) -> None:
+        if await self.look(parent, name):
+            return
+        floor = self.sea.history.floor((parent, name))
+        await self.wire.running()
+        self.kernel.renames((parent, name))
+        attr = await self.volume.mknod(parent, name, FILE, 0, 0, 0)
+        self.kernel.told(attr)
+        self.kernel.named(parent, name, attr.ino)
+        self.sea.history.saw((parent, name), floor, attr.ino, self._at("making"))
+
+    async def make_directory(self, parent: int, name: bytes) -> None:
+        if await self.look(parent, name):
+            return
+        floor = self.sea.history.floor((parent, name))
+        await self.wire.running()
+        self.kernel.renames((parent, name))
+        attr = await self.volume.mkdir(parent, name, 0o755, 0, 0)
+        self.kernel.told(attr)
+        self.kernel.named(parent, name, attr.ino)
+        self.sea.history.saw((parent, name), floor, attr.ino, self._at("making"))
+        self.homes[1:] = [*self.homes[1:], attr.ino][-DIRECTORIES_MAX:]
+
+    async def remove(self, parent: int, name: bytes) -> None:
+        floor = self.sea.history.floor((parent, name))
+        await self.wire.running()
+        try:
+            await self.volume.unlink(parent, name)
+        except FsError as error:
+            if error.code is not Code.IS_DIRECTORY:
+                raise
+            await self.volume.rmdir(parent, name)
+        self.kernel.renames((parent, name))
+        self.sea.history.saw((parent, name), floor, 0, self._at("removing"))
+
+    async def move(self, parent: int, name: bytes) -> None:
+        history = self.sea.history
+        parent_2, name_2 = self._place()
+        floor = history.floor((parent, name))
+        await self.wire.running()
+        await self.volume.rename(parent, name, parent_2, name_2)
+        self.kernel.renames((parent, name), (parent_2, name_2))
+        if (parent, name) != (parent_2, name_2):
+            history.saw((parent, name), floor, 0, self._at("moving"))
+
+    async def link(self, parent: int, name: bytes) -> None:
+        """Give a file another name."""
+        ino = await self.look(parent, name)
+        if not ino:
+            return
+        key = self._place()[0], self.sea.rng.choice(LINKS)
+        floor = self.sea.history.floor(key)
+        await self.wire.running()
+        self.kernel.renames(key)
+        attr = await self.volume.link(ino, *key)
+        self.kernel.told(attr, new=False)
+        self.kernel.named(*key, ino)
+        self.sea.history.saw(key, floor, ino, self._at("linking"))
+
+    async def set(self, parent: int, name: bytes) -> None:
+        ino = await self.look(parent, name)
+        if not ino:
+            return
+        floor = self.sea.history.floor(ino)
+        await self.wire.running()
+        self.kernel.changes(ino)
+        attr = await self.volume.setattr(ino, atime_ns=self.sea.next_value())
+        self.kernel.told(attr, new=False)
+        self.sea.history.saw(ino, floor, attr.atime_ns, self._at("setting"))
+
+    def _at(self, where: str) -> str:
+        return f"{trio.current_time():.4f} s, mount {self.wire.peer.decode()}, {where}"
+
+    def _place(self) -> tuple[int, bytes]:
+        rng = self.sea.rng
+        places = self.homes if rng.random() > AWAY else [mount.homes[0] for mount in self.sea.mounts] + self.away
+        return rng.choice(places), rng.choice(NAMES)
+
+    async def work(self) -> None:
+        """Programs at work: a few things at once, then a pause."""
+        rng = self.sea.rng
+        at_home = [
+            self.look, self.stat, self.stat, self.make, self.make, self.make, self.make_directory, self.set, self.set,
+            self.remove, self.move, self.link,
+        ]  # fmt: skip
+        moving = (self.make, self.make_directory, self.move)
+        away = [self.stat, self.set, self.set, self.set, self.make, self.remove]
+        for _ in range(ROUNDS):
+            await trio.sleep(rng.choice((0.01, 0.1, 1.0, 1.0)) * rng.random())
+            parent, _ = self._place()
+            acts = at_home if parent in self.homes else away
+            for _ in range(rng.choice((2, 6, 10))):
+                act = rng.choice(acts)
+                name = rng.choice(NAMES if act in moving else NAMES + LINKS)
+                self.look_at_mapped()
+                try:
+                    await act(parent, name)
+                except FsError as error:
+                    if error.code not in MAY_HAPPEN:
+                        raise
+
+
+class Sea(Truth):
+    """The leader, its successors, all mounts and the truth."""
+
+    def __init__(self, rng: random.Random, nursery: trio.Nursery, loss: float, mounts: int) -> None:
+        super().__init__(rng, nursery, loss)
+        self.history = History()
+        self.wires = [Wire(self, number) for number in range(mounts)]
+        self.mounts = [Mount(self, wire, nursery) for wire in self.wires]
+        self.changed: dict[int, dict[Key, None]] = {}  # session -> what it has changed by itself
+        self.counts = {"local": 0, "batches": 0, "crossed": 0, "fenced": 0, "stopped": 0}
+        grant = self.leasing.grant
+
+        def granted(session: int, inos: Collection[int], *, journal: bool = False) -> Any:
+            made = grant(session, tuple(inos), journal=journal)
+            self.counts["crossed"] += journal and not made.term and not self.leasing.table.in_grace
+            return made
+
+        self.leasing.grant = granted  # type: ignore[assignment, method-assign]
+
+    def next_value(self) -> int:
+        self.next += 1
+        return self.next
+
+    def _notify(self, peer: bytes, message: Any) -> bool:
+        self.wires[int(peer)].sent(message)
+        return True
+
+    # --- what happens -------------------------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Begin all mounts, and give each its directory."""
+        for mount in self.mounts:
+            await mount.volume.start()
+            mount.homes = [(await mount.volume.mkdir(ROOT_INO, b"of" + mount.wire.peer, 0o755, 0, 0)).ino]
+
+    async def tick(self) -> None:
+        while True:
+            await trio.sleep(TICK_S)
+            self.leasing.look_after()
+
+    async def stop_some(self) -> None:
+        """Mounts are stopped now and then, mostly for less than a lease."""
+        while True:
+            await trio.sleep(self.rng.expovariate(0.3))
+            wire = self.rng.choice(self.wires)
+            for_s = self.rng.choice((0.1, 0.5, 2.0, 8.0, 20.0)) * self.rng.random()
+            wire.stopped_until_s = max(wire.stopped_until_s, trio.current_time() + for_s)
+            self.counts["stopped"] += 1
+
+    async def fail_over(self, elections: int) -> None:
+        for _ in range(elections):
+            await trio.sleep(self.rng.uniform(0.2, 6.0))
+            self.elect()
+
+    def apply(self, data: bytes) -> Outcome:
+        machine = self.world.machine
+        outcome = machine.apply(machine.applied + 1, 1, data)
+        self.leasing.applied(outcome)
+        if outcome.journal:
+            self.counts["batches"] += 1
+            self._brought(outcome)
+        else:
+            for ino in outcome.touched:
+                self._touched(ino)
+        for session in outcome.fenced:
+            self.counts["fenced"] += 1
+            for key in self.changed.pop(session, {}):
+                self.history.cut(key, self._now(key))
+        return outcome
+
+    def _brought(self, outcome: Outcome) -> None:
+        """What was foretold happened."""
+        if isinstance(outcome.reply, FsError):
+            if outcome.reply.code not in (Code.FENCED, Code.UNKNOWN_SESSION):
+                raise Violation("a journal fits", str(outcome.reply))
+            return
+        failed = [one for one in outcome.reply.results if isinstance(one, api.Failed)]  # type: ignore[union-attr]
+        if failed:
+            raise Violation("a journal fits", str(failed))
+
+    def _touched(self, ino: int) -> None:
+        """Somebody had the leader change this."""
+        value = self._now(ino)
+        if value is None or ino == ROOT_INO:
+            return
+        self.history.note(ino, value)
+        for name in NAMES + LINKS:  # where it is a file it has none
+            self.history.note((ino, name), self._now((ino, name)) or 0)
+
+    def _now(self, key: Key) -> Optional[int]:
+        """The value of a register in the state."""
+        query = api.GetAttr(key) if isinstance(key, int) else api.Lookup(*key)
+        (result,) = self.world.machine.query([query])
+        if isinstance(result, api.AttrResult):
+            return result.attr.atime_ns if isinstance(key, int) else result.attr.ino
+        return None if isinstance(key, int) else 0
+
+    def changed_here(self, session: int, op: Any, result: Any) -> None:  # type: ignore[override]
+        """A mount has answered a change by itself: from now on everybody must see it."""
+        self.counts["local"] += 1
+        changes: list[tuple[Key, int]] = []
+        if isinstance(op, api.Make):
+            changes = [(result.attr.ino, result.attr.atime_ns), ((op.parent, op.name), result.attr.ino)]
+        elif isinstance(op, api.Remove):
+            changes = [((op.parent, op.name), 0)]
+        elif isinstance(op, api.Rename):
+            changes = [((op.parent, op.name), 0), ((op.new_parent, op.new_name), result.ino)]
+        elif isinstance(op, api.Link):
+            changes = [((op.parent, op.name), op.ino)]
+        elif isinstance(op, api.SetAttr):
+            changes = [(op.ino, result.attr.atime_ns)]
+        for key, value in changes:
+            self.history.note(key, value)
+            self.changed.setdefault(session, {})[key] = None
+
+    async def settle(self) -> None:
+        """At last everything has arrived, and all see the same."""
+        for mount in self.mounts:
+            await mount.wire.running()
+            await mount.volume.syncfs()
+        for key, values in self.history.values.items():
+            now = self._now(key)
+            if now is not None and now != values[-1]:
+                raise Violation("everything arrives", f"{key} is {now}, not {values[-1]}")
+        for mount in self.mounts:
+            for other in self.mounts:
+                for name in NAMES + LINKS:
+                    await mount.stat(other.homes[0], name)
+
+
+async def _play(number: int) -> dict[str, int]:
+    rng = random.Random(number)
+    async with trio.open_nursery() as nursery:
+        sea = Sea(rng, nursery, rng.choice((0.0, 0.0, 0.05)), rng.choice((2, 2, 3)))
+        await sea.prepare()
+        nursery.start_soon(sea.tick)
+        async with trio.open_nursery() as disturbing:
+            if rng.random() < 0.7:
+                disturbing.start_soon(sea.stop_some)
+            disturbing.start_soon(sea.fail_over, rng.choice((0, 0, 1, 3)))
+            with trio.fail_after(WORK_S):
+                async with trio.open_nursery() as programs:
+                    for mount in sea.mounts * TASKS:
+                        programs.start_soon(mount.work)
+            disturbing.cancel_scope.cancel()
+        with trio.fail_after(SETTLE_S):
+            await sea.settle()
+        nursery.cancel_scope.cancel()
+    return sea.counts
+
+
+def play(number: int) -> dict[str, int]:
+    """Play one schedule; return how often things happened. Raises Violation."""
+    run = trio._core._run  # type: ignore[attr-defined]
+    with patch.object(run, "_ALLOW_DETERMINISTIC_SCHEDULING", True):
+        run._r.seed(number)
+        violations: list[Violation] = []
+        try:
+            return trio.run(_play, number, clock=trio.testing.MockClock(autojump_threshold=0))
+        except* Violation as group:
+            found: BaseException = group
+            while isinstance(found, BaseExceptionGroup):
+                found = found.exceptions[0]
+            assert isinstance(found, Violation)
+            violations.append(found)
+        raise violations[0]
