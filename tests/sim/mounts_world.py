@@ -27,6 +27,7 @@ from fusefs.client.volume import Volume
 from metadata import api
 from metadata.state.machine import Outcome
 from node.wire.errors import Code, FsError
+from node.wire.limits import LEASE_CACHE_BYTES, LEASES_PER_SESSION_MAX
 from node.wire.types import ROOT_INO
 from tests.sim.checkers import Violation
 from tests.unit.client.test_leases import META, Call, Link, Truth
@@ -46,6 +47,7 @@ MAY_HAPPEN = frozenset(
     (
         Code.NOT_FOUND, Code.EXISTS, Code.STALE, Code.TIMEOUT, Code.UNKNOWN_SESSION, Code.FENCED,
         Code.IS_DIRECTORY, Code.NOT_DIRECTORY, Code.NOT_EMPTY, Code.INVALID, Code.PERMISSION,
+        Code.NO_SPACE,
     )
 )  # fmt: skip
 
@@ -245,7 +247,7 @@ class Mount:
             {1: wire},
             sea.world.dial,
             mount="/m",
-            options=ClientOptions(),
+            options=ClientOptions(lease_bytes_max=sea.rng.choice((LEASE_CACHE_BYTES, LEASE_CACHE_BYTES, 5000))),
             now_ns=sea.world.clock,
             random_bytes=sea.world.random_bytes,
         )
@@ -394,7 +396,7 @@ class Mount:
         rng = self.sea.rng
         at_home = [
             self.look, self.stat, self.stat, self.make, self.make, self.make, self.make_directory, self.set, self.set,
-            self.remove, self.move, self.link,
+            self.remove, self.remove, self.remove, self.move, self.link,
         ]  # fmt: skip
         moving = (self.make, self.make_directory, self.move)
         away = [self.stat, self.set, self.set, self.set, self.make, self.remove]
@@ -422,6 +424,7 @@ class Sea(Truth):
         self.wires = [Wire(self, number) for number in range(mounts)]
         self.mounts = [Mount(self, wire, nursery) for wire in self.wires]
         self.changed: dict[int, dict[Key, None]] = {}  # session -> what it has changed by itself
+        self.leasing.table._max = rng.choice((LEASES_PER_SESSION_MAX, LEASES_PER_SESSION_MAX, 10))
         self.counts = {"local": 0, "batches": 0, "crossed": 0, "fenced": 0, "stopped": 0}
         grant = self.leasing.grant
 
@@ -461,6 +464,16 @@ class Sea(Truth):
             for_s = self.rng.choice((0.1, 0.5, 2.0, 8.0, 20.0)) * self.rng.random()
             wire.stopped_until_s = max(wire.stopped_until_s, trio.current_time() + for_s)
             self.counts["stopped"] += 1
+
+    async def fill_some(self) -> None:
+        """The leader's disk is full now and then: then it takes what a journal brings, and promises nothing more."""
+        while True:
+            await trio.sleep(self.rng.expovariate(0.3))
+            self.node.full = True
+            try:
+                await trio.sleep(self.rng.choice((0.1, 2.0)) * self.rng.random())
+            finally:
+                self.node.full = False
 
     async def fail_over(self, elections: int) -> None:
         for _ in range(elections):
@@ -552,6 +565,8 @@ async def _play(number: int) -> dict[str, int]:
         async with trio.open_nursery() as disturbing:
             if rng.random() < 0.7:
                 disturbing.start_soon(sea.stop_some)
+            if rng.random() < 0.2:
+                disturbing.start_soon(sea.fill_some)
             disturbing.start_soon(sea.fail_over, rng.choice((0, 0, 1, 3)))
             with trio.fail_after(WORK_S):
                 async with trio.open_nursery() as programs:

@@ -32,7 +32,7 @@ def test_nothing_stale_is_read_where_mounts_change_things_by_themselves() -> Non
             print(f"this schedule alone: SEED={number}")
             raise
     print(dict(counts))
-    assert counts["local"] > 100 and counts["crossed"] > 5, counts
+    assert counts["local"] > 100 and counts["crossed"] > 0, counts
 
 
 def test_a_schedule_is_its_seeds() -> None:
