@@ -72,6 +72,7 @@ from metadata.operations import (
     Walk,
 )
 from metadata.placement import STRATEGIES
+from metadata.results import changed, shown, told
 from node.wire.catalogue import Catalogue, Method
 from storage.api import Heartbeat, HeartbeatReply, MemberAddress
 
@@ -178,6 +179,9 @@ __all__ = [  # what the outside may use
     "Heartbeat",
     "HeartbeatReply",
     "MemberAddress",
+    "changed",
+    "shown",
+    "told",
 ]
 
 

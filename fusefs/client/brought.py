@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fusefs.client.leases import Leases
-from fusefs.client.results import concerned, told
 from metadata import api
 
 
@@ -32,13 +31,13 @@ class Brought:
         for op, result in zip(ops, results):
             if isinstance(op, api.PutLocks):
                 continue
-            inos = list(concerned(op, result))
+            inos = list(api.changed(op, result))
             if not foretold:
                 self._inexact.update(inos)
             self._leases.changed(*inos)  # what was asked before the service knew this may be answered without it
             for ino in inos:
                 self._newest.pop(ino, None)
-            for attr in told(result):
+            for attr in api.told(result):
                 self._newest[attr.ino] = attr
                 self._stored[attr.ino] = attr.stored
             facts.brought(op, result, foretold=foretold)

@@ -11,31 +11,6 @@ from node.wire.errors import Code, FsError
 R = TypeVar("R")
 
 
-def shown(results: Iterable[api.Result]) -> list[int]:
-    """The inodes whose attributes are in the results of a Submit."""
-    return [attr.ino for result in results for attr in told(result)]
-
-
-def concerned(op: api.Op, result: api.Result) -> Iterator[int]:
-    """The inodes that an operation has changed."""
-    for field in ("ino", "parent", "new_parent"):
-        ino = getattr(op, field, 0)
-        if ino:
-            yield ino
-    if isinstance(result, (api.Removed, api.Renamed)):
-        yield result.ino
-    if isinstance(result, api.Renamed) and result.replaced:
-        yield result.replaced
-
-
-def told(result: api.Result) -> Iterator[api.Attr]:
-    """The attributes that a result carries."""
-    if isinstance(result, (api.Made, api.AttrResult, api.Committed)):
-        yield result.attr
-    if isinstance(result, (api.Made, api.Removed)) and result.parent is not None:
-        yield result.parent
-
-
 def data_of(results: Iterable[api.Result]) -> Iterator[tuple[bytes, bytes]]:
     """Names and bytes of the blocks that came with answers about extents."""
     for result in results:

@@ -30,7 +30,7 @@ from fusefs.client.leases import Leases, Ticket
 from fusefs.client.mutation import Mutation
 from fusefs.client.options import ClientOptions
 from fusefs.client.recalls import Recalls
-from fusefs.client.results import data_of, expect, shown, told, whole
+from fusefs.client.results import data_of, expect, whole
 from metadata import api
 from node.wire.errors import Code, FsError
 from node.wire.limits import LEASE_MARGIN_S, RESULT_WINDOW, SESSION_LEASE_S, SESSION_RENEW_S
@@ -423,7 +423,7 @@ class Session:
             granted = self.leases.granted(tickets[-1], reply.lease_term, self.now_s())
             lesson = Lesson(self.leases, change, mutation.ops, reply, granted=granted)
             if granted and reply.shared is not None and self.journal.enabled:
-                trusted = lesson.trusted.intersection(shown(reply.results))
+                trusted = lesson.trusted.intersection(api.shown(reply.results))
                 self.leases.own(tickets[-1], trusted, frozenset(reply.shared), frozenset(reply.locked))
             self.leases.certain(lowest)
         self._fresh.append((trio.current_time(), mutation.sequence))
@@ -487,10 +487,10 @@ class Session:
         reply = answer.body
         results = whole(reply.results, len(mutation.ops))
         granted = term != 0 and self.leases.granted(ticket, reply.lease_term, self.now_s())
-        self.leases.confirmed(ticket, shown(results), reply.shared if granted else None)
+        self.leases.confirmed(ticket, api.shown(results), reply.shared if granted else None)
         self._brought.take(mutation.ops, results, foretold=bool(mutation.times_ns))
         for result in results:
-            for attr in told(result):
+            for attr in api.told(result):
                 if not self.journal.concerns((attr.ino,)):
                     self._brought.settled(attr.ino)
         self.abandon(mutation)

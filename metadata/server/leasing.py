@@ -289,20 +289,3 @@ def spoken_of(queries: Sequence[api.Query], results: Sequence[api.Result]) -> li
 def leasable(queries: Sequence[api.Query]) -> bool:
     """Whether answers to these may be cached: a walk passes directories that its answer does not name."""
     return not any(type(query) in (api.Walk, api.StatVolume, api.GetBlock, api.GetLock) for query in queries)
-
-
-def shown(results: Sequence[api.Result]) -> list[int]:
-    """The inodes whose attributes are in the results of a Submit."""
-    inos: list[int] = []
-    for result in results:
-        kind = type(result)
-        if kind is api.Made:
-            inos.append(result.attr.ino)  # type: ignore[union-attr]
-            if result.parent is not None:  # type: ignore[union-attr]
-                inos.append(result.parent.ino)  # type: ignore[union-attr]
-        elif kind is api.Removed:
-            if result.parent is not None:  # type: ignore[union-attr]
-                inos.append(result.parent.ino)  # type: ignore[union-attr]
-        elif kind is api.AttrResult or kind is api.Committed:
-            inos.append(result.attr.ino)  # type: ignore[union-attr]
-    return inos

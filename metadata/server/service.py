@@ -7,7 +7,7 @@ names the leader; GetStatus is answered by anybody.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Optional
 
@@ -16,7 +16,7 @@ import msgspec
 from metadata import api
 from metadata.raft.core import Role
 from metadata.server.leader import Leader
-from metadata.server.leasing import NOTHING, Leasing, concerned, leasable, shown, spoken_of
+from metadata.server.leasing import NOTHING, Leasing, concerned, leasable, spoken_of
 from metadata.server.node import Node
 from metadata.server.status import Reporter
 from metadata.state.command import CommandKind, encode_command
@@ -141,12 +141,17 @@ class Service:
             if not request.lease:
                 call.reply(reply)
                 return
-            grant = self.leasing.grant(request.session, shown(reply.results), journal=request.journal)
+            grant = self.leasing.grant(request.session, api.shown(reply.results), journal=request.journal)
             call.reply(api.SubmitReply(reply.results, grant.term, outcome.touched, grant.shared, grant.locked))
 
         if request.journal:
             settled(call)  # it concerns nobody else
-        elif not self.leasing.waits(call, outcome.touched, request.session, settled):
+            return
+        about: Sequence[int] = outcome.touched
+        if not about:  # perhaps it was executed before, and those who were recalled for that have not forgotten yet
+            about = [ino for op, result in zip(request.ops, reply.results) for ino in api.changed(op, result)]
+            about += api.shown(reply.results)
+        if not self.leasing.waits(call, about, request.session, settled):
             settled(call)
 
     def open_session(self, call: Call) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 import pytest
 import trio
 
+from fusefs.client.exclusive import Exclusive
 from fusefs.client.leases import Leases
 from fusefs.client.recalls import Recalls
-from fusefs.client.session import Session
 from metadata.leases import LeaseTable
 from tests.harness import LONG, seed
 from tests.sim.checkers import Violation
@@ -52,7 +52,7 @@ def without_grace(begin: Callable[[LeaseTable, int, Iterable[int], float], None]
 
 WEAKENINGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "recall what a journal has made": lambda patch: patch.setattr(LeaseTable, "unleased", lambda *_: ()),
-    "bring before the acknowledgement": lambda patch: patch.setattr(Session, "_surrendered", nothing),
+    "bring before the acknowledgement": lambda patch: patch.setattr(Exclusive, "recalled", nothing),
     "forget before the acknowledgement": lambda patch: patch.setattr(Kernel, "forget", nothing),
     "recall before showing": lambda patch: patch.setattr(LeaseTable, "seize", lambda *_, **__: []),
     "wait before proposing": lambda patch: patch.setattr(LeaseTable, "unsaid", lambda *_: set()),
@@ -60,7 +60,7 @@ WEAKENINGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "late answers": lambda patch: patch.setattr(Leases, "fresh", lambda self, ticket, ino: True),
 }
 RARE: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "forget before the term is named": lambda patch: patch.setattr(Recalls, "quiet", nothing),
+    "forget before the term is named": lambda patch: patch.setattr(Recalls, "forgotten", nothing),
     "end by a fence": lambda patch: patch.setattr(LeaseTable, "_silence", LeaseTable.drop),
 }
 

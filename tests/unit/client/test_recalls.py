@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 
 import pytest
@@ -13,7 +14,7 @@ from metadata.leases import AGAIN_S_MAX, AGAIN_S_MIN, LeaseTable
 from node.wire.errors import Code, FsError
 from node.wire.types import ROOT_INO
 
-from .test_leases import Reply, Truth, change_here, names_of, with_two_mounts
+from .test_leases import Call, Reply, Truth, change_here, names_of, with_two_mounts
 from .world import World
 
 A, B = 1, 2
@@ -39,6 +40,34 @@ def test_a_recall_that_was_lost_while_the_connection_stands_is_sent_again(lost: 
         waited_s = trio.current_time() - begin
         assert truth.recalls_lost == lost and AGAIN_S_MIN <= waited_s < AGAIN_S_MIN * 2**lost
         assert first._session.id == session, "nothing is taken from who never heard that he was asked"
+
+    with_two_mounts(scene)
+
+
+def test_a_repeated_change_is_not_answered_before_others_have_forgotten_what_was_before() -> None:
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        truth.leasing.table._cool_s = 100.0
+        _, attr = await first.create(ROOT_INO, b"a", 0o600, os.O_RDWR, 0, 0)
+        await first.syncfs()
+        for volume in (second, first):
+            await volume.getattr(attr.ino)  # so nobody has it exclusively
+        session = first._session
+        changes = (api.SetAttr(attr.ino, mode=0o640),)
+        number = session._sequence + 1
+        request = api.Submit(session.id, number, number, changes, fence=session._fence, lease=True, lease_term=1)
+        truth.lose_recall = lambda: True
+        calls = [Call(request, truth.links[0].peer) for _ in range(2)]
+        for call in calls:
+            truth.serve(call)
+            await trio.sleep(1.0)
+        assert truth.world.machine.query([api.GetAttr(attr.ino)])[0].attr.mode & 0o777 == 0o640  # type: ignore
+        assert not any(call.done.is_set() for call in calls)
+        truth.lose_recall = lambda: False
+        truth.nursery.start_soon(look_after, truth)
+        with trio.fail_after(2 * AGAIN_S_MAX):
+            for call in calls:
+                await call.done.wait()
+        assert (await second.getattr(attr.ino)).mode & 0o777 == 0o640
 
     with_two_mounts(scene)
 

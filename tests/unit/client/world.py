@@ -17,7 +17,7 @@ from fusefs.client.options import ClientOptions
 from fusefs.client.volume import Volume
 from metadata import api
 from metadata.server.fleet import Fleet
-from metadata.server.leasing import leasable, shown, spoken_of
+from metadata.server.leasing import leasable, spoken_of
 from metadata.server.mover import Mover
 from metadata.state.check import check
 from metadata.state.command import (
@@ -349,7 +349,7 @@ class World:
             reply = self.apply(CommandKind.SUBMIT, request)
             if not self.alone or not request.lease:
                 return reply
-            return api.SubmitReply(reply.results, self.term, self.touched, (), machine.locked(shown(reply.results)))
+            return api.SubmitReply(reply.results, self.term, self.touched, (), machine.locked(api.shown(reply.results)))
         if isinstance(request, api.OpenSession):
             return self.apply(CommandKind.OPEN_SESSION, request)
         if isinstance(request, api.CloseSession):
