@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Optional, Protocol
 
 import trio
 
@@ -127,17 +127,26 @@ class Recalls:
                     del self._giving[ino]
 
     async def quiet(self, deadline: float) -> None:
-        """Wait for what is under way now; TIMEOUT at the deadline. Does not wait where there is nothing."""
+        """Wait for what is under way now, and as ``forgotten``. TIMEOUT at the deadline."""
         for task in list(self._running.values()):
             await _happens(task.done, deadline)
+        await self.forgotten(deadline)
 
     async def forgotten(self, deadline: float) -> None:
-        """Wait until the kernel has forgotten what it must, and for what is still brought only where that has taken
-        longer than others have to wait for it. TIMEOUT at the deadline."""
-        for task in list(self._running.values()):
-            await _happens(task.forgotten, deadline)
-            if trio.current_time() >= task.patience:
-                await _happens(task.done, deadline)
+        """Return when the kernel has nothing left to forget, not of recalls that came meanwhile either: whoever asks
+        next may name a new term, and be told what is newer. For what is still brought it waits only where that has
+        taken longer than others have to wait for it. TIMEOUT at the deadline."""
+        while (event := self._holds_up()) is not None:
+            await _happens(event, deadline)
+
+    def _holds_up(self) -> Optional[trio.Event]:
+        now_s = trio.current_time()
+        for task in self._running.values():
+            if not task.forgotten.is_set():
+                return task.forgotten
+            if now_s >= task.patience:
+                return task.done
+        return None
 
     def _begin(self) -> int:
         self._number += 1

@@ -16,7 +16,7 @@ import random
 import stat
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 from unittest.mock import patch
 
 import trio
@@ -27,9 +27,10 @@ from fusefs.client.volume import Volume
 from metadata import api
 from metadata.state.machine import Outcome
 from node.wire.errors import Code, FsError
-from node.wire.limits import LEASE_CACHE_BYTES, LEASES_PER_SESSION_MAX
+from node.wire.limits import LEASE_CACHE_BYTES, LEASES_PER_SESSION_MAX, RECLAIM_AFTER_S
 from node.wire.types import ROOT_INO
 from tests.sim.checkers import Violation
+from tests.sim.registers import History, Key
 from tests.unit.client.test_leases import META, Call, Link, Truth
 from tests.unit.client.world import Reply, _reply_of, _roundtrip
 
@@ -51,56 +52,6 @@ MAY_HAPPEN = frozenset(
     )
 )  # fmt: skip
 
-Key = int | tuple[int, bytes]  # an inode, or a name in a directory
-
-
-class Floor(NamedTuple):
-    """What a read may not fall behind: a place in a register, as it was after so many cuts."""
-
-    cuts: int
-    place: int
-
-
-class History:
-    """All values that each register ever had, and the newest that anybody was shown."""
-
-    def __init__(self) -> None:
-        self.values: dict[Key, list[int]] = {}
-        self._seen: dict[Key, int] = {}
-        self._cuts: dict[Key, int] = {}
-
-    def of(self, key: Key) -> list[int]:
-        return self.values.setdefault(key, [] if isinstance(key, int) else [0])
-
-    def note(self, key: Key, value: int) -> None:
-        """From now on this is the value."""
-        values = self.of(key)
-        if not values or values[-1] != value:
-            values.append(value)
-
-    def cut(self, key: Key, value: Optional[int]) -> None:
-        """What came after this value is lost; None: all of it."""
-        values = self.of(key)
-        if value is not None and value not in values:
-            raise Violation("nothing else happens", f"{key} is {value}, which it never was: {values}")
-        while values and values[-1] != value:
-            values.pop()
-        self._cuts[key] = self._cuts.get(key, 0) + 1
-        self._seen[key] = min(self._seen.get(key, 0), max(len(values) - 1, 0))
-
-    def floor(self, key: Key) -> Floor:
-        return Floor(self._cuts.get(key, 0), self._seen.get(key, 0))
-
-    def saw(self, key: Key, floor: Floor, value: int, where: str) -> None:
-        """A read that began at ``floor`` ends with this value."""
-        values = self.of(key)
-        low = floor.place if floor.cuts == self._cuts.get(key, 0) else 0
-        for place in range(low, len(values)):
-            if values[place] == value:
-                self._seen[key] = max(self._seen.get(key, 0), place)
-                return
-        raise Violation("nothing stale is read", f"{where}: {key} is {value}, not one of {values[low:]} of {values}")
-
 
 class Wire(Link):
     """One mount's connection. What the leader sends is delivered in the order in which it was sent. Recalls are looked
@@ -109,6 +60,7 @@ class Wire(Link):
     def __init__(self, truth: Sea, number: int) -> None:
         super().__init__(truth, number)
         self.stopped_until_s = 0.0
+        self.away_until_s = 0.0  # chunk servers are, for this mount: its journal has to wait
         self._send, self._coming = trio.open_memory_channel[tuple[float, trio.Event | api.Recall]](1_000_000)
 
     async def deliver(self) -> None:
@@ -139,6 +91,8 @@ class Wire(Link):
         request = _roundtrip(META, request)
         with trio.move_on_after(timeout_s):
             await trio.sleep(self.lag_s())
+            if isinstance(request, api.Submit) and request.journal:
+                await trio.sleep_until(self.away_until_s)
             await self.running()
             call = Request(request, self.peer, self)
             self.truth.serve(call)
@@ -254,6 +208,7 @@ class Mount:
         self.kernel = Kernel(wire, self.volume)
         self.volume.caches(self.kernel)
         self.volume._session.journal.delay_s = sea.rng.choice((0.01, 0.1, 1.0, 5.0))
+        self.volume._session.exclusive.reclaim_after_s = sea.rng.choice((0.0, 0.0, RECLAIM_AFTER_S))
         nursery.start_soon(wire.deliver)
         local = self.volume._local
         for kind in ("make", "remove", "rename", "link", "set_attr"):
@@ -424,6 +379,7 @@ class Sea(Truth):
         self.wires = [Wire(self, number) for number in range(mounts)]
         self.mounts = [Mount(self, wire, nursery) for wire in self.wires]
         self.changed: dict[int, dict[Key, None]] = {}  # session -> what it has changed by itself
+        self.known: set[Key] = set()  # inodes that the leader ever had
         self.leasing.table._max = rng.choice((LEASES_PER_SESSION_MAX, LEASES_PER_SESSION_MAX, 10))
         self.counts = {"local": 0, "batches": 0, "crossed": 0, "fenced": 0, "stopped": 0}
         grant = self.leasing.grant
@@ -475,6 +431,14 @@ class Sea(Truth):
             finally:
                 self.node.full = False
 
+    async def take_servers_away(self) -> None:
+        """What mounts have changed by themselves cannot be brought for a while, also for more than a lease."""
+        while True:
+            await trio.sleep(self.rng.expovariate(0.2))
+            wire = self.rng.choice(self.wires)
+            for_s = self.rng.choice((1.0, 5.0, 20.0)) * self.rng.random()
+            wire.away_until_s = max(wire.away_until_s, trio.current_time() + for_s)
+
     async def fail_over(self, elections: int) -> None:
         for _ in range(elections):
             await trio.sleep(self.rng.uniform(0.2, 6.0))
@@ -484,6 +448,7 @@ class Sea(Truth):
         machine = self.world.machine
         outcome = machine.apply(machine.applied + 1, 1, data)
         self.leasing.applied(outcome)
+        self.known.update(outcome.touched)
         if outcome.journal:
             self.counts["batches"] += 1
             self._brought(outcome)
@@ -493,7 +458,11 @@ class Sea(Truth):
         for session in outcome.fenced:
             self.counts["fenced"] += 1
             for key in self.changed.pop(session, {}):
-                self.history.cut(key, self._now(key))
+                now = self._now(key)
+                if now is None and key in self.known:
+                    self.history.free(key)
+                else:
+                    self.history.cut(key, now)
         return outcome
 
     def _brought(self, outcome: Outcome) -> None:
@@ -567,6 +536,8 @@ async def _play(number: int) -> dict[str, int]:
                 disturbing.start_soon(sea.stop_some)
             if rng.random() < 0.2:
                 disturbing.start_soon(sea.fill_some)
+            if rng.random() < 0.5:
+                disturbing.start_soon(sea.take_servers_away)
             disturbing.start_soon(sea.fail_over, rng.choice((0, 0, 1, 3)))
             with trio.fail_after(WORK_S):
                 async with trio.open_nursery() as programs:

@@ -57,6 +57,7 @@ WEAKENINGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "recall before showing": lambda patch: patch.setattr(LeaseTable, "seize", lambda *_, **__: []),
     "wait before proposing": lambda patch: patch.setattr(LeaseTable, "unsaid", lambda *_: set()),
     "grace": lambda patch: patch.setattr(LeaseTable, "begin", without_grace(LeaseTable.begin)),
+    "tell a new leader what is kept": lambda patch: patch.setattr(LeaseTable, "reclaim", lambda *_: True),
     "late answers": lambda patch: patch.setattr(Leases, "fresh", lambda self, ticket, ino: True),
 }
 RARE: dict[str, Callable[[pytest.MonkeyPatch], None]] = {

@@ -15,7 +15,7 @@ from node.wire.errors import Code, FsError
 from node.wire.types import ROOT_INO
 
 from .test_leases import Call, Reply, Truth, change_here, names_of, with_two_mounts
-from .world import World
+from .world import World, always
 
 A, B = 1, 2
 INO = 7
@@ -90,6 +90,20 @@ class Kernel:
         pass
 
 
+class Slow(Kernel):
+    """One that takes a second each time."""
+
+    at_work = 0
+
+    async def forget(self, inos: Collection[int]) -> None:
+        await self.forget_all()
+
+    async def forget_all(self) -> None:
+        self.at_work += 1
+        await trio.sleep(1.0)
+        self.at_work -= 1
+
+
 async def test_a_recall_that_is_heard_twice_is_served_once() -> None:
     world = World()
     acknowledged: list[object] = []
@@ -114,6 +128,25 @@ async def test_a_recall_that_is_heard_twice_is_served_once() -> None:
         volume.pushed(1, recall)  # the leader has not heard of it
         await trio.testing.wait_all_tasks_blocked()
         assert len(acknowledged) == 2
+
+
+@pytest.mark.parametrize("changing", [False, True])
+async def test_who_asks_waits_also_for_what_came_while_he_waited(changing: bool, autojump_clock: object) -> None:
+    """A new term was named while the kernel still believed what the old leader had granted."""
+    world = World()
+    world.member.before.append(always(api.Recalled, Code.UNREACHABLE))
+    async with world.mount() as volume:
+        kernel = Slow()
+        volume.caches(kernel)
+        session = volume._session
+        volume.pushed(1, api.Recall(session.id, 5, (INO,)))  # takes 1 s
+        asked = session.recalls.quiet if changing else session.recalls.forgotten
+        begin = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(asked, session.deadline())
+            await trio.sleep(0.5)
+            session.recalls._dropped()  # as when a new leader is heard of
+        assert trio.current_time() - begin == pytest.approx(1.5) and not kernel.at_work
 
 
 def test_a_leader_that_does_not_hear_an_acknowledgement_holds_nothing_up() -> None:

@@ -1,0 +1,62 @@
+"""The values that names and files ever had, in order, and what who reads them must see at least. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional
+
+from tests.sim.checkers import Violation
+
+Key = int | tuple[int, bytes]  # an inode, or a name in a directory
+
+
+class Floor(NamedTuple):
+    """What a read may not fall behind: a place in a register, as it was after so many cuts."""
+
+    cuts: int
+    place: int
+
+
+class History:
+    """All values that each register ever had, and the newest that anybody was shown."""
+
+    def __init__(self) -> None:
+        self.values: dict[Key, list[int]] = {}
+        self._seen: dict[Key, int] = {}
+        self._cuts: dict[Key, int] = {}
+
+    def of(self, key: Key) -> list[int]:
+        return self.values.setdefault(key, [] if isinstance(key, int) else [0])
+
+    def note(self, key: Key, value: int) -> None:
+        """From now on this is the value."""
+        values = self.of(key)
+        if not values or values[-1] != value:
+            values.append(value)
+
+    def cut(self, key: Key, value: Optional[int]) -> None:
+        """What came after this value is lost; None: all of it."""
+        values = self.of(key)
+        if value is not None and value not in values:
+            raise Violation("nothing else happens", f"{key} is {value}, which it never was: {values}")
+        while values and values[-1] != value:
+            values.pop()
+        self._cuts[key] = self._cuts.get(key, 0) + 1
+        self._seen[key] = min(self._seen.get(key, 0), max(len(values) - 1, 0))
+
+    def free(self, key: Key) -> None:
+        """It is removed for good. Who had it open may be told whatever it was."""
+        self._cuts[key] = self._cuts.get(key, 0) + 1
+        self._seen[key] = 0
+
+    def floor(self, key: Key) -> Floor:
+        return Floor(self._cuts.get(key, 0), self._seen.get(key, 0))
+
+    def saw(self, key: Key, floor: Floor, value: int, where: str) -> None:
+        """A read that began at ``floor`` ends with this value."""
+        values = self.of(key)
+        low = floor.place if floor.cuts == self._cuts.get(key, 0) else 0
+        for place in range(low, len(values)):
+            if values[place] == value:
+                self._seen[key] = max(self._seen.get(key, 0), place)
+                return
+        raise Violation("nothing stale is read", f"{where}: {key} is {value}, not one of {values[low:]} of {values}")
