@@ -103,6 +103,15 @@ def partial(encoded: Buffer, block_id: bytes, offset: int, length: int) -> bytes
     return b"".join((table.head(first, count), memoryview(encoded).cast("B")[start:end]))
 
 
+def place_raw(stored: int, length: int, offset: int, count: int) -> Optional[tuple[int, int]]:
+    """Return the byte range in the encoded form of the pieces that cover ``count`` bytes from ``offset`` of a block of
+    this length, where its stored length alone says that all pieces are raw; None where the table has to be asked."""
+    start = HEADER.size + _TABLES[-(-length // PIECE_BYTES)].size
+    if stored != start + length:
+        return None
+    return start + offset - offset % PIECE_BYTES, start + min(length, -(-(offset + count) // PIECE_BYTES) * PIECE_BYTES)
+
+
 def verify(encoded: Buffer, block_id: bytes, raw_length: int) -> None:
     """Check a whole encoded block from a stranger: bounds before anything is decompressed, pieces, length and BLAKE3.
 

@@ -212,6 +212,11 @@ class Segments:
         """Return bytes of a segment, fewer where it ends. Raises OSError; FileNotFoundError for a removed segment."""
         return self._file(number).pread(length, offset)
 
+    def fetch(self, number: int, length: int, offset: int) -> None:
+        """Bytes of a segment will be read in a moment."""
+        with contextlib.suppress(OSError):  # no file system for such hints; the segment is missed when it is read
+            self._file(number).fetch(offset, length)
+
     def remove(self, number: int) -> None:
         """Remove a segment that is not the active one, durably. Reads that have begun still finish."""
         assert number != self.active

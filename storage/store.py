@@ -281,6 +281,9 @@ class BlockStore:
         if entry.stored <= 2 * PIECE_BYTES or (offset == 0 and end == entry.plain):
             encoded = self._segments.read(entry.segment, entry.stored, entry.offset)
             return _choose(encoded, blocks.PieceTable(encoded, block), offset, length)
+        raw = blocks.place_raw(entry.stored, entry.plain, offset, end - offset)
+        if raw is not None:  # the disk works on the pieces while it is waited for the table
+            self._segments.fetch(entry.segment, raw[1] - raw[0], entry.offset + raw[0])
         prefix = self._segments.read(entry.segment, min(blocks.TABLE_BYTES_MAX, entry.stored), entry.offset)
         table = blocks.PieceTable(prefix, block, prefix=True)
         first, count = table.cover(offset, length)

@@ -41,6 +41,9 @@ class DiskFile(Protocol):
         """Have the disk set space aside up to this offset, for writes to come; ``size`` does not change. Return the
         offset up to which there is some; no promise where the file system cannot. ``truncate`` gives it back."""
 
+    def fetch(self, offset: int, length: int) -> None:
+        """These bytes will be read in a moment. A hint: reading them may have begun when it is asked for."""
+
     def let_go(self, offset: int, length: int) -> None:
         """The kernel need not keep these bytes in memory. A hint: nothing changes but the time that reading takes."""
 
@@ -115,6 +118,9 @@ class SystemFile:
         if end <= size or _fallocate is None or _fallocate(self._fd, _KEEP_SIZE, size, end - size) != 0:
             return size
         return end
+
+    def fetch(self, offset: int, length: int) -> None:
+        os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
 
     def let_go(self, offset: int, length: int) -> None:
         os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)

@@ -79,6 +79,9 @@ class FaultFile:
     def reserve(self, end: int) -> int:
         return self.size()
 
+    def fetch(self, offset: int, length: int) -> None:
+        self._disk.fetched.append((offset, length))
+
     def let_go(self, offset: int, length: int) -> None:
         self._disk.let_go.append((offset, length))
 
@@ -102,6 +105,7 @@ class FaultDisk:
         self.claimed_free_bytes: int | None = None  # what free_bytes says when it is not the truth
         self._names: dict[str, _Inode] = {}
         self.let_go: list[tuple[int, int]] = []
+        self.fetched: list[tuple[int, int]] = []
         self._durable_names: dict[str, _Inode] = {}
 
     def step(self, change: Callable[[], None]) -> None:

@@ -91,6 +91,10 @@ def test_ranges_and_partials(data: st.DataObject) -> None:
     assert bytes(block.decode(part, name, offset, length, size)) == expected
     pieces = -(-(offset + len(expected)) // PIECE_BYTES) - offset // PIECE_BYTES
     assert len(part) <= pieces * PIECE_BYTES + block.TABLE_BYTES_MAX
+    place = block.place_raw(len(encoded), size, offset, len(expected))
+    start = block.PieceTable(encoded, name).start
+    assert (place is None) == (len(encoded) != start + size)
+    assert place is None or encoded[slice(*place)] == part[start:]
     inner = data.draw(st.integers(0, len(expected) - 1))
     assert bytes(block.decode(part, name, offset + inner, 1)) == expected[inner : inner + 1]
     assert block.partial(part, name, offset, length) == part

@@ -118,6 +118,18 @@ def test_a_range_of_a_large_block_reads_only_its_pieces() -> None:
     assert len(store.fetch(name, 500_000, 100)) < 2 * PIECE_BYTES
 
 
+@pytest.mark.parametrize("shrinks", [False, True])
+def test_the_disk_is_told_which_pieces_come_after_the_table(shrinks: bool) -> None:
+    disk = FaultDisk()
+    store = open_store(disk)
+    name, = store_all(store, [plain(3 if shrinks else 1, 1 << 20)])
+    entry = store.locate(name)
+    part = store.fetch(name, 500_000, 100)
+    start = len(part) - PIECE_BYTES
+    told = [] if shrinks else [(entry.offset + start + 500_000 // PIECE_BYTES * PIECE_BYTES, PIECE_BYTES)]
+    assert disk.fetched == told
+
+
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("keep_catalog", [False, True])
 def test_reopen(checkpoint: bool, keep_catalog: bool) -> None:
