@@ -131,12 +131,9 @@ class LeaseTable:
         while it has not named this term nothing is granted to anybody, so nobody else can have them."""
         if session not in self._doubtful:
             return False
-        held = self._held.setdefault(session, {})
         for ino in inos:
             if ino not in self._exclusive:
-                held[ino] = None
-                self._holders.setdefault(ino, set()).add(session)
-                self._possess(session, ino)
+                self._hold_alone(session, ino)
         self.counts["reclaimed"] += 1
         self.prolong(session, now_s)
         return True
@@ -214,6 +211,12 @@ class LeaseTable:
     def _possess(self, session: int, ino: int) -> None:
         self._exclusive[ino] = session
         self._owned[session] = self._owned.get(session, 0) + 1
+
+    def _hold_alone(self, session: int, ino: int) -> None:
+        """Put an exclusive lease into the table, where nobody holds one."""
+        self._held.setdefault(session, {})[ino] = None
+        self._holders.setdefault(ino, set()).add(session)
+        self._possess(session, ino)
 
     def _dispossess(self, session: int, ino: int) -> bool:
         if self._exclusive.get(ino) != session:
@@ -449,10 +452,8 @@ class LeaseTable:
             self._dispossess(session, ino)
         self.drop(session)
         self._recalls.update(kept)
-        self._held[session] = dict.fromkeys(mine)
         for ino in mine:
-            self._possess(session, ino)
-            self._holders.setdefault(ino, set()).add(session)
+            self._hold_alone(session, ino)
         self._silent.add(session)
 
     def unfenced(self) -> list[int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any, Optional
 from unittest.mock import patch
@@ -32,7 +32,7 @@ from node.wire.types import ROOT_INO
 from tests.sim.checkers import Violation
 from tests.sim.registers import History, Key
 from tests.unit.client.test_leases import META, Call, Link, Truth
-from tests.unit.client.world import Reply, _reply_of, _roundtrip
+from tests.unit.client.world import Reply, _roundtrip
 
 FILE = 0o100644
 NAMES = tuple(b"%d" % number for number in range(4))
@@ -99,11 +99,7 @@ class Wire(Link):
             await call.arrived.wait()
             await trio.sleep(self.lag_s())
             await self.running()
-            if call.error is not None:
-                raise call.error
-            if self.truth.rng.random() < self.truth.loss:
-                raise FsError(Code.UNREACHABLE, "the answer was lost")
-            return Reply(_reply_of(META, request, call.body), [])
+            return self.answer_to(call)
         raise FsError(Code.TIMEOUT, "no answer")
 
 
@@ -269,27 +265,25 @@ class Mount:
             history.saw(ino, history.floor(ino), value, self._at("mapped"))
 
     async def make(self, parent: int, name: bytes) -> None:
-        if await self.look(parent, name):
-            return
-        floor = self.sea.history.floor((parent, name))
-        await self.wire.running()
-        self.kernel.renames((parent, name))
-        attr = await self.volume.mknod(parent, name, FILE, 0, 0, 0)
-        self.kernel.told(attr)
-        self.kernel.named(parent, name, attr.ino)
-        self.sea.history.saw((parent, name), floor, attr.ino, self._at("making"))
+        await self._make(parent, name, partial(self.volume.mknod, parent, name, FILE, 0, 0, 0))
 
     async def make_directory(self, parent: int, name: bytes) -> None:
+        ino = await self._make(parent, name, partial(self.volume.mkdir, parent, name, 0o755, 0, 0))
+        if ino:
+            self.homes[1:] = [*self.homes[1:], ino][-DIRECTORIES_MAX:]
+
+    async def _make(self, parent: int, name: bytes, make: Callable[[], Awaitable[api.Attr]]) -> int:
+        """Return the new inode; 0: the name was there."""
         if await self.look(parent, name):
-            return
+            return 0
         floor = self.sea.history.floor((parent, name))
         await self.wire.running()
         self.kernel.renames((parent, name))
-        attr = await self.volume.mkdir(parent, name, 0o755, 0, 0)
+        attr = await make()
         self.kernel.told(attr)
         self.kernel.named(parent, name, attr.ino)
         self.sea.history.saw((parent, name), floor, attr.ino, self._at("making"))
-        self.homes[1:] = [*self.homes[1:], attr.ino][-DIRECTORIES_MAX:]
+        return attr.ino
 
     async def remove(self, parent: int, name: bytes) -> None:
         floor = self.sea.history.floor((parent, name))

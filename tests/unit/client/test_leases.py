@@ -157,12 +157,16 @@ class Link:
             await call.done.wait()
             await trio.sleep_until(self.arrival_s())
             await trio.sleep(self.lag_s())
-            if call.error is not None:
-                raise call.error
-            if self.truth.rng.random() < self.truth.loss:
-                raise FsError(Code.UNREACHABLE, "the answer was lost")
-            return Reply(_reply_of(META, request, call.body), [])
+            return self.answer_to(call)
         raise FsError(Code.TIMEOUT, "no answer")
+
+    def answer_to(self, call: Call) -> Reply:
+        """What the mount gets to hear when the answer has arrived. Raises what was answered, or UNREACHABLE."""
+        if call.error is not None:
+            raise call.error
+        if self.truth.rng.random() < self.truth.loss:
+            raise FsError(Code.UNREACHABLE, "the answer was lost")
+        return Reply(_reply_of(META, call.request, call.body), [])
 
     async def push(self, recall: api.Recall, at_s: float) -> None:
         await trio.sleep_until(at_s)
