@@ -204,6 +204,9 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     wait for no recall and no grace: whoever else wants to see these inodes waits for them. ``times_ns`` (one for each
     operation, or none) says when they happened, instead of the entry's time. ``bases``: (directory, data version) as
     they were before; where one is not so, VERSION_MISMATCH, nothing executed (rule 1).
+
+    ``settled``: inodes of which the session shows nothing that it remembers from before it sent this until it has the
+    answer, nor does its kernel. So nobody who looks at them meanwhile has to wait for it.
     """
 
     session: int
@@ -218,6 +221,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     journal: bool = False
     times_ns: tuple[int, ...] = ()
     bases: tuple[tuple[int, int], ...] = ()
+    settled: tuple[int, ...] = ()
 
 
 class SubmitReply(msgspec.Struct, frozen=True, array_like=True):

@@ -7,7 +7,8 @@ happens at the moment in which the last old view is gone.
 
 The session that made the change serves its old view until the answer reaches it. So what it touched stays
 *unsettled* until it shows, by the ``lowest_unacked`` of a later request, that it has the answer; whoever else asks
-before that has it recalled from that session too, like from any other. A session that works alone is never asked.
+before that has it recalled from that session too, like from any other. A session that works alone is never asked,
+nor is one that has said with the change that it shows no old view of it meanwhile (``Submit.settled``).
 
 Whoever owes an acknowledgement is still answered (rule 5: a recall waits for nobody who waits for the leader), but
 without a lease. A session's leases end together, ``lease_s`` after its last grant or renewal; the leader waits
@@ -39,7 +40,7 @@ lease has ended are fenced.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 COOL_MAX = 65_536  # inodes that are remembered to be wanted by two
 
@@ -245,9 +246,11 @@ class LeaseTable:
 
     # --- recalls ----------------------------------------------------------------------------------------------
 
-    def change(self, inos: tuple[int, ...], by: int, sequence: int, *, journal: bool = False) -> list[Recall]:
+    def change(
+        self, inos: tuple[int, ...], by: int, sequence: int, *, journal: bool = False, settled: Collection[int] = ()
+    ) -> list[Recall]:
         """Request ``sequence`` of session ``by`` changed these inodes. Return the recalls to send to others.
-        ``journal``: the session knew that before."""
+        ``journal``: the session knew that before. Of those that are ``settled`` it shows no old view."""
         affected: dict[int, list[int]] = {}
         for ino in inos:
             for session in self._holders.get(ino, ()):
@@ -258,9 +261,11 @@ class LeaseTable:
                 affected.setdefault(last[0], []).append(ino)
         recalls = [self.recall(session, tuple(mine)) for session, mine in affected.items()]
         if by in self._until_s and not journal:  # one that holds nothing serves no old view
-            for ino in inos:
+            shown = tuple([ino for ino in inos if ino not in settled])
+            for ino in shown:
                 self._unsettled[ino] = (by, sequence)
-            self._changes.setdefault(by, deque()).append((sequence, inos))
+            if shown:
+                self._changes.setdefault(by, deque()).append((sequence, shown))
         return recalls
 
     def settle(self, session: int, lowest_unacked: int) -> None:

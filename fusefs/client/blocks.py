@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
 import trio
@@ -16,6 +16,7 @@ import trio
 from fusefs.client.codec import Codec
 from fusefs.client.fetching import Fetcher, Logged, Wanted
 from fusefs.client.placement import Placement
+from metadata.api import Extents, Result
 from node.wire.errors import Code, FsError
 from node.wire.limits import KIB, MIB, PIECE_BYTES
 from node.wire.types import Buffer
@@ -118,6 +119,14 @@ class Blocks:
         missing = [one for one in dict(blocks).items() if one[0] not in self.cache and one[0] not in self._fetches]
         if len(self._fetches) < FETCHES_AHEAD_MAX:
             self._batches(missing[: FETCHES_AHEAD_MAX - len(self._fetches)])
+
+    def again(self, results: Iterable[Result]) -> None:
+        """These were asked for because who reads a file that others change comes back to it soon."""
+        self.want([
+            (extent.block, extent.block_length)
+            for result in results if isinstance(result, Extents)
+            for extent in result.extents[-BATCH_BLOCKS_MAX:] if extent.block_length <= SMALL_BLOCK_BYTES
+        ])
 
     def want(self, blocks: Sequence[tuple[bytes, int]]) -> None:
         """Fetch whole blocks (name, length) that ``whole`` will be asked for in a moment: small ones of one server in

@@ -12,7 +12,7 @@ class Brought:
     """The newest words of the service on inodes that are, or just were, in the journal. ``differs`` is told where they
     are other than what was foretold."""
 
-    def __init__(self, leases: Leases, differs: Callable[[int], None]) -> None:
+    def __init__(self, leases: Leases, differs: Callable[[int], object]) -> None:
         self._leases = leases
         self._differs = differs
         self._newest: dict[int, api.Attr] = {}

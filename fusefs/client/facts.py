@@ -37,7 +37,7 @@ class Record:
     """What is known of one inode. None: not known."""
 
     __slots__ = (
-        "attr", "names", "complete", "asked", "layout", "target", "xattrs", "xattrs_complete", "weight",
+        "attr", "names", "complete", "missed", "layout", "target", "xattrs", "xattrs_complete", "weight",
         "listed", "exclusive", "unlocked", "_order",
     )  # fmt: skip
 
@@ -45,7 +45,7 @@ class Record:
         self.attr: Optional[Attr] = None
         self.names: dict[bytes, int] = {}  # of a directory; ABSENT where there is no such name
         self.complete = False  # a name that is not in ``names`` does not exist
-        self.asked: dict[bytes, int] = {}  # how often an absent name was asked for
+        self.missed = b""  # the name that was asked for last and is not there
         self.layout: Optional[Layout] = None
         self.target: Optional[bytes] = None
         self.xattrs: dict[bytes, Optional[bytes]] = {}  # None: the file has no such attribute
@@ -147,8 +147,6 @@ class Facts:
             self._weigh(record, _NAME_BYTES + len(name))
         record.names[name] = ino
         record.reorder()
-        if ino:
-            record.asked.pop(name, None)
 
     def put_stored(self, ino: int, stored: int) -> None:
         """How much of a file is stored, which could not be foretold."""
@@ -164,7 +162,6 @@ class Facts:
         record.complete = False
         record.listed = None
         record.reorder()
-        record.asked.pop(name, None)
         if record.names.pop(name, None) is not None:
             self._weigh(record, -_NAME_BYTES - len(name))
 

@@ -165,6 +165,15 @@ def touched(ops: Iterable[api.Op], guess: Guess) -> tuple[set[int], set[Name]]:
     return inos, names
 
 
+def only_names_and_attributes(ops: Iterable[api.Op]) -> bool:
+    """Whether operations leave the data of all files as they are, and their sizes."""
+    return all(
+        isinstance(op, (api.Make, api.Remove, api.Link, api.Rename, api.SetXattr, api.RemoveXattr))
+        or (isinstance(op, api.SetAttr) and op.size is None)
+        for op in ops
+    )
+
+
 def locking(ops: Iterable[api.Op]) -> set[int]:
     """The inodes whose locks operations change."""
     return {op.ino for op in ops if isinstance(op, LOCK_OPS)}

@@ -24,6 +24,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Optional, TypeVar
 
+from fusefs.client.again import Again
 from fusefs.client.facts import ABSENT, Facts, Record, meeting
 from metadata.api import Attr, Extent
 
@@ -62,6 +63,7 @@ class Leases:
     def __init__(self, *, on: bool, lease_s: float, bytes_max: int) -> None:
         self.on = on
         self.facts = Facts(bytes_max)
+        self.again = Again()
         self.term = 0  # of the newest leader that was heard of: leases of no other are taken. 0: none yet
         self.until_s = 0.0  # when the leases end; 0: there are none
         self.on_drop: Callable[[], None] = lambda: None
@@ -141,13 +143,16 @@ class Leases:
         self._floor = self._count
         self._barred.clear()
 
-    def recall(self, inos: Collection[int]) -> None:
+    def recall(self, inos: Collection[int], now_s: float) -> None:
         """The service takes leases back."""
         self.recalls += 1
         self.on_end(inos)
         self._count += 1
         for ino in inos:
-            self.facts.drop(ino)
+            record = self.facts.peek(ino)
+            if record is not None:
+                self.again.recalled(ino, record, now_s)
+                self.facts.drop(ino)
             self._bar(ino)
             self._recalled[ino] = self._count
         if len(self._recalled) > BARRED_MAX:
@@ -294,6 +299,13 @@ class Leases:
         if record is None or (parent, name) in self._changing_names:
             return None
         return record.names.get(name, ABSENT if record.complete else None)
+
+    def missed(self, parent: int, name: bytes) -> None:
+        """Somebody was answered that there is no such name."""
+        self.hits += 1
+        record = self.facts.peek(parent)
+        if record is not None:
+            record.missed = name
 
     def layout(self, ino: int, start: int, end: int, now_s: float) -> tuple[Attr, list[Extent]] | None:
         """Attributes and all extents that meet [start, end); None: ask."""

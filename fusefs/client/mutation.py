@@ -22,3 +22,4 @@ class Mutation:
     journal: bool = False  # of what is leased exclusively
     times_ns: tuple[int, ...] = ()
     bases: tuple[tuple[int, int], ...] = ()
+    settled: tuple[int, ...] = ()  # inodes of which nothing old is shown here until it is answered

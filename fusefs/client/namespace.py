@@ -71,7 +71,7 @@ class Namespace:
         now_s = self._session.now_s()
         ino = leases.name(parent, name, now_s)
         if ino == ABSENT:
-            leases.hits += 1
+            leases.missed(parent, name)
             self._holds.drop_hint(parent, name)
             raise FsError(Code.NOT_FOUND, "no such name")
         attr = None if ino is None else leases.attr(ino, now_s)

@@ -21,7 +21,7 @@ from typing import Any, Optional, Protocol
 import trio
 
 from fusefs.client.caller import Caller
-from fusefs.client.leases import Leases
+from fusefs.client.leases import Leases, Name
 from metadata import api
 from node.wire.errors import Code, FsError
 from node.wire.limits import SURRENDER_S_MAX
@@ -43,8 +43,9 @@ class Kernel(Protocol):
         """The same for all inodes."""
         ...
 
-    def expire(self, inos: Collection[int]) -> None:
-        """These are about to be changed from here: have their attributes asked for again. Does not wait."""
+    def expire(self, inos: Collection[int], names: Collection[Name] = ()) -> bool:
+        """These are about to be changed from here: have their attributes asked for again. Does not wait. Return
+        whether the kernel asks for these names too, and shows nothing of the inodes that it has been told before."""
         ...
 
 
@@ -92,17 +93,16 @@ class Recalls:
         """A member pushed a message."""
         if isinstance(message, api.Recall) and (message.session, message.number) not in self._serving:
             self._serving.add((message.session, message.number))
-            self._leases.recall(message.inos)
+            self._leases.recall(message.inos, trio.current_time())
             self._nursery.start_soon(self._recalled, member, message, self._begin())
 
     def _dropped(self) -> None:
         if self.kernel is not None:
             self._nursery.start_soon(self._forget_all, self.kernel, self._begin())
 
-    def changing(self, inos: Collection[int]) -> None:
-        """A mutation of ours is sent now."""
-        if self.kernel is not None:
-            self.kernel.expire(inos)
+    def changing(self, inos: Collection[int], names: Collection[Name] = ()) -> bool:
+        """A mutation of ours is sent now. Return whether programs are shown nothing of this that is older."""
+        return self.kernel is None or self.kernel.expire(inos, names)
 
     def doubted(self, inos: Collection[int]) -> None:
         """Of a mutation of ours nobody knows whether it was executed."""

@@ -25,7 +25,7 @@ from fusefs.client.dead import end_dead_sessions
 from fusefs.client.exclusive import Exclusive
 from fusefs.client.journal import Journal
 from fusefs.client.leader import PAUSE_S_MAX, PAUSE_S_MIN, Leader
-from fusefs.client.learning import Lesson, learn, locking, named, subjects, touched
+from fusefs.client.learning import Lesson, learn, locking, named, only_names_and_attributes, subjects, touched
 from fusefs.client.leases import Leases, Ticket
 from fusefs.client.mutation import Mutation
 from fusefs.client.options import ClientOptions
@@ -96,6 +96,7 @@ class Session:
         self.room_bytes = 0
         self.log_room_bytes = -1  # as in RenewSessionReply
         self.on_data: Callable[[bytes, bytes], None] = lambda block, plain: None  # bytes that came with extents
+        self.on_again: Callable[[Sequence[api.Result]], None] = lambda results: None  # of what was asked for along
         self.id = 0
         self.incarnation = 0
         self.gc_epoch = 0
@@ -277,6 +278,8 @@ class Session:
         if journal:
             return await self._read_for_journal(queries, deadline)
         again = 0
+        asked_for = len(queries)
+        queries += self.leases.again.along(queries, trio.current_time())
         while True:
             await self.ready(deadline, changing=False)
             if self.journal.concerns(named(queries)):
@@ -299,7 +302,9 @@ class Session:
                     raise FsError(Code.TIMEOUT, "an inode was changed here again and again while it was asked for")
                 continue
             if self._learn(ticket, queries, answer.body) or again == ASKED_AGAIN_MAX:
-                return results
+                if len(results) > asked_for:
+                    self.on_again(results[asked_for:])
+                return results[:asked_for]
             again += 1
 
     def _older(self, ticket: Ticket, queries: tuple[api.Query, ...], results: tuple[api.Result, ...]) -> bool:
@@ -448,6 +453,7 @@ class Session:
             fence=self._fence,
             lease=self.leases.on,
             lease_term=self.leases.term,
+            settled=mutation.settled,
         )
 
     # --- the journal ----------------------------------------------------------------------------------------------
@@ -526,7 +532,10 @@ class Session:
             return
         inos, names = touched(mutation.ops, self._guess)
         mutation.change = self.leases.begin(inos, names, self.now_s(), locking(mutation.ops))
-        self.recalls.changing(mutation.change.inos)
+        shown = not self.recalls.changing(inos, names)
+        # While the kernel changes a size it lets programs read with the old one, whatever it is answered
+        if not shown and only_names_and_attributes(mutation.ops):
+            mutation.settled = tuple(inos)
 
     def _guess(self, parent: int, name: bytes) -> int:
         return self.leases.name(parent, name, self.now_s()) or self.guess(parent, name)

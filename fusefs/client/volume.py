@@ -120,6 +120,7 @@ class Volume:
         self.locking = Locking(self._session, self._writeback, now_ns)
         self._session.guess = self._holds.hinted
         self._session.on_data = self._blocks.came
+        self._session.on_again = self._blocks.again
         self._session.on_lost = self._lost
         self._session.on_orphans = self._holds.orphans
         self._session.journal.data = self._writeback
@@ -412,6 +413,10 @@ class Volume:
         now_s = self._session.now_s()
         known = self._session.leases.xattr(ino, name, now_s)
         return self._session.leases.left_s(now_s) if known == (None,) else 0.0
+
+    def alone(self, ino: int) -> bool:
+        """Whether nobody else sees this inode before this mount was asked back."""
+        return self._session.leases.alone(ino, self._session.now_s())
 
     def name_known(self, parent: int, name: bytes) -> bool:
         """Whether it is known under a lease what a name means, or that it means nothing."""

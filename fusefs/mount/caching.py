@@ -62,6 +62,7 @@ PROOF_S = 0.05  # until a reply that no lock orders has arrived for certain
 PAGES_S = 1.0  # for the kernel to write back what programs have changed in mapped pages
 LOCKED_S = 0.02  # the same where requests are under way that may have them locked
 NAMES_MAX = 1024  # taken back one by one in one recall; more of them would cost others more than the epoch costs us
+WANTED_S = 0.25  # the kernel is told nothing for so long of what was recalled, or made where others look
 CONTENDED_S = 3.0  # a file is opened for direct I/O for so long after a recall
 CONTENDED_MAX = 4096
 LOOK_S = 0.001  # how often to see whether the thread has met a lock
@@ -98,6 +99,8 @@ class Leased(Protocol):
 
     def name_known(self, parent: int, name: bytes) -> bool: ...
 
+    def alone(self, ino: int) -> bool: ...
+
 
 class _Told(NamedTuple):
     """When the kernel was sent attributes, and until when it believes them."""
@@ -132,7 +135,9 @@ class KernelCache:
         self._arriving = Arriving(PROOF_S)
         self._listed: dict[int, float] = {}  # directories of which a page was told, when last
         self._recalled: OrderedDict[int, float] = OrderedDict()  # inodes by the time when they were recalled last
+        self._wants: OrderedDict[int, float] = OrderedDict()  # inodes that others want, until when it counts
         self._renamed: dict[int, dict[bytes, None]] = {}  # names carried over without a lease
+        self._forgetting = 0  # recalls that take names back, which the kernel may still believe
         self._wake = trio.Event()
         self._notifier = notifier
         self._busy = busy
@@ -148,9 +153,9 @@ class KernelCache:
     def attr_s(self, attr: Attr) -> float:
         """How long the kernel may believe attributes that are sent to it now, before anything else is awaited."""
         left_s = self._leased.attr_left_s(attr) - MARGIN_S
-        if left_s <= 0:
-            return 0.0
         now_s = self._clock_s()
+        if left_s <= 0 or self._wanted(attr.ino, now_s):
+            return 0.0
         attrs = self._attrs
         attrs[attr.ino] = _Told(now_s, now_s + left_s + ARRIVAL_S)
         attrs.move_to_end(attr.ino)
@@ -169,10 +174,18 @@ class KernelCache:
         if left_s <= 0:
             return 0.0
         now_s = self._clock_s()
-        if not self._cooling.hot(parent, now_s) or not self._names.room(now_s):
+        if self._wanted(parent, now_s) or not self._cooling.hot(parent, now_s) or not self._names.room(now_s):
             return 0.0
         self._names.tell(parent, name, now_s)
         return left_s
+
+    def made_s(self, parent: int, name: bytes, attr: Attr, *, new: bool) -> tuple[float, float]:
+        """How long it may believe attributes and name of what was just made, ``new`` to it: where others look at the
+        directory they are likely to come for that next, and would have to wait for its being taken back."""
+        if not self._leased.alone(parent):
+            self._want((attr.ino,))
+            return 0.0, 0.0
+        return self.attr_s(attr) if new else 0.0, self.name_s(parent, name, attr.ino)
 
     def name_again_s(self, parent: int, name: bytes, ino: int, thread: int) -> float:
         """The same for a reply to a look-up of ``thread`` that may only revalidate what the kernel has."""
@@ -230,8 +243,10 @@ class KernelCache:
     def renaming(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
         """The kernel is about to carry what it believes of one name over to another, and back in an exchange."""
         now_s = self._clock_s()
-        self._names.tell(parent, name, now_s)
-        self._names.tell(new_parent, new_name, now_s)
+        told = self._names.told
+        if self._forgetting or told(parent, name, now_s) or told(new_parent, new_name, now_s):
+            self._names.tell(parent, name, now_s)
+            self._names.tell(new_parent, new_name, now_s)
 
     def renamed(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
         """It has been answered. Where there is no lease on what it carried over, that would never be recalled."""
@@ -251,20 +266,43 @@ class KernelCache:
 
     # --- forgetting ---------------------------------------------------------------------------------------------
 
-    def expire(self, inos: Collection[int]) -> None:
-        """These are about to be changed from here: have their attributes asked for again. Does not wait."""
+    def expire(self, inos: Collection[int], names: Collection[tuple[int, bytes]] = ()) -> bool:
+        """These are about to be changed from here: have their attributes asked for again. Does not wait. Return
+        whether the kernel asks for these names too, and shows nothing of the inodes that it has been told before."""
         for ino in inos:
             self._listings.pop(ino, None)
         told = self._take(inos)
-        if told:
-            self._notifier.forget_attributes(told)
+        fresh_s = self._clock_s() - ARRIVAL_S
+        shown = any(one.at_s > fresh_s for one in told.values())  # a reply that names a new inode may be on its way
+        if told and any(map(self._view.knows, self._notifier.forget_attributes(told))):
+            shown = True
+        if self._open and any(ino in self._open for ino in inos):
+            shown = True
+        if self._mapped is not None and self._mapped.among(inos):
+            shown = True
+        now_s = self._clock_s()
+        return not shown and not any(self._names.told(parent, name, now_s) for parent, name in names)
 
     def contended(self, ino: int) -> bool:
         """Whether other mounts have changed this lately, so that an answer may be void by the time it arrives."""
         at_s = self._recalled.get(ino)
         return at_s is not None and self._clock_s() < at_s + CONTENDED_S
 
+    def _wanted(self, ino: int, now_s: float) -> bool:
+        """Whether others are likely to want this at any moment: then the kernel asks us each time, which costs less
+        than to make it forget."""
+        return now_s < self._wants.get(ino, now_s)
+
+    def _want(self, inos: Iterable[int]) -> None:
+        until_s, wants = self._clock_s() + WANTED_S, self._wants
+        for ino in inos:
+            wants[ino] = until_s
+            wants.move_to_end(ino)
+        while len(wants) > CONTENDED_MAX:
+            wants.popitem(last=False)
+
     def _note(self, inos: Iterable[int]) -> None:
+        self._want(inos)
         now_s, recalled = self._clock_s(), self._recalled
         for ino in inos:
             recalled[ino] = now_s
@@ -333,14 +371,18 @@ class KernelCache:
             self._counts["pages_late"] += 1
 
     async def _forget_names(self, names: dict[int, list[bytes]]) -> None:
-        while names:
-            if self._busy.any_of(names) or sum(map(len, names.values())) > NAMES_MAX:
-                if await self._void(names):
+        self._forgetting += 1
+        try:
+            while names:
+                if self._busy.any_of(names) or sum(map(len, names.values())) > NAMES_MAX:
+                    if await self._void(names):
+                        return
+                await self._arrived(names)
+                if await self._forget_one_by_one(names):
                     return
-            await self._arrived(names)
-            if await self._forget_one_by_one(names):
-                return
-            names = self._names.take(names, self._clock_s())  # a rename may have carried some over meanwhile
+                names = self._names.take(names, self._clock_s())  # a rename may have carried some over meanwhile
+        finally:
+            self._forgetting -= 1
 
     async def _forget_one_by_one(self, names: dict[int, list[bytes]]) -> bool:
         """Returns True when the thread met a lock, and all names are void instead."""

@@ -47,6 +47,11 @@ class ToldNames:
             names[name] = None
             self._young_bytes += NAME_BYTES + len(name)
 
+    def told(self, parent: int, name: bytes, now_s: float) -> bool:
+        """Whether the kernel may believe this name."""
+        self._turn(now_s)
+        return name in self._young.get(parent, ()) or name in self._old.get(parent, ())
+
     def take(self, parents: Iterable[int], now_s: float) -> dict[int, list[bytes]]:
         """The names in these directories that may be believed: they are forgotten here."""
         self._turn(now_s)

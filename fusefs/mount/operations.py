@@ -84,7 +84,7 @@ class Operations(pyfuse3.Operations):
         cache = self.cache
         if cache is None:
             return entry_of(attr)
-        return entry_of(attr, cache.attr_s(attr) if new else 0, cache.name_s(parent, name, attr.ino))
+        return entry_of(attr, *cache.made_s(parent, name, attr, new=new))
 
     def _heard(self, ctx: pyfuse3.RequestContext) -> None:
         """This thread asks for something: the kernel has looked at whatever it was answered before."""

@@ -119,7 +119,7 @@ class Leasing:
             return
         if outcome.touched:
             for recall in table.change(
-                outcome.touched, outcome.session, outcome.sequence, journal=outcome.journal
+                outcome.touched, outcome.session, outcome.sequence, journal=outcome.journal, settled=outcome.settled
             ):
                 self._send(*recall)
         for session in outcome.fenced:

@@ -52,6 +52,7 @@ class Outcome:
     session: int = 0  # whose Submit it was
     sequence: int = 0
     journal: bool = False
+    settled: tuple[int, ...] = ()  # as in the Submit
 
 
 class Machine:
@@ -97,11 +98,12 @@ class Machine:
         time_ns = max(min(command.time_ns, ENTRY_TIME_MAX_NS), applied.time_ns + 1)
         turn = Turn(time_ns, 0, self._sessions.live, self._root.record.gc_epoch, self._root.groups)
         encoded, sequence, journal = b"", 0, False
+        settled: tuple[int, ...] = ()
         reply: msgspec.Struct | FsError
         try:
             if type(command.body) is Submit:
                 turn.session, sequence = command.body.session, command.body.sequence
-                journal = command.body.journal
+                journal, settled = command.body.journal, command.body.settled
                 reply, encoded = self._shard.submit(command.body, turn)
             elif type(command.body) is Audit:
                 reply = self._auditor.apply(command.body, index)
@@ -126,6 +128,7 @@ class Machine:
             turn.session,
             sequence,
             journal,
+            settled,
         )
 
     def _drop_locks(self, body: msgspec.Struct | None, turn: Turn) -> None:

@@ -104,7 +104,7 @@ def create_in_one_directory(a: Path, b: Path) -> None:
 
 
 def test_rule_05_no_recall_waits_for_who_waits_for_the_leader(play: Callable[..., None]) -> None:
-    play(create_in_one_directory, "names_under_the_lock")
+    play(create_in_one_directory, "names_under_the_lock", under="told_what_others_want")
 
 
 # --- rule 6 ---------------------------------------------------------------------------------------------------------

@@ -38,6 +38,19 @@ def names_under_the_lock() -> None:
     KernelCache._void = void  # type: ignore[method-assign]
 
 
+def told_what_others_want() -> None:
+    """No rule: the kernel is also given names to remember in directories that others look at."""
+    import fusefs.mount.interpose  # noqa: F401
+    from fusefs.mount.caching import KernelCache
+    from metadata.api import Attr
+
+    def made_s(self: KernelCache, parent: int, name: bytes, attr: Attr, *, new: bool) -> tuple[float, float]:
+        return self.attr_s(attr) if new else 0.0, self.name_s(parent, name, attr.ino)
+
+    KernelCache._wanted = lambda *_: False  # type: ignore[method-assign]
+    KernelCache.made_s = made_s  # type: ignore[method-assign]
+
+
 def attributes_for_ever() -> None:
     """Rule 6: the kernel believes attributes for longer than the lease."""
     import fusefs.mount.interpose  # noqa: F401
@@ -115,6 +128,7 @@ WEAKENINGS: dict[str, Callable[[], None]] = {
     one.__name__: one
     for one in (
         names_under_the_lock,
+        told_what_others_want,
         attributes_for_ever,
         pages_stay,
         offset_of_the_kernel,

@@ -179,9 +179,10 @@ class Kernel:
         self._names.clear()
         self._mapped.clear()
 
-    def expire(self, inos: Collection[int]) -> None:
+    def expire(self, inos: Collection[int], names: Collection[tuple[int, bytes]] = ()) -> bool:
         for ino in inos:
             self._attrs.pop(ino, None)
+        return not any(map(self.name, names)) and not any(ino in self._mapped for ino in inos)
 
 
 class Mount:

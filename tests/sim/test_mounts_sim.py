@@ -4,7 +4,7 @@ was before (``tests/sim/mounts_world.py``). Each rule is also taken out once, an
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import pytest
 import trio
@@ -50,6 +50,14 @@ def without_grace(begin: Callable[[LeaseTable, int, Iterable[int], float], None]
     return begin_at_once
 
 
+def without_a_look(expire: Callable[..., bool]) -> Callable[..., bool]:
+    def shows_nothing(self: Kernel, inos: Collection[int], names: Collection[tuple[int, bytes]] = ()) -> bool:
+        expire(self, inos, names)
+        return True
+
+    return shows_nothing
+
+
 WEAKENINGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "recall what a journal has made": lambda patch: patch.setattr(LeaseTable, "unleased", lambda *_: ()),
     "bring before the acknowledgement": lambda patch: patch.setattr(Exclusive, "recalled", nothing),
@@ -62,6 +70,7 @@ WEAKENINGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 RARE: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "forget before the term is named": lambda patch: patch.setattr(Recalls, "forgotten", nothing),
+    "look what the kernel shows": lambda patch: patch.setattr(Kernel, "expire", without_a_look(Kernel.expire)),
     "end by a fence": lambda patch: patch.setattr(LeaseTable, "_silence", LeaseTable.drop),
 }
 

@@ -192,7 +192,7 @@ class Life:
 
     async def drop(self, die: random.Random) -> None:
         """Everything known is forgotten, as after a recall."""
-        self.volume._session.leases.recall(list(self.inos))
+        self.volume._session.leases.recall(list(self.inos), trio.current_time())
 
     async def lookup(self, die: random.Random) -> Any:
         return self.seen(await self.volume.lookup(await self.directory(die), die.choice(NAMES)))

@@ -476,7 +476,7 @@ WEAKENINGS = {
     "recall before showing": lambda patch: patch.setattr(LeaseTable, "seize", lambda *_, **__: []),
     "wait before proposing": lambda patch: patch.setattr(LeaseTable, "unsaid", lambda *_: set()),
     "late answers": lambda patch: patch.setattr(Leases, "fresh", lambda self, ticket, ino: True),
-    "recalls": lambda patch: patch.setattr(Leases, "recall", lambda self, inos: None),
+    "recalls": lambda patch: patch.setattr(Leases, "recall", lambda *_: None),
     "own changes": lambda patch: patch.setattr(Leases, "end", end_without_bars),
 }
 

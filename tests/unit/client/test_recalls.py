@@ -86,8 +86,8 @@ class Kernel:
     async def forget_all(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    def expire(self, inos: Collection[int]) -> None:
-        pass
+    def expire(self, inos: Collection[int], names: Collection[tuple[int, bytes]] = ()) -> bool:
+        return False
 
 
 class Slow(Kernel):

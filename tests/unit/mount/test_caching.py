@@ -12,7 +12,7 @@ import pyfuse3
 import pytest
 import trio
 
-from fusefs.mount.caching import CONTENDED_MAX, CONTENDED_S, NEGATIVE_AFTER, PAGES_S, KernelCache
+from fusefs.mount.caching import CONTENDED_MAX, CONTENDED_S, NEGATIVE_AFTER, PAGES_S, WANTED_S, KernelCache
 from fusefs.mount.kernel import MARGIN_S, KernelView
 from fusefs.mount.mapped import Mappable
 from fusefs.mount.names import Busy
@@ -33,6 +33,7 @@ class Leased:
 
     def __init__(self) -> None:
         self.now_s = 0.0
+        self.shared: set[int] = set()
 
     def attr_left_s(self, attr: Attr) -> float:
         return self.until_s - self.now_s
@@ -42,6 +43,9 @@ class Leased:
 
     def name_known(self, parent: int, name: bytes) -> bool:
         return parent != self.unleased
+
+    def alone(self, ino: int) -> bool:
+        return ino not in self.shared
 
 
 class Kernel:
@@ -184,7 +188,44 @@ async def test_names_are_recalled_one_by_one(leased: Leased, kernel: Kernel) -> 
     await cache.forget([1])
     await cache.forget([1])
     assert sorted(kernel.names) == [b"m", b"n"] and kernel.epochs == 1
+    leased.now_s = WANTED_S
     assert cache.name_s(1, b"n", 5)
+
+
+async def test_what_others_want_the_kernel_is_not_told(leased: Leased, kernel: Kernel) -> None:
+    """It was recalled a moment ago, or made in a directory that others look at."""
+    cache, _ = made(leased, 3)
+    leased.shared = {1}
+    assert cache.made_s(1, b"n", attr_of(5), new=True) == (0.0, 0.0) and not cache.attr_s(attr_of(5))
+    assert all(cache.made_s(2, b"n", attr_of(6), new=True))
+    assert cache.made_s(2, b"m", attr_of(7), new=False)[0] == 0, "the kernel does not compare it"
+    assert cache.name_s(3, b"n", 5) and cache.attr_s(attr_of(8))
+    await cache.forget([3, 8])
+    assert not cache.name_s(3, b"n", 5) and not cache.attr_s(attr_of(8))
+    leased.now_s = WANTED_S
+    assert cache.name_s(3, b"n", 5) and cache.attr_s(attr_of(8)) and cache.attr_s(attr_of(5))
+
+
+def test_what_the_kernel_was_told_of_may_be_shown_while_it_is_changed(leased: Leased, kernel: Kernel) -> None:
+    cache, view = made(leased, 5)
+    assert cache.expire([1, 5], [(1, b"n")]), "it was told nothing"
+    cache.name_s(1, b"n", 5)
+    assert not cache.expire([1, 5], [(1, b"n")]), "of the name"
+    assert cache.expire([1, 5], [(1, b"m"), (2, b"n")])
+    cache.attr_s(attr_of(5))
+    assert not cache.expire([5]), "the answer may be on its way"
+    cache.attr_s(attr_of(5))
+    leased.now_s = 0.1
+    assert cache.expire([5]) and cache.expire([5])
+    cache.attr_s(attr_of(5))
+    leased.now_s = 0.2
+    kernel.unknown = {5}
+    view.looked_up(attr_of(5))
+    assert not cache.expire([5]), "the answer that names it has not arrived"
+    cache.keeps_listing(7)
+    assert not cache.expire([7]), "somebody reads its listing"
+    cache.closed_listing(7)
+    assert cache.expire([7])
 
 
 async def test_a_recall_does_not_wait_for_a_request_under_way(leased: Leased, kernel: Kernel) -> None:
@@ -225,6 +266,8 @@ async def test_what_is_mounted_inside_is_not_taken_away(leased: Leased, kernel: 
 
 async def test_a_name_that_was_carried_over_is_recalled_too(leased: Leased, kernel: Kernel) -> None:
     cache, _ = made(leased, 3)
+    cache.renaming(1, b"unheard", 2, b"of")
+    cache.name_s(1, b"old", 5)
     cache.renaming(1, b"old", 2, b"new")
     cache.renamed(1, b"old", 2, b"new")
     await cache.forget([2])

@@ -408,7 +408,7 @@ async def test_only_of_new_inodes_a_change_may_tell_attributes() -> None:
     proven: list[int] = []
     operations = Operations(FakeVolume(mkdir=attr(5), link=attr(5)), FakeDropper())  # type: ignore[arg-type]
     operations.cache = SimpleNamespace(  # type: ignore[assignment]
-        creating=lambda *_: None, attr_s=lambda _: 5.0, name_s=lambda *_: 4.0, proven=proven.append
+        creating=lambda *_: None, made_s=lambda *_, new: (5.0 if new else 0.0, 4.0), proven=proven.append
     )
     entry = await operations.mkdir(1, b"d", 0o755, CTX)
     assert proven == [CTX.pid], "whatever this thread was answered before has arrived"

@@ -1,0 +1,81 @@
+"""What was known of inodes when they were recalled: whoever asks for some of it soon is likely to want all of it again.
+
+A program that watches a file or a name that others change asks for the directory's attributes, the name, the file's
+extents, one after the other, and each is a question to the service. So the first one brings the others along. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+from fusefs.client.facts import Record
+from metadata import api
+from node.wire.limits import READ_QUERIES_MAX
+
+SOON_S = 1.0
+INODES_MAX = 1024
+NAMES_MAX = 8  # who knows more of a directory does not wait for a certain one
+LAST = 2  # names, the newest, and extended attributes
+EXTENTS_MAX = 64
+GROWN_BYTES = 65_536  # a file may be longer by now
+
+
+class _Noted(NamedTuple):
+    until_s: float
+    queries: tuple[api.Query, ...]
+
+
+class Again:
+    """Questions by the inode that was recalled."""
+
+    def __init__(self) -> None:
+        self._noted: OrderedDict[int, _Noted] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._noted)
+
+    def clear(self) -> None:
+        self._noted.clear()
+
+    def recalled(self, ino: int, record: Record, now_s: float) -> None:
+        """This is known of an inode, and about to be forgotten."""
+        queries = tuple(_questions(ino, record))
+        if not queries:
+            return
+        self._noted[ino] = _Noted(now_s + SOON_S, queries)
+        self._noted.move_to_end(ino)
+        if len(self._noted) > INODES_MAX:
+            self._noted.popitem(last=False)
+
+    def along(self, queries: Sequence[api.Query], now_s: float) -> tuple[api.Query, ...]:
+        """What to ask for together with ``queries``, where that is one about one inode."""
+        ino = _subject(queries[0]) if len(queries) == 1 and self._noted else None
+        noted = None if ino is None else self._noted.pop(ino, None)
+        if noted is None or now_s >= noted.until_s:
+            return ()
+        return tuple([query for query in noted.queries if query != queries[0]])[: READ_QUERIES_MAX - 1]
+
+
+def _subject(query: api.Query) -> Optional[int]:
+    if isinstance(query, api.Lookup):
+        return query.parent
+    if isinstance(query, (api.GetAttr, api.GetExtents, api.GetXattr, api.ListXattr)):
+        return query.ino
+    return None
+
+
+def _questions(ino: int, record: Record) -> list[api.Query]:
+    names = list(record.names) if len(record.names) <= NAMES_MAX else []
+    if record.missed:
+        names = [name for name in names if name != record.missed] + [record.missed]
+    found: list[api.Query] = [api.Lookup(ino, name) for name in names[-LAST:]]
+    layout = record.layout
+    if layout is not None and not layout.start and len(layout.extents) <= EXTENTS_MAX:
+        size = max((extent.offset + extent.length for extent in layout.extents), default=0)
+        found.append(api.GetExtents(ino, 0, 2 * size + GROWN_BYTES))
+    found += [api.GetXattr(ino, name) for name, value in list(record.xattrs.items())[-LAST:] if value is not None]
+    if found and record.attr is not None:
+        found.append(api.GetAttr(ino))
+    return found
