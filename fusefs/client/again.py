@@ -12,11 +12,12 @@ from typing import NamedTuple, Optional
 
 from fusefs.client.facts import Record
 from metadata import api
-from node.wire.limits import READ_QUERIES_MAX
+from node.wire.limits import READ_QUERIES_MAX, READDIR_PAGE_MAX
 
 SOON_S = 1.0
 INODES_MAX = 1024
 NAMES_MAX = 8  # who knows more of a directory does not wait for a certain one
+LISTED_MAX = 128  # names of a directory that is listed again
 LAST = 2  # names, the newest, and extended attributes
 EXTENTS_MAX = 64
 GROWN_BYTES = 65_536  # a file may be longer by now
@@ -61,7 +62,7 @@ class Again:
 def _subject(query: api.Query) -> Optional[int]:
     if isinstance(query, api.Lookup):
         return query.parent
-    if isinstance(query, (api.GetAttr, api.GetExtents, api.GetXattr, api.ListXattr)):
+    if isinstance(query, (api.GetAttr, api.ReadDir, api.GetExtents, api.GetXattr, api.ListXattr)):
         return query.ino
     return None
 
@@ -71,6 +72,8 @@ def _questions(ino: int, record: Record) -> list[api.Query]:
     if record.missed:
         names = [name for name in names if name != record.missed] + [record.missed]
     found: list[api.Query] = [api.Lookup(ino, name) for name in names[-LAST:]]
+    if record.shown and len(record.names) <= LISTED_MAX:
+        found = [api.ReadDir(ino, b"", READDIR_PAGE_MAX, True)]
     layout = record.layout
     if layout is not None and not layout.start and len(layout.extents) <= EXTENTS_MAX:
         size = max((extent.offset + extent.length for extent in layout.extents), default=0)

@@ -49,7 +49,11 @@ class Closing:
         is not leased exclusively, or there may be no room for it (rule 13)."""
         if self._writeback.bytes > self._session.room_bytes:
             return False
-        return self.seal(file)
+        if not self.seal(file, carry=file.watched):
+            return False
+        if file.watched:  # somebody is likely to look at it next, and would have to wait until it has arrived
+            self._journal.hurry()
+        return True
 
     def seal(self, file: File, *, carry: bool = False) -> bool:
         """Put the dirty bytes of a file into the journal; False where they must be written back otherwise. ``carry``:

@@ -147,6 +147,8 @@ class Directories:
         self._ahead.seen(handle.ino, [attr for _, attr in page])
         self._found(handle.ino, page)
         handle.turn(offset, page, end)
+        if end:
+            self._session.leases.read_out(handle.ino)
 
     def statistics(self) -> dict[str, Any]:
         return {"pages": self._pages, "ahead": self._ahead.statistics()}

@@ -37,7 +37,7 @@ class Record:
     """What is known of one inode. None: not known."""
 
     __slots__ = (
-        "attr", "names", "complete", "missed", "layout", "target", "xattrs", "xattrs_complete", "weight",
+        "attr", "names", "complete", "shown", "missed", "layout", "target", "xattrs", "xattrs_complete", "weight",
         "listed", "exclusive", "unlocked", "_order",
     )  # fmt: skip
 
@@ -45,6 +45,7 @@ class Record:
         self.attr: Optional[Attr] = None
         self.names: dict[bytes, int] = {}  # of a directory; ABSENT where there is no such name
         self.complete = False  # a name that is not in ``names`` does not exist
+        self.shown = False  # its names were read out
         self.missed = b""  # the name that was asked for last and is not there
         self.layout: Optional[Layout] = None
         self.target: Optional[bytes] = None

@@ -58,6 +58,7 @@ class FileIO:
             break
         if not made.existed:
             file.fresh = True
+            file.watched = not self._session.leases.alone(parent, self._session.now_s())
             file.note(made.attr)
             return Handle(file, flags), made.attr
         attr = await self._opened(file, flags, uid)

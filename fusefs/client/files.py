@@ -56,6 +56,7 @@ class File:
         self.through = 0  # writes that are being committed before they return: not seen before that
         self.unsealed = False  # bytes were written that are not in the journal
         self.journaled = 0  # entries in the journal that are about the data
+        self.watched = False  # made here in a directory that others look at
         self.fresh = False  # created or emptied here: a chunk that is not in ``extents`` has none
         # Write-back's own
         self.cost = 0  # as counted against the dirty bound

@@ -307,6 +307,12 @@ class Leases:
         if record is not None:
             record.missed = name
 
+    def read_out(self, ino: int) -> None:
+        """Somebody was shown all names of a directory."""
+        record = self.facts.peek(ino)
+        if record is not None:
+            record.shown = record.complete
+
     def layout(self, ino: int, start: int, end: int, now_s: float) -> tuple[Attr, list[Extent]] | None:
         """Attributes and all extents that meet [start, end); None: ask."""
         record = self._record(ino, now_s)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from fusefs.client.again import INODES_MAX, LAST, NAMES_MAX, SOON_S, Again
+from fusefs.client.again import INODES_MAX, LAST, LISTED_MAX, NAMES_MAX, SOON_S, Again
 from fusefs.client.facts import NO_END, Layout, Record
 from fusefs.client.volume import Volume
 from metadata import api
@@ -48,6 +48,18 @@ def test_extents_and_extended_attributes_are_asked_for_along() -> None:
     extents, xattr = again.along([api.GetAttr(INO)], 0.0)
     assert isinstance(extents, api.GetExtents) and extents.length > 10, "it may have grown"
     assert xattr == api.GetXattr(INO, b"user.a")
+
+
+def test_who_has_listed_a_small_directory_is_told_all_of_it_again() -> None:
+    again = Again()
+    record = known(b"a")
+    record.shown = True
+    again.recalled(INO, record, 0.0)
+    (listing,) = again.along([api.GetAttr(INO)], 0.0)
+    assert isinstance(listing, api.ReadDir) and listing.after == b"" and listing.plus
+    record.names.update((b"%d" % number, 0) for number in range(LISTED_MAX))
+    again.recalled(INO, record, 0.0)
+    assert again.along([api.GetAttr(INO)], 0.0) == ()
 
 
 def test_memory_is_bounded_and_large_directories_are_not_guessed_at() -> None:
