@@ -94,14 +94,16 @@ class Placement:
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
 
     async def refresh(self, deadline: float) -> None:
-        """Fetch the map anew; tasks that ask at the same time share the answer."""
+        """Fetch the map anew; tasks that ask at the same time share the answer. TIMEOUT at the deadline."""
         seen = self._refreshes
-        async with self._refresh_lock:
-            if self._refreshes != seen:
+        with trio.move_on_at(deadline):
+            async with self._refresh_lock:
+                if self._refreshes == seen:
+                    answer = await self._session.call(GetClusterMap(self.pg_epoch), deadline)
+                    self._refreshes += 1
+                    self._take(answer.body)
                 return
-            answer = await self._session.call(GetClusterMap(self.pg_epoch), deadline)
-            self._refreshes += 1
-            self._take(answer.body)
+        raise FsError(Code.TIMEOUT, "the cluster map did not come in time")
 
     def _take(self, new: ClusterMap) -> None:
         if new.table or new.servers:

@@ -148,6 +148,7 @@ async def _serve_volume(
         cluster = cluster_for_client(plan.config)
         async with open_volume(cluster, keys=plan.keys, mount=plan.mount, options=options) as volume:
             await _Kernel(life, plan, volume).serve(serving, state.socket_path)
+            life.ending = True
             log.info("unmounted, flushing", mount=plan.mount)
             await flush(volume)
     log.info("everything is durable, the session is closed", mount=plan.mount)

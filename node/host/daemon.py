@@ -30,6 +30,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self.stopping = trio.Event()
         self.served = False  # ready() was called
+        self.ending = False  # it serves no more, and what it cannot finish is said in one line
 
     async def wait_stop(self) -> None:
         """Wait until the process is asked to stop; then flush and return from main."""
@@ -58,8 +59,8 @@ def run_daemon(name: str, main: Main, *, flush_timeout_s: float = STOP_FLUSH_S) 
     """Run ``main`` to its end and return the exit code.
 
     0 only when main returned by itself. An expected failure of the start is one line on stderr; anything else, and
-    whatever ends a process that served already, is a traceback in the log (but what makes it unfit to serve ever again
-    is one line too). Refuses to run with assertions off.
+    whatever ends a process that serves, is a traceback in the log (but what makes it unfit to serve ever again is one
+    line too). Refuses to run with assertions off.
     """
     if not __debug__:
         sys.stderr.write(f"{name}: does not run with assertions off (python -O, PYTHONOPTIMIZE)\n")
@@ -70,7 +71,7 @@ def run_daemon(name: str, main: Main, *, flush_timeout_s: float = STOP_FLUSH_S) 
     except KeyboardInterrupt:  # before the signals were ours
         return Exit.FAILED
     except Exception as error:
-        return _report(name, error, served=life.served)
+        return _report(name, error, served=life.served and not life.ending)
     if not finished:
         sys.stderr.write(f"{name}: stopped before everything was flushed\n")
         return Exit.FAILED

@@ -13,6 +13,7 @@ import trio.testing
 from metadata import api
 from metadata.state.command import CommandKind, SetTable, TableItem
 from node.wire.limits import BLOCK_BYTES_MAX
+from node.wire.errors import Code, FsError
 from node.wire.types import ROOT_INO
 from storage import api as storage
 from storage.api import GroupRow, TableDifference, place_of
@@ -199,6 +200,30 @@ async def test_late_and_repeated_differences_take_nothing_back(moved: bool) -> N
             await placement.refresh(trio.current_time() + 10)
             assert placement.servers_of(b"x" * 32) == (4,)
         await volume.release(handle)
+
+
+async def test_who_waits_for_the_map_that_another_asked_for_waits_no_longer_than_he_may(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(request: object, deadline: float) -> None:
+        await trio.sleep_until(deadline)
+        raise FsError(Code.TIMEOUT, "no answer")
+
+    async with World(servers=1).mount() as volume:
+        monkeypatch.setattr(volume._session, "call", silent)
+        begin = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def refresh(within_s: float) -> None:
+                with pytest.raises(FsError) as error:
+                    await volume._placement.refresh(begin + within_s)
+                assert error.value.code is Code.TIMEOUT and trio.current_time() == pytest.approx(begin + within_s)
+
+            for within_s in (10.0, 1.0, 5.0):
+                nursery.start_soon(refresh, within_s)
+                await trio.testing.wait_all_tasks_blocked()
+        monkeypatch.undo()
+        await volume._placement.refresh(trio.current_time() + 10)
 
 
 async def test_filling_members_are_asked_last() -> None:

@@ -40,6 +40,9 @@ async def main(life):
     print("ready", flush=True)
     if what == "dies":
         raise FsError(Code.IO, "the disk is gone")
+    if what == "ends badly":
+        life.ending = True
+        raise FsError(Code.IO, "not everything could be stored")
     if what == "asks":
         life.request_stop("enough")
     await life.wait_stop()
@@ -126,6 +129,7 @@ def test_main_may_ask_for_the_stop_itself() -> None:
         ("port", 1, "daemon: tcp://a:1: Address already in use\n", False),
         ("bug", 1, "ZeroDivisionError: a bug", True),
         ("dies", 1, "the disk is gone", True),
+        ("ends badly", 1, "daemon: not everything could be stored\n", False),
     ],
 )
 def test_failures_are_one_line_or_a_traceback(what: str, code: int, said: str, traced: bool) -> None:
