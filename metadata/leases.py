@@ -8,7 +8,8 @@ happens at the moment in which the last old view is gone.
 The session that made the change serves its old view until the answer reaches it. So what it touched stays
 *unsettled* until it shows, by the ``lowest_unacked`` of a later request, that it has the answer; whoever else asks
 before that has it recalled from that session too, like from any other. A session that works alone is never asked,
-nor is one that has said with the change that it shows no old view of it meanwhile (``Submit.settled``).
+nor is one that has said with the change that it shows no old view of it meanwhile (``Submit.settled``), as long as
+others only look: after another change its answer is old when it arrives, and must not be believed.
 
 Whoever owes an acknowledgement is still answered (rule 5: a recall waits for nobody who waits for the leader), but
 without a lease. A session's leases end together, ``lease_s`` after its last grant or renewal; the leader waits
@@ -77,6 +78,7 @@ class LeaseTable:
         self._again: dict[Debt, tuple[float, float]] = {}  # debt -> when its recall is sent again, and the pause then
         self._waiting: dict[Debt, list[_Waiter]] = {}
         self._unsettled: dict[int, tuple[int, int]] = {}  # inode -> (session, sequence) of its last change
+        self._blank: set[int] = set()  # of these, those of which that session shows no old view
         self._changes: dict[int, deque[tuple[int, tuple[int, ...]]]] = {}  # session -> (sequence, inodes), in order
         self._graced: list[Fire] = []  # wait for the end of grace
         self._exclusive: dict[int, int] = {}  # inode -> the session that may change it by itself, its only holder
@@ -118,6 +120,7 @@ class LeaseTable:
         self._cool.clear()
         self._silent.clear()
         self._unsettled.clear()
+        self._blank.clear()
         self._changes.clear()
         self._doubtful.clear()
         self._graced.clear()
@@ -261,21 +264,26 @@ class LeaseTable:
                 affected.setdefault(last[0], []).append(ino)
         recalls = [self.recall(session, tuple(mine)) for session, mine in affected.items()]
         if by in self._until_s and not journal:  # one that holds nothing serves no old view
-            shown = tuple([ino for ino in inos if ino not in settled])
-            for ino in shown:
+            for ino in inos:
+                if ino in settled and (ino not in self._unsettled or ino in self._blank):
+                    self._blank.add(ino)
+                else:
+                    self._blank.discard(ino)
                 self._unsettled[ino] = (by, sequence)
-            if shown:
-                self._changes.setdefault(by, deque()).append((sequence, shown))
+            self._changes.setdefault(by, deque()).append((sequence, inos))
         return recalls
+
+    def _settle(self, session: int, sequence: int, inos: Iterable[int]) -> None:
+        for ino in inos:
+            if self._unsettled.get(ino) == (session, sequence):
+                del self._unsettled[ino]
+                self._blank.discard(ino)
 
     def settle(self, session: int, lowest_unacked: int) -> None:
         """The session has the answers to all its requests below ``lowest_unacked``."""
         changes = self._changes.get(session)
         while changes and changes[0][0] < lowest_unacked:
-            sequence, inos = changes.popleft()
-            for ino in inos:
-                if self._unsettled.get(ino) == (session, sequence):
-                    del self._unsettled[ino]
+            self._settle(session, *changes.popleft())
 
     def demand(self, inos: Iterable[int], asking: int) -> list[Recall]:
         """``asking`` wants to see these inodes: recall what others changed and may not know to be changed."""
@@ -284,7 +292,7 @@ class LeaseTable:
         affected: dict[int, list[int]] = {}
         for ino in inos:
             last = self._unsettled.get(ino)
-            if last is not None and last[0] != asking:
+            if last is not None and last[0] != asking and ino not in self._blank:
                 affected.setdefault(last[0], []).append(ino)
         return [self.recall(session, tuple(dict.fromkeys(mine))) for session, mine in affected.items()]
 
@@ -299,6 +307,7 @@ class LeaseTable:
             self._owed.setdefault(ino, set()).add(debt)
             if self._unsettled.get(ino, (0, 0))[0] == session:
                 del self._unsettled[ino]
+                self._blank.discard(ino)
         self.counts["recalls"] += 1
         return session, self._number, inos
 
@@ -480,9 +489,7 @@ class LeaseTable:
         self._held.pop(session, None)
         self._until_s.pop(session, None)
         for sequence, inos in self._changes.pop(session, ()):
-            for ino in inos:
-                if self._unsettled.get(ino) == (session, sequence):
-                    del self._unsettled[ino]
+            self._settle(session, sequence, inos)
         for debt in [debt for debt in self._recalls if debt[0] == session]:
             self.acknowledge(*debt)
 

@@ -5,16 +5,19 @@ keeps what its mount has answered for as long as the mount said that it may, and
 told to forget it, as long as its mount runs. A mount may be stopped: it sends nothing and looks at nothing meanwhile,
 but its kernel goes on. Leaders come and go. Everything is the seed's, the order of tasks too.
 
-Each name and each file is a register, and a file's value is its atime. Whatever is read, from a kernel, a mount or the
-leader, must be at least as new as every change and every read of it that had ended before. A change that a mount makes
-by itself counts from when it is answered, unless the mount is fenced before it has brought it.
+Each name and each file is a register, and a file's value is its atime; what is in it is another one. Whatever is
+read, from a kernel, a mount or the leader, must be at least as new as every change and every read of it that had ended
+before. A change that a mount makes by itself counts from when it is answered, unless the mount is fenced before it has
+brought it.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import stat
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Optional
 from unittest.mock import patch
@@ -22,6 +25,8 @@ from unittest.mock import patch
 import trio
 import trio.testing
 
+from fusefs.client.files import File
+from fusefs.client.handles import Handle
 from fusefs.client.options import ClientOptions
 from fusefs.client.volume import Volume
 from metadata import api
@@ -29,6 +34,7 @@ from metadata.state.machine import Outcome
 from node.wire.errors import Code, FsError
 from node.wire.limits import LEASE_CACHE_BYTES, LEASES_PER_SESSION_MAX, RECLAIM_AFTER_S
 from node.wire.types import ROOT_INO
+from storage.api import name_block
 from tests.sim.checkers import Violation
 from tests.sim.registers import History, Key
 from tests.unit.client.test_leases import META, Call, Link, Truth
@@ -37,6 +43,8 @@ from tests.unit.client.world import Reply, _roundtrip
 FILE = 0o100644
 NAMES = tuple(b"%d" % number for number in range(4))
 LINKS = (b"link",)  # second names of files; nothing is moved from or to them
+DATA = b"data"  # instead of a name: what is in a file, a number of BYTES; 0: nothing
+BYTES = 8
 TASKS = 2  # of each mount
 ROUNDS = 12  # of each task
 AWAY = 0.3  # how often a program works in a directory of another mount
@@ -48,7 +56,7 @@ MAY_HAPPEN = frozenset(
     (
         Code.NOT_FOUND, Code.EXISTS, Code.STALE, Code.TIMEOUT, Code.UNKNOWN_SESSION, Code.FENCED,
         Code.IS_DIRECTORY, Code.NOT_DIRECTORY, Code.NOT_EMPTY, Code.INVALID, Code.PERMISSION,
-        Code.NO_SPACE,
+        Code.NO_SPACE, Code.IO,
     )
 )  # fmt: skip
 
@@ -129,6 +137,9 @@ class Kernel:
         self._attrs: dict[int, tuple[int, float]] = {}  # file -> atime, until when it is believed
         self._names: dict[tuple[int, bytes], tuple[int, float]] = {}
         self._mapped: dict[int, int] = {}  # file -> atime, believed until it is forgotten
+        self._versions: dict[int, int] = {}  # file -> data version, told last
+        self._pages: dict[int, tuple[int, int]] = {}  # file -> data version told when they were read, what is in it
+        self._writes = 0
 
     def attr(self, ino: int) -> Optional[int]:
         value, until_s = self._attrs.get(ino, (0, 0.0))
@@ -147,6 +158,7 @@ class Kernel:
         """The mount answers with attributes now; in answers about what the kernel knew they are given no time."""
         left_s = self._volume.attr_left_s(attr)
         self._attrs[attr.ino] = attr.atime_ns, trio.current_time() + (left_s if new else 0.0)
+        self._versions[attr.ino] = attr.data_version
         if left_s > 0:
             self._mapped[attr.ino] = attr.atime_ns
 
@@ -157,6 +169,24 @@ class Kernel:
     def changes(self, ino: int) -> None:
         """A program changes a file: what it had mapped is changed with it."""
         self._mapped.pop(ino, None)
+
+    def data(self, ino: int) -> Optional[int]:
+        """What is in a file, where its attributes are believed or were told just now."""
+        version, value = self._pages.get(ino, (0, 0))
+        return value if version and version == self._versions.get(ino) else None
+
+    def asks(self, ino: int) -> tuple[int, int]:
+        """A program asks for what is in a file: the version that was told last, and how often programs have written."""
+        return self._versions.get(ino, 0), self._writes
+
+    def reads(self, ino: int, asked: tuple[int, int], value: int) -> None:
+        """It was answered; a write meanwhile waited for that, and came after it."""
+        if asked[1] == self._writes:
+            self._pages[ino] = asked[0], value
+
+    def writes(self, ino: int) -> None:
+        self._writes += 1
+        self._pages.pop(ino, None)
 
     def renames(self, *keys: tuple[int, bytes]) -> None:
         for key in keys:
@@ -171,6 +201,7 @@ class Kernel:
         for ino in inos:
             self._attrs.pop(ino, None)
             self._mapped.pop(ino, None)
+            self._pages.pop(ino, None)
         self.renames(*[key for key in self._names if key[0] in inos])
 
     async def forget_all(self) -> None:
@@ -178,6 +209,7 @@ class Kernel:
         self._attrs.clear()
         self._names.clear()
         self._mapped.clear()
+        self._pages.clear()
 
     def expire(self, inos: Collection[int], names: Collection[tuple[int, bytes]] = ()) -> bool:
         for ino in inos:
@@ -210,6 +242,8 @@ class Mount:
         local = self.volume._local
         for kind in ("make", "remove", "rename", "link", "set_attr"):
             setattr(local, kind, partial(self._executed, getattr(local, kind)))
+        writeback = self.volume._writeback
+        writeback.stays = partial(self._stays, writeback.stays)  # type: ignore[method-assign]
 
     def _executed(self, execute: Callable[[Any], Any], op: Any) -> Any:
         """Have the truth told what the mount changes by itself, when it happens."""
@@ -219,6 +253,14 @@ class Mount:
         if local.done > done:
             self.sea.changed_here(self.volume._session.id, op, result)
         return result
+
+    def _stays(self, stays: Callable[[File], bool], file: File) -> bool:
+        """The same for what is written to files."""
+        stayed = stays(file)
+        if stayed:
+            written = b"".join(bytes(piece.data) for piece in file.dirty.pieces())
+            self.sea.wrote_here(self.volume._session.id, file.ino, int.from_bytes(written, "big"))
+        return stayed
 
     # --- programs -----------------------------------------------------------------------------------------------
 
@@ -333,6 +375,74 @@ class Mount:
         self.kernel.told(attr, new=False)
         self.sea.history.saw(ino, floor, attr.atime_ns, self._at("setting"))
 
+    async def _open(self, parent: int, name: bytes, flags: int) -> Optional[Handle]:
+        """Open a file; None: there is none."""
+        ino = await self.look(parent, name)
+        if not ino:
+            return None
+        await self.wire.running()
+        attr = await self.volume.getattr(ino)
+        self.kernel.told(attr)
+        return await self.volume.open(ino, flags) if stat.S_ISREG(attr.mode) else None
+
+    async def write(self, parent: int, name: bytes) -> None:
+        """Give a file other contents, and wait until they are durable, or not."""
+        sea = self.sea
+        handle = await self._open(parent, name, os.O_RDWR)
+        if handle is None:
+            return
+        key, value = (handle.ino, DATA), sea.next_value()
+        plain = value.to_bytes(BYTES, "big")
+        sea.contents[name_block(plain)] = value
+        floor = sea.history.floor(key)
+        async with self._released(handle):
+            self.kernel.writes(handle.ino)
+            try:
+                await self.volume.write(handle, 0, plain)
+            except FsError:
+                sea.failed.add(value)  # and yet its own mount may show it, until it is given up
+                raise
+            finally:
+                self.kernel.writes(handle.ino)
+            sea.history.saw(key, floor, value, self._at("writing"))
+            if sea.rng.random() < 0.3:
+                await self.volume.fsync(handle)
+            elif sea.rng.random() < 0.5:
+                await self.volume.flush(handle)
+
+    async def read(self, parent: int, name: bytes) -> None:
+        handle = await self._open(parent, name, os.O_RDONLY)
+        if handle is None:
+            return
+        async with self._released(handle):
+            await self._read(handle)
+
+    @asynccontextmanager
+    async def _released(self, handle: Handle) -> AsyncIterator[None]:
+        """Release a handle also when what a program does with it fails."""
+        try:
+            yield
+        finally:
+            await self.volume.release(handle)  # noqa: ASYNC102  nobody cancels a program here
+
+    async def _read(self, handle: Handle) -> None:
+        """As the kernel does: it asks for attributes unless it believes them, and then shows pages of that version."""
+        ino, kernel, history = handle.ino, self.kernel, self.sea.history
+        for _ in range(2):
+            floor = history.floor((ino, DATA))
+            if kernel.attr(ino) is None:
+                await self.wire.running()
+                kernel.told(await self.volume.getattr(ino))
+            value, where = kernel.data(ino), "pages"
+            if value is None:
+                await self.wire.running()
+                asked = kernel.asks(ino)
+                plain = bytes(await self.volume.read(handle, 0, BYTES))
+                value, where = int.from_bytes(plain, "big"), "reading"
+                kernel.reads(ino, asked, value)
+            if value not in self.sea.failed:
+                history.saw((ino, DATA), floor, value, self._at(where))
+
     def _at(self, where: str) -> str:
         return f"{trio.current_time():.4f} s, mount {self.wire.peer.decode()}, {where}"
 
@@ -347,9 +457,13 @@ class Mount:
         at_home = [
             self.look, self.stat, self.stat, self.make, self.make, self.make, self.make_directory, self.set, self.set,
             self.remove, self.remove, self.remove, self.move, self.link,
+            self.write, self.write, self.write, self.read, self.read, self.read,
         ]  # fmt: skip
         moving = (self.make, self.make_directory, self.move)
-        away = [self.stat, self.set, self.set, self.set, self.make, self.remove]
+        away = [
+            self.stat, self.set, self.set, self.set, self.make, self.remove, self.write, self.write, self.read,
+            self.read,
+        ]  # fmt: skip
         for _ in range(ROUNDS):
             await trio.sleep(rng.choice((0.01, 0.1, 1.0, 1.0)) * rng.random())
             parent, _ = self._place()
@@ -375,8 +489,11 @@ class Sea(Truth):
         self.mounts = [Mount(self, wire, nursery) for wire in self.wires]
         self.changed: dict[int, dict[Key, None]] = {}  # session -> what it has changed by itself
         self.known: set[Key] = set()  # inodes that the leader ever had
+        self.contents: dict[bytes, int] = {}  # names of blocks, and what is in them
+        self.failed: set[int] = set()  # what programs were told could not be written
+        self.written: dict[int, set[int]] = {}  # session -> what it has taken from programs and kept for a while
         self.leasing.table._max = rng.choice((LEASES_PER_SESSION_MAX, LEASES_PER_SESSION_MAX, 10))
-        self.counts = {"local": 0, "batches": 0, "crossed": 0, "fenced": 0, "stopped": 0}
+        self.counts = {"local": 0, "written": 0, "batches": 0, "crossed": 0, "fenced": 0, "stopped": 0}
         grant = self.leasing.grant
 
         def granted(session: int, inos: Collection[int], *, journal: bool = False) -> Any:
@@ -447,6 +564,11 @@ class Sea(Truth):
         if outcome.journal:
             self.counts["batches"] += 1
             self._brought(outcome)
+            for ino in outcome.touched:
+                for key in (ino, (ino, DATA)):
+                    value = self._now(key)
+                    if value and value not in self.history.of(key):  # done by a file's own task, and not foretold
+                        self.history.note_before(key, value, self.written.get(outcome.session, ()))
         else:
             for ino in outcome.touched:
                 self._touched(ino)
@@ -454,7 +576,7 @@ class Sea(Truth):
             self.counts["fenced"] += 1
             for key in self.changed.pop(session, {}):
                 now = self._now(key)
-                if now is None and key in self.known:
+                if now is None and (key if isinstance(key, int) or key[1] != DATA else key[0]) in self.known:
                     self.history.free(key)
                 else:
                     self.history.cut(key, now)
@@ -476,16 +598,38 @@ class Sea(Truth):
         if value is None or ino == ROOT_INO:
             return
         self.history.note(ino, value)
-        for name in NAMES + LINKS:  # where it is a file it has none
+        for name in NAMES + LINKS + (DATA,):  # where it is a file it has none, else nothing is in it
             self.history.note((ino, name), self._now((ino, name)) or 0)
 
     def _now(self, key: Key) -> Optional[int]:
         """The value of a register in the state."""
+        if not isinstance(key, int) and key[1] == DATA:
+            return self._data_now(key[0])
         query = api.GetAttr(key) if isinstance(key, int) else api.Lookup(*key)
         (result,) = self.world.machine.query([query])
         if isinstance(result, api.AttrResult):
             return result.attr.atime_ns if isinstance(key, int) else result.attr.ino
         return None if isinstance(key, int) else 0
+
+    def _removed(self, key: Key) -> bool:
+        """Whether only those could read this who have the file open: it need not arrive."""
+        if isinstance(key, int) or key[1] != DATA:
+            return False
+        (result,) = self.world.machine.query([api.GetAttr(key[0])])
+        return isinstance(result, api.AttrResult) and not result.attr.nlink
+
+    def _data_now(self, ino: int) -> Optional[int]:
+        (result,) = self.world.machine.query([api.GetExtents(ino, 0, BYTES)])
+        if not isinstance(result, api.Extents):
+            return None
+        return self.contents[result.extents[0].block] if result.extents else 0
+
+    def wrote_here(self, session: int, ino: int, value: int) -> None:
+        """A mount has taken what a program wrote, and keeps it."""
+        self.history.note((ino, DATA), value)
+        self.changed.setdefault(session, {})[ino, DATA] = None
+        self.written.setdefault(session, set()).add(value)
+        self.counts["written"] += 1
 
     def changed_here(self, session: int, op: Any, result: Any) -> None:  # type: ignore[override]
         """A mount has answered a change by itself: from now on everybody must see it."""
@@ -512,7 +656,7 @@ class Sea(Truth):
             await mount.volume.syncfs()
         for key, values in self.history.values.items():
             now = self._now(key)
-            if now is not None and now != values[-1]:
+            if now is not None and now != values[-1] and not self._removed(key):
                 raise Violation("everything arrives", f"{key} is {now}, not {values[-1]}")
         for mount in self.mounts:
             for other in self.mounts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple, Optional
 
 from tests.sim.checkers import Violation
@@ -32,6 +33,16 @@ class History:
         values = self.of(key)
         if not values or values[-1] != value:
             values.append(value)
+
+    def note_before(self, key: Key, value: int, later: Collection[int]) -> None:
+        """This was the value until the newest ones that are ``later`` came."""
+        values = self.of(key)
+        place = len(values)
+        while place and values[place - 1] in later:
+            place -= 1
+        values.insert(place, value)
+        if self._seen.get(key, 0) >= place:
+            self._seen[key] += 1
 
     def cut(self, key: Key, value: Optional[int]) -> None:
         """What came after this value is lost; None: all of it."""

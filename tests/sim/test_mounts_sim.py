@@ -12,6 +12,7 @@ import trio
 from fusefs.client.exclusive import Exclusive
 from fusefs.client.leases import Leases
 from fusefs.client.recalls import Recalls
+from fusefs.client.writeback import WriteBack
 from metadata.leases import LeaseTable
 from tests.harness import LONG, seed
 from tests.sim.checkers import Violation
@@ -66,6 +67,7 @@ WEAKENINGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "wait before proposing": lambda patch: patch.setattr(LeaseTable, "unsaid", lambda *_: set()),
     "grace": lambda patch: patch.setattr(LeaseTable, "begin", without_grace(LeaseTable.begin)),
     "tell a new leader what is kept": lambda patch: patch.setattr(LeaseTable, "reclaim", lambda *_: True),
+    "show what is written when it is committed": lambda patch: patch.setattr(WriteBack, "written_through", nothing),
     "late answers": lambda patch: patch.setattr(Leases, "fresh", lambda self, ticket, ino: True),
 }
 RARE: dict[str, Callable[[pytest.MonkeyPatch], None]] = {

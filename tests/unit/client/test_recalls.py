@@ -211,6 +211,19 @@ def test_pauses_grow_until_the_acknowledgement(table: LeaseTable) -> None:
     assert not table.unanswered(1000.0)
 
 
+def test_an_answer_that_others_have_overtaken_is_recalled_though_it_shows_nothing_old(table: LeaseTable) -> None:
+    """Who has said that he shows no old view is not asked by who looks, but his answer is old after another change."""
+    assert not table.change((INO,), A, 1, settled=(INO,))
+    assert not table.demand((INO,), B)
+    assert not table.change((INO,), A, 2, settled=(INO,)) and not table.demand((INO,), B)
+    (recall,) = table.change((INO,), B, 1)
+    assert recall[0] == A
+    table.acknowledge(A, recall[1])
+    assert not table.change((INO,), A, 3)
+    assert not table.change((INO,), A, 4, settled=(INO,))
+    assert [one[0] for one in table.demand((INO,), B)] == [A], "of the change before it he may show an old view"
+
+
 def test_whose_leases_have_ended_is_not_asked_any_more(table: LeaseTable) -> None:
     assert table.own(A, [INO], 0.0) == ()
     assert table.seize([INO], B, 0.0) and not table.unanswered(0.0)
