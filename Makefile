@@ -8,7 +8,8 @@ ONLY ?=
 JSON ?=
 README ?=
 PYTEST_ARGS ?=
-# Two at a time; of those that start processes a file at a time, because its tests may share a cluster.
+# Two at a time; of those that start processes, which mostly wait, three files at a time, because the tests of one may
+# share a cluster. The longest ones come first.
 PURE = tests/unit tests/sim tests/golden tests/linear tests/test_house.py
 
 .PHONY: setup run test bench clean
@@ -27,7 +28,7 @@ ifneq ($(PYTEST_ARGS),)
 else
 	@export LONG="$(LONG)" SEED="$(SEED)"; failed=0; \
 	.venv/bin/python -m pytest -n 2 $(PURE) || failed=1; \
-	.venv/bin/python -m pytest -n 2 --dist loadfile $(PURE:%=--ignore=%) tests || failed=1; \
+	.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PURE:%=--ignore=%) tests/fault tests || failed=1; \
 	exit $$failed
 endif
 

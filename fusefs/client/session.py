@@ -41,6 +41,7 @@ WATCH_S = 0.25  # how often to look whether the connection to the leader still s
 CLOSE_TIMEOUT_S = 2.0
 LEASE_S = SESSION_LEASE_S - LEASE_MARGIN_S  # by our clock, which may run slow
 ARRIVAL_S = 0.005  # for an answer to reach who asked, through the kernel
+ALONG_S = 0.5  # who asks waits no longer for what was asked for along, which somebody may have to give up first
 ASKED_AGAIN_MAX = 8  # an answer that a recall met on its way
 
 _ENDED = frozenset({Code.UNKNOWN_SESSION, Code.FENCED})  # nothing of this session will be executed any more
@@ -277,9 +278,16 @@ class Session:
         deadline = deadline or self.deadline()
         if journal:
             return await self._read_for_journal(queries, deadline)
+        along = self.leases.again.along(queries, trio.current_time())
+        if along:
+            with trio.move_on_after(ALONG_S):
+                results = await self._read(queries + along, deadline)
+                self.on_again(results[len(queries) :])
+                return results[: len(queries)]
+        return await self._read(queries, deadline)
+
+    async def _read(self, queries: tuple[api.Query, ...], deadline: float) -> tuple[api.Result, ...]:
         again = 0
-        asked_for = len(queries)
-        queries += self.leases.again.along(queries, trio.current_time())
         while True:
             await self.ready(deadline, changing=False)
             if self.journal.concerns(named(queries)):
@@ -302,9 +310,7 @@ class Session:
                     raise FsError(Code.TIMEOUT, "an inode was changed here again and again while it was asked for")
                 continue
             if self._learn(ticket, queries, answer.body) or again == ASKED_AGAIN_MAX:
-                if len(results) > asked_for:
-                    self.on_again(results[asked_for:])
-                return results[:asked_for]
+                return results
             again += 1
 
     def _older(self, ticket: Ticket, queries: tuple[api.Query, ...], results: tuple[api.Result, ...]) -> bool:

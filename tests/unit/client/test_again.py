@@ -9,6 +9,7 @@ import trio
 
 from fusefs.client.again import INODES_MAX, LAST, LISTED_MAX, NAMES_MAX, SOON_S, Again
 from fusefs.client.facts import NO_END, Layout, Record
+from fusefs.client.session import ALONG_S
 from fusefs.client.volume import Volume
 from metadata import api
 from node.wire.errors import Code, FsError
@@ -114,6 +115,24 @@ def test_a_look_at_a_new_name_is_one_question(shown: bool) -> None:
         assert (await second.lookup(ROOT_INO, b"a")).ino
         assert truth.service._counts["reads"] == reads + 1
         assert truth.leasing.table.counts["recalls"] - recalls == (2 if shown else 1), "the new inode is the maker's"
+
+    with_two_mounts(scene)
+
+
+def test_nobody_waits_long_for_what_is_asked_for_along() -> None:
+    """The maker of the new name, which is his, does not answer any more."""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        truth.leasing.table._cool_s = 1000.0
+        for volume in (first, second):
+            for _ in range(2):
+                await volume.getattr(ROOT_INO)
+                await missing(volume, b"a")
+        await first.mknod(ROOT_INO, b"a", 0o100644, 0, 0, 0)
+        truth.links[0].connected = False
+        begin = trio.current_time()
+        assert (await second.getattr(ROOT_INO)).size == 1
+        assert trio.current_time() - begin < 2 * ALONG_S
 
     with_two_mounts(scene)
 
