@@ -257,9 +257,11 @@ class Mount:
     def _stays(self, stays: Callable[[File], bool], file: File) -> bool:
         """The same for what is written to files."""
         stayed = stays(file)
+        value = int.from_bytes(b"".join(bytes(piece.data) for piece in file.dirty.pieces()), "big")
         if stayed:
-            written = b"".join(bytes(piece.data) for piece in file.dirty.pieces())
-            self.sea.wrote_here(self.volume._session.id, file.ino, int.from_bytes(written, "big"))
+            self.sea.wrote_here(self.volume._session.id, file.ino, value)
+        else:
+            self.sea.begun[value] = self.sea.history.of((file.ino, DATA))[-1]
         return stayed
 
     # --- programs -----------------------------------------------------------------------------------------------
@@ -490,6 +492,7 @@ class Sea(Truth):
         self.changed: dict[int, dict[Key, None]] = {}  # session -> what it has changed by itself
         self.known: set[Key] = set()  # inodes that the leader ever had
         self.contents: dict[bytes, int] = {}  # names of blocks, and what is in them
+        self.begun: dict[int, int] = {}  # what is being written through, and what was there when that began
         self.failed: set[int] = set()  # what programs were told could not be written
         self.written: dict[int, set[int]] = {}  # session -> what it has taken from programs and kept for a while
         self.leasing.table._max = rng.choice((LEASES_PER_SESSION_MAX, LEASES_PER_SESSION_MAX, 10))
@@ -568,7 +571,8 @@ class Sea(Truth):
                 for key in (ino, (ino, DATA)):
                     value = self._now(key)
                     if value and value not in self.history.of(key):  # done by a file's own task, and not foretold
-                        self.history.note_before(key, value, self.written.get(outcome.session, ()))
+                        later = self.written.get(outcome.session, ())
+                        self.history.note_before(key, value, later, self.begun.get(value))
         else:
             for ino in outcome.touched:
                 self._touched(ino)

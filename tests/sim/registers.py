@@ -34,11 +34,11 @@ class History:
         if not values or values[-1] != value:
             values.append(value)
 
-    def note_before(self, key: Key, value: int, later: Collection[int]) -> None:
-        """This was the value until the newest ones that are ``later`` came."""
+    def note_before(self, key: Key, value: int, later: Collection[int], after: Optional[int]) -> None:
+        """This was the value, at the earliest behind ``after``, until the newest ones that are ``later`` came."""
         values = self.of(key)
         place = len(values)
-        while place and values[place - 1] in later:
+        while place and values[place - 1] in later and values[place - 1] != after:
             place -= 1
         values.insert(place, value)
         if self._seen.get(key, 0) >= place:
