@@ -16,10 +16,11 @@ from fusefs.client.writeback import WriteBack
 from metadata.leases import LeaseTable
 from tests.harness import LONG, seed
 from tests.sim.checkers import Violation
-from tests.sim.mounts_world import Kernel, play
+from tests.sim.mounts_kernel import Kernel
+from tests.sim.mounts_world import play
 
 SCHEDULES = 2000 if LONG else 15
-SEEDS = 200 if LONG else 60  # for a rule that is missing; most need less than SCHEDULES
+SEEDS = 200 if LONG else 100  # for a rule that is missing; most need less than SCHEDULES
 
 
 @pytest.mark.timeout(7200)
