@@ -89,6 +89,7 @@ class BlockStore:
         self._segments = Segments(disk, cluster, max_bytes=self.options.segment_bytes, random=random)
         self.journal = Journal(self._segments, catalog, commit_entries=self.options.commit_entries)
         self._at, self.recovery = self.journal.at, self.journal.recovery
+        self._listed: Place = (0, 0)  # up to where unconfirmed blocks were listed since this was opened
         self._bad: dict[bytes, None] = {}  # found damaged and not yet reported, in the order found
         self.on_damage: Callable[[bytes], None] = lambda block: None  # called in any thread, when a block turns out bad
         for bucket in self._at.tally.with_damage():  # perhaps nobody was told
@@ -355,20 +356,25 @@ class BlockStore:
         found: dict[bytes, None] = {}
         for seen, (record, behind) in enumerate(walk(self._segments, place, end)):
             if len(found) >= limit or seen >= _WALK_RECORDS_MAX:
-                return list(found), place, True
+                return list(found), self._list(place), True
             entry = self._catalog.get(record.block) if record.kind in _BRINGS else None
             if entry is not None and entry.state != State.QUARANTINED and record.epoch >= entry.epoch:
                 if entry.epoch > epoch:
-                    return list(found), place, False
+                    return list(found), self._list(place), False
                 found[record.block] = None
             place = behind
-        return list(found), end, False
+        return list(found), self._list(end), False
+
+    def _list(self, place: Place) -> Place:
+        self._listed = max(self._listed, place)
+        return place
 
     def confirm(self, place: Place) -> None:
-        """The volume knows of every block that ``unconfirmed`` listed before this place."""
+        """The volume knows of every block that ``unconfirmed`` listed before this place, since this store was
+        opened: where its catalog was lost, blocks have come back that were listed to nobody since."""
         with self.journal.index:
             end = self._at.segment, self._at.offset
-            if self._at.confirmed < place <= end:
+            if self._at.confirmed < place <= min(end, self._listed):
                 self._at.confirmed = place
 
     def listed(self, after: bytes, limit: int) -> list[tuple[bytes, Entry]]:

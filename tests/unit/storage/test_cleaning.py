@@ -232,6 +232,23 @@ def test_unconfirmed_lists_what_is_old_and_stops_at_what_is_young() -> None:
     assert len(confirm_all(store)) == 1, "a place that was never told confirms nothing"
 
 
+def test_a_confirmation_of_what_was_listed_before_the_catalog_was_lost_is_not_taken() -> None:
+    """It may still be on its way when the server is back, and blocks have come back that nobody was told of since."""
+    disk = FaultDisk()
+    store = open_store(disk, MemoryCatalog())
+    old, other = fill(store, 2)
+    confirm_all(store)
+    commit(store, delete(old, 5))
+    fill(store, 1, first=5)
+    _, place, _ = store.unconfirmed(9, 10)
+    store.close()
+    again = open_store(disk, MemoryCatalog())
+    again.confirm(place)
+    assert other in again.unconfirmed(9, 10)[0]
+    again.confirm(place)
+    assert again.unconfirmed(9, 10)[0] == [], "it was listed now"
+
+
 def test_a_block_that_is_always_touched_is_listed_once_it_rests() -> None:
     store = open_store(FaultDisk())
     hot, cold = fill(store, 2)
