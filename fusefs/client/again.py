@@ -37,9 +37,6 @@ class Again:
     def __len__(self) -> int:
         return len(self._noted)
 
-    def clear(self) -> None:
-        self._noted.clear()
-
     def recalled(self, ino: int, record: Record, now_s: float) -> None:
         """This is known of an inode, and about to be forgotten."""
         queries = tuple(_questions(ino, record))

@@ -538,9 +538,8 @@ class Session:
             return
         inos, names = touched(mutation.ops, self._guess)
         mutation.change = self.leases.begin(inos, names, self.now_s(), locking(mutation.ops))
-        shown = not self.recalls.changing(inos, names)
         # While the kernel changes a size it lets programs read with the old one, whatever it is answered
-        if not shown and only_names_and_attributes(mutation.ops):
+        if self.recalls.changing(inos, names) and only_names_and_attributes(mutation.ops):
             mutation.settled = tuple(inos)
 
     def _guess(self, parent: int, name: bytes) -> int:

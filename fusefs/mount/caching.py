@@ -271,17 +271,15 @@ class KernelCache:
         whether the kernel asks for these names too, and shows nothing of the inodes that it has been told before."""
         for ino in inos:
             self._listings.pop(ino, None)
-        told = self._take(inos)
-        fresh_s = self._clock_s() - ARRIVAL_S
-        shown = any(one.at_s > fresh_s for one in told.values())  # a reply that names a new inode may be on its way
-        if told and any(map(self._view.knows, self._notifier.forget_attributes(told))):
-            shown = True
-        if self._open and any(ino in self._open for ino in inos):
-            shown = True
-        if self._mapped is not None and self._mapped.among(inos):
-            shown = True
-        now_s = self._clock_s()
-        return not shown and not any(self._names.told(parent, name, now_s) for parent, name in names)
+        now_s, told = self._clock_s(), self._take(inos)
+        unknown = self._notifier.forget_attributes(told) if told else []
+        return not (
+            any(one.at_s > now_s - ARRIVAL_S for one in told.values())  # the reply that names it may be on its way
+            or any(map(self._view.knows, unknown))
+            or any(ino in self._open for ino in inos)
+            or (self._mapped is not None and self._mapped.among(inos))
+            or any(self._names.told(parent, name, now_s) for parent, name in names)
+        )
 
     def contended(self, ino: int) -> bool:
         """Whether other mounts have changed this lately, so that an answer may be void by the time it arrives."""
