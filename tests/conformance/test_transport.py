@@ -315,7 +315,7 @@ async def test_deadlines_of_many_requests_end_each_at_its_time(rig: Rig, connect
     ends: list[int] = []
 
     async def ask(value: int) -> None:
-        await failure(lambda: connection.call(Hold(value), timeout_s=0.05 * value))
+        await failure(lambda: connection.call(Hold(value), timeout_s=0.2 * value))
         ends.append(value)
 
     async with trio.open_nursery() as callers:

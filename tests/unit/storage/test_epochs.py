@@ -213,22 +213,21 @@ async def test_what_is_put_while_a_group_is_dropped_stays() -> None:
         await put(one, 1)
         tell(one, 2, everywhere(2, 3))
         listed, go_on = trio.Event(), trio.Event()
-        original = trio.to_thread.run_sync
 
         async def stopped(*arguments: object, **options: object) -> object:
-            found = await original(*arguments, **options)  # type: ignore[arg-type]
+            found = await trio.to_thread.run_sync(*arguments, **options)  # type: ignore[arg-type]
             if not listed.is_set():
                 listed.set()
                 await go_on.wait()
             return found
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("storage.server.healing.trio.to_thread.run_sync", stopped)
-            one.healing.take(api.DropGroup(1, 0, GROUPS, 2))
+        one.healing._in_thread = stopped
+        one.healing.take(api.DropGroup(1, 0, GROUPS, 2))
+        with trio.fail_after(10):
             await listed.wait()
-            assert set((await put(one, 3)).codes) == {0}, "a touch of what is here already"
-            go_on.set()
-            await trio.testing.wait_all_tasks_blocked(0.05)
+        assert set((await put(one, 3)).codes) == {0}, "a touch of what is here already"
+        go_on.set()
+        await trio.testing.wait_all_tasks_blocked(0.05)
         assert one.store.block_count == len(NAMES)
 
 
