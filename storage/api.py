@@ -18,6 +18,7 @@ from storage.block import partial as partial_block
 from storage.block import verify as verify_block
 from storage.order import group_of
 from storage.order import key_of as order_key
+from storage.shortcircuit import SegmentReader
 from storage.table import GroupRow, Place, PlacementTable, TableDifference, place_of
 
 __all__ = [
@@ -25,9 +26,10 @@ __all__ = [
     "BlockInfo", "BlockRange", "CATALOGUE", "Delete", "DeleteReply", "DropGroup", "DropReport", "FORMAT_VERSION",
     "FindBlocks", "FindBlocksReply", "Get", "GetReply", "GetServerStatus", "GroupBlock", "GroupBlocks", "GroupDigest",
     "GroupDigests", "GroupDigestsReply", "GroupReport", "GroupRow", "Heartbeat", "HeartbeatReply", "ListBlocks",
-    "ListBlocksReply", "ListGroup", "ListUnconfirmed", "METADATA_FOR_SERVERS", "MemberAddress", "Order", "Place",
-    "PlacementTable", "Put", "PutReply", "Report", "Scrub", "ScrubReport", "ServerAddress", "ServerStatus",
-    "StoredBlock", "Suspect", "SuspectReply", "SyncGroup", "TableDifference", "Touch", "TouchReply", "Unconfirmed",
+    "ListBlocksReply", "ListGroup", "ListUnconfirmed", "Locate", "LocateReply", "Located", "METADATA_FOR_SERVERS",
+    "MemberAddress", "Order", "Place", "PlacementTable", "Put", "PutReply", "Report", "Scrub", "ScrubReport",
+    "SegmentReader", "ServerAddress", "ServerStatus", "StoredBlock", "Suspect", "SuspectReply", "SyncGroup",
+    "TableDifference", "Touch", "TouchReply", "Unconfirmed",
 ]
 
 FORMAT_VERSION = 1
@@ -249,6 +251,31 @@ class SuspectReply(msgspec.Struct, frozen=True, array_like=True):
     bad: int
 
 
+class Locate(msgspec.Struct, frozen=True, array_like=True):
+    """Ask in which files of the server these blocks lie, at most LOCATE_BLOCKS_MAX: for a process that can read the
+    files itself (``storage.shortcircuit``). NOT_SUPPORTED where they are no files."""
+
+    blocks: tuple[bytes, ...]
+
+
+class Located(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where an encoded block of ``length`` bytes of plaintext lies. ``stored`` 0: it is not here, or damaged."""
+
+    segment: int = 0
+    offset: int = 0
+    stored: int = 0
+    length: int = 0
+
+
+class LocateReply(msgspec.Struct, frozen=True, array_like=True):
+    """True when it was sent: compaction moves blocks, and removes the file where one was. ``store`` is the identity
+    that each of the files in ``directory`` begins with."""
+
+    directory: str
+    store: bytes
+    places: tuple[Located, ...]
+
+
 class GetServerStatus(msgspec.Struct, frozen=True, array_like=True):
     """Ask a chunk server about itself."""
 
@@ -415,6 +442,7 @@ CATALOGUE = Catalogue(
         Method(0x10B, GroupDigests, GroupDigestsReply),
         Method(0x10C, ListGroup, GroupBlocks),
         Method(0x10D, Suspect, SuspectReply),
+        Method(0x10E, Locate, LocateReply),
     ],
 )
 

@@ -14,6 +14,7 @@ any thread; hashing and lz4 release the GIL.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import NoReturn, Optional
 
 import lz4.block
@@ -110,6 +111,25 @@ def place_raw(stored: int, length: int, offset: int, count: int) -> Optional[tup
     if stored != start + length:
         return None
     return start + offset - offset % PIECE_BYTES, start + min(length, -(-(offset + count) // PIECE_BYTES) * PIECE_BYTES)
+
+
+def read_encoded(
+    read: Callable[[int, int], bytes], hint: Callable[[int, int], None], block_id: bytes, stored: int, length: int,
+    offset: int, count: int,
+) -> bytes:
+    """Return the encoded block, or the encoded partial block that covers ``count`` bytes from ``offset`` (0: to its
+    end) of a block of this length, of which ``read`` gives (length, offset) of the encoded form. ``hint`` is told, in
+    the same way, what will be read in a moment. The table is verified, pieces are not."""
+    end = offset + count if count else length
+    if stored <= 2 * PIECE_BYTES or (offset == 0 and end == length):
+        return read(stored, 0)
+    raw = place_raw(stored, length, offset, end - offset)
+    if raw is not None:  # the disk works on the pieces while it is waited for the table
+        hint(raw[1] - raw[0], raw[0])
+    table = PieceTable(read(min(TABLE_BYTES_MAX, stored), 0), block_id, prefix=True)
+    first, covered = table.cover(offset, count)
+    start, behind = table.place(first, covered)
+    return table.head(first, covered) + read(behind - start, start)
 
 
 def verify(encoded: Buffer, block_id: bytes, raw_length: int) -> None:

@@ -16,7 +16,7 @@ from typing import Optional
 from node.host.disk import Disk
 from node.wire.errors import Code, FsError
 from node.wire.limits import (
-    BLOCK_STORED_BYTES_MAX, CATALOG_LAG_BYTES_MAX, CATALOG_PENDING_MAX, PIECE_BYTES, QUARANTINE_S,
+    BLOCK_STORED_BYTES_MAX, CATALOG_LAG_BYTES_MAX, CATALOG_PENDING_MAX, QUARANTINE_S,
     SEGMENT_BYTES_MAX, STORE_RESERVE_BYTES, SUSPECTS_KEPT_MAX,
 )
 from node.wire.types import BLOCK_ID_BYTES, Buffer
@@ -278,20 +278,14 @@ class BlockStore:
                 raise FsError(Code.CORRUPT_BLOCK, f"block {block.hex()} cannot be read: {error}") from error
 
     def _read(self, block: bytes, entry: Entry, offset: int, length: int) -> bytes:
-        end = offset + length if length else entry.plain
-        if entry.stored <= 2 * PIECE_BYTES or (offset == 0 and end == entry.plain):
-            encoded = self._segments.read(entry.segment, entry.stored, entry.offset)
-            return _choose(encoded, blocks.PieceTable(encoded, block), offset, length)
-        raw = blocks.place_raw(entry.stored, entry.plain, offset, end - offset)
-        if raw is not None:  # the disk works on the pieces while it is waited for the table
-            self._segments.fetch(entry.segment, raw[1] - raw[0], entry.offset + raw[0])
-        prefix = self._segments.read(entry.segment, min(blocks.TABLE_BYTES_MAX, entry.stored), entry.offset)
-        table = blocks.PieceTable(prefix, block, prefix=True)
-        first, count = table.cover(offset, length)
-        start, behind = table.place(first, count)
-        body = self._segments.read(entry.segment, behind - start, entry.offset + start)
-        partial = table.head(first, count) + body
-        return _choose(partial, blocks.PieceTable(partial, block), offset, length)
+        def read(count: int, at: int) -> bytes:
+            return self._segments.read(entry.segment, count, entry.offset + at)
+
+        def hint(count: int, at: int) -> None:
+            self._segments.fetch(entry.segment, count, entry.offset + at)
+
+        encoded = blocks.read_encoded(read, hint, block, entry.stored, entry.plain, offset, length)
+        return _choose(encoded, blocks.PieceTable(encoded, block), offset, length)
 
     def intact(self, block: bytes) -> bool:
         """Read a block whole, down to its hash. Where it is missing or damaged it is one of ``bad_blocks`` from then

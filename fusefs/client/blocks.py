@@ -86,10 +86,12 @@ class Blocks:
         *,
         cache_bytes_max: int,
         timeout_s: float,
+        short_circuit: bool = False,
     ) -> None:
         self._nursery = nursery
         self._timeout_s = timeout_s
-        self._fetcher = Fetcher(placement, codec, nursery, logged)
+        self._fetcher = Fetcher(placement, codec, nursery, logged, short_circuit=short_circuit)
+        self.short = self._fetcher.short
         self._fetches: dict[bytes, _Fetch] = {}
         self._parts: OrderedDict[bytes, int] = OrderedDict()  # block -> pieces of it that were fetched
         self.cache = BlockCache(cache_bytes_max)
@@ -148,7 +150,7 @@ class Blocks:
             if block in self._fetches:
                 continue  # named twice
             servers = self._fetcher.order(block)
-            if not servers:
+            if not servers or self.short.knows(block):
                 self._start(block, length)
                 continue
             self._fetches[block] = _Fetch()

@@ -44,6 +44,7 @@ class ClientOptions:
     local_names: bool = True  # change what is leased exclusively here, and tell the service later
     write_through: bool = True  # a file that others can see: commit before write returns; False: at close and fsync
     log_data_bytes: int = limits.LOG_DATA_COMMIT_BYTES  # of one commit, that may go into the log entry; 0: none
+    short_circuit: bool = False  # read blocks of chunk servers on this host from their files
     lease_bytes_max: int = limits.LEASE_CACHE_BYTES  # of memory for them
     host: str = ""  # shown by `fusefs status`
     version: str = ""

@@ -29,6 +29,7 @@ from node.wire.types import Buffer
 EXTENTS_AHEAD_CHUNKS = 256  # of which a sequential reader learns the extents at once
 EXTENTS_AROUND_CHUNKS = 1024  # of which a random reader does
 AHEAD_EVERY_S, AROUND_EVERY_S = 0.1, 1.0  # at most, for one file: where others write, what was learnt is soon old
+EXPECT_EVERY_S = 0.25
 WIDE_MAX = 256
 
 
@@ -46,6 +47,18 @@ def _noted(file: File, offset: int, length: int, placed: bool) -> tuple[Sequence
     return (file.dirty.pieces(offset, offset + length), file.dirty.end) if placed else ((), 0)
 
 
+def _seldom(times: OrderedDict[int, float], ino: int, every_s: float) -> bool:
+    """Whether something may be done for a file that is done at most so often; then it counts as done."""
+    now_s = trio.current_time()
+    if times.get(ino, -every_s) > now_s - every_s:
+        return False
+    times[ino] = now_s
+    times.move_to_end(ino)
+    if len(times) > WIDE_MAX:
+        times.popitem(last=False)
+    return True
+
+
 class Reader:
     """Reads files."""
 
@@ -59,6 +72,7 @@ class Reader:
         self._begun = begun
         self.fragmented: Callable[[int, int], None] = lambda ino, chunk: None  # is told chunks of many extents
         self._wide: OrderedDict[int, float] = OrderedDict()  # file -> when much was asked for last
+        self._expected: OrderedDict[int, float] = OrderedDict()  # and when it was asked where its blocks lie
 
     async def read(self, file: File, handle: Handle, offset: int, length: int, *, placed: bool = True) -> Buffer:
         """Return [offset, offset + length), shorter only at the end of the file. Not ``placed``: without what is dirty,
@@ -104,6 +118,8 @@ class Reader:
         if end <= offset:
             return b""
         near = [extent for extent in extents if extent.offset < end]
+        if attr.size > BLOCK_BYTES_MAX and near and self._blocks.short.hopes(near[-1].block):
+            self._expect(file.ino, offset, attr.size, extents)
         segments = plan(pieces, near, offset, end)
         whole = ahead > 0 or length >= BLOCK_BYTES_MAX // 2
         if ahead:
@@ -116,6 +132,18 @@ class Reader:
             if error.code is not Code.IO:
                 raise
             raise Missed(error, near) from None
+
+    def _expect(self, ino: int, offset: int, size: int, extents: Sequence[Extent]) -> None:
+        """A file of some size is read: its large blocks may lie on this host, those around this place as well."""
+        if not _seldom(self._expected, ino, EXPECT_EVERY_S):
+            return
+        window = EXTENTS_AROUND_CHUNKS * BLOCK_BYTES_MAX
+        start = offset - offset % window
+        until = min(start + window, size)
+        known = self._session.leases.layout(ino, start, until, self._session.now_s())
+        known = known or self._known(ino, offset, min(offset + 1, until), until)
+        around = known[1] if known is not None else extents
+        self._blocks.short.expect([extent.block for extent in around if extent.block_length > SMALL_BLOCK_BYTES])
 
     def _tell_fragmented(self, ino: int, extents: Sequence[Extent]) -> None:
         counts: dict[int, int] = {}
@@ -191,14 +219,7 @@ class Reader:
 
     def _may_widen(self, ino: int, every_s: float) -> bool:
         """Whether much may be asked for now; then it counts as asked."""
-        now_s = trio.current_time()
-        if self._wide.get(ino, -every_s) > now_s - every_s:
-            return False
-        self._wide[ino] = now_s
-        self._wide.move_to_end(ino)
-        if len(self._wide) > WIDE_MAX:
-            self._wide.popitem(last=False)
-        return True
+        return _seldom(self._wide, ino, every_s)
 
     async def little(self, file: File, offset: int, length: int, limit: int) -> Optional[Buffer]:
         """Return what is committed of [offset, offset + length), shorter at the end of the file; None where that is

@@ -92,6 +92,7 @@ class Volume:
             logdata.block,
             cache_bytes_max=options.cache_bytes_max,
             timeout_s=options.request_timeout_s,
+            short_circuit=options.short_circuit,
         )
         self._neighbours = Neighbours(self._session, self._blocks, nursery)
         reader = Reader(

@@ -83,6 +83,7 @@ def client_options(config: ClusterConfig, options: MountOptions) -> ClientOption
         read_ahead_blocks=config.client.read_ahead_blocks,
         chain=config.client.chain,
         log_data_bytes=config.client.log_data_bytes,
+        short_circuit=config.client.short_circuit,
         read_only=options.read_only,
         leases=config.client.leases if options.leases is None else options.leases,
         write_through=options.write_through,

@@ -91,6 +91,7 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     read_ahead_blocks: Annotated[int, msgspec.Meta(ge=0)] = limits.READ_AHEAD_BLOCKS
     log_data_bytes: Annotated[int, msgspec.Meta(ge=0, le=limits.LOG_DATA_COMMIT_BYTES)] = limits.LOG_DATA_COMMIT_BYTES
     chain: bool = False  # large blocks pass from chunk server to chunk server instead of going to each from the mount
+    short_circuit: bool = True  # read blocks of chunk servers on the mount's host from their files, where it may
     request_timeout: Seconds = limits.REQUEST_TIMEOUT_S
     leases: bool = True  # cache names, attributes and extents until they are recalled
 

@@ -82,12 +82,19 @@ class Disk(Protocol):
 class SystemFile:
     """A DiskFile on the host's file system. The descriptor lives as long as anyone holds this object."""
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, foreign: bool = False) -> None:
+        """``foreign``: another process's file, of which this one only reads. It may be anything: opening it never
+        waits."""
         self._fd = -1
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW if foreign else os.O_RDWR
+        self._fd = os.open(path, flags | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
+
+    def removed(self) -> bool:
+        """Whether the file has no name any more."""
+        return not os.fstat(self._fd).st_nlink
 
     def pread(self, length: int, offset: int) -> bytes:
         data = os.pread(self._fd, length, offset)

@@ -198,7 +198,8 @@ async def _serve_store(place: Place, life: Lifecycle, store: BlockStore, transpo
     registration = Registration(place, store, peers, table)
     committer = Committer(store)
     cleaning = Cleaning(Cleaner(store, clock=time.time), idle_s=min(1.0, config.storage.quarantine / 4))
-    service = Service(store, committer, registration.status, peers.forward, table)
+    files = str((place.data / "segments").resolve())
+    service = Service(store, committer, registration.status, peers.forward, table, files)
     members = [(member.id, connect(member.address, api.METADATA_FOR_SERVERS)) for member in config.members]
     interval_s = config.storage.heartbeat_interval
 

@@ -15,8 +15,8 @@ import trio
 
 from node.wire.errors import Code, FsError, ProtocolError
 from node.wire.limits import (
-    GET_BYTES_MAX, GET_RANGES_MAX, GROUP_DIGESTS_MAX, KIB, PIECE_BYTES, PUT_BLOCKS_MAX, PUT_BYTES_MAX,
-    STORE_PENDING_BYTES_MAX, SUSPECTS_MAX, TABLE_WAIT_S, UNCONFIRMED_MAX,
+    GET_BYTES_MAX, GET_RANGES_MAX, GROUP_DIGESTS_MAX, KIB, LOCATE_BLOCKS_MAX, PIECE_BYTES, PUT_BLOCKS_MAX,
+    PUT_BYTES_MAX, STORE_PENDING_BYTES_MAX, SUSPECTS_MAX, TABLE_WAIT_S, UNCONFIRMED_MAX,
 )
 from node.wire.types import BLOCK_ID_BYTES
 from storage import api
@@ -64,13 +64,14 @@ class Service:
 
     def __init__(
         self, store: BlockStore, committer: Committer, status: Callable[[], api.ServerStatus],
-        forward: Optional[Forward] = None, table: Optional[KnownTable] = None,
+        forward: Optional[Forward] = None, table: Optional[KnownTable] = None, directory: str = "",
     ) -> None:
         self._store = store
         self._committer = committer
         self._status = status
         self._forward = forward
         self._table = table or KnownTable()
+        self._directory = directory
         self._nursery: Optional[trio.Nursery] = None
         self._verifying = trio.CapacityLimiter(_VERIFY_THREADS)
         self._fetching = trio.CapacityLimiter(_FETCH_THREADS)
@@ -85,7 +86,7 @@ class Service:
         return {
             0x100: self.put, 0x101: self.touch, 0x102: self.get, 0x103: self.delete, 0x104: self.get_status,
             0x108: self.list_unconfirmed, 0x109: self.list_blocks, 0x10A: self.find_blocks, 0x10B: self.group_digests,
-            0x10C: self.list_group, 0x10D: self.suspect,
+            0x10C: self.list_group, 0x10D: self.suspect, 0x10E: self.locate,
         }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -373,6 +374,33 @@ class Service:
             if codes[at] == Code.MISSING_BLOCK and request.pg_epoch and not self._table.is_member(wanted.block):
                 codes[at] = Code.STALE_EPOCH
         call.reply(api.GetReply(tuple(codes), self._table.news(request.pg_epoch)), [frame for _, frame in found])
+
+    def locate(self, call: Call) -> None:
+        """Say where blocks lie in the files of the store."""
+        request: api.Locate = call.request
+        if not self._directory:
+            raise FsError(Code.NOT_SUPPORTED, "this store has no files")
+        if len(request.blocks) > LOCATE_BLOCKS_MAX or any(len(name) != BLOCK_ID_BYTES for name in request.blocks):
+            raise ProtocolError(f"{len(request.blocks)} blocks to locate, or one with a name of a wrong length")
+        assert self._nursery is not None
+        self._nursery.start_soon(self._task, self._locate, call)
+
+    async def _locate(self, call: Call) -> None:
+        request: api.Locate = call.request
+
+        def look() -> tuple[api.Located, ...]:
+            return tuple(map(self._place_of, request.blocks))
+
+        places = await trio.to_thread.run_sync(look, limiter=self._fetching)
+        call.reply(api.LocateReply(self._directory, self._store.identity, places))
+
+    def _place_of(self, block: bytes) -> api.Located:
+        """Any thread."""
+        try:
+            entry = self._store.locate(block)
+        except FsError:
+            return api.Located()
+        return api.Located(entry.segment, entry.offset, entry.stored, entry.plain)
 
     def _estimate(self, wanted: api.BlockRange) -> int:
         """Return at most how many bytes the frame for a range will have."""

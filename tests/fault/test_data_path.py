@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -51,7 +52,7 @@ def read_anew(path: Path) -> bytes:
 
 
 def test_bad_and_silent_copies_are_read_elsewhere_and_told(made: Cluster, tmp_path: Path) -> None:
-    configure(made, block_cache_bytes='"0"')
+    configure(made, block_cache_bytes='"0"', short_circuit="false")
     mount = made.mount(tmp_path / "m")
     data = os.urandom(3 * MIB)
     with open(mount / "f", "wb") as file:
@@ -77,6 +78,44 @@ def test_bad_and_silent_copies_are_read_elsewhere_and_told(made: Cluster, tmp_pa
         return re.search(r"corrupt block [0-9a-f]{64} in segment", made.log("storage-1")) is not None
 
     wait_for(told, 60, "server 1 to name its bad copy")
+
+
+def test_what_lies_on_this_host_is_read_without_its_servers(made: Cluster, tmp_path: Path) -> None:
+    configure(made, block_cache_bytes='"0"')
+    mount = made.mount(tmp_path / "m")
+    data = os.urandom(6 * MIB)
+    with open(mount / "f", "wb") as file:
+        file.write(data)
+        os.fsync(file.fileno())
+
+    def reads() -> float:
+        before: float = counted()
+        assert read_anew(mount / "f") == data
+        return counted() - before
+
+    def counted() -> float:
+        profile = json.loads(run(FUSEFS, "profile", mount, "--json").stdout)
+        found: float = profile["statistics"]["volume.blocks.short_circuit_reads"]
+        return found
+
+    wait_for(lambda: reads() >= 6, 60, "the mount to know where all blocks lie")
+    pids = [pid for name, pid in made.server_pids().items() if name.startswith("storage-")]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        assert reads() >= 6
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    marker = data[2 * MIB + 4321 : 2 * MIB + 4321 + 64]
+    for server in (1, 2):  # only the copy of server 3 stays good
+        path, at = wait_for(lambda: copy_of(made, server, marker), 60, f"the copy of server {server}")  # noqa: B023
+        with open(path, "r+b") as segment:
+            segment.seek(at)
+            segment.write(bytes([marker[0] ^ 1]))
+    for _ in range(3):
+        assert read_anew(mount / "f") == data
+    made.umount(mount)
 
 
 def test_a_clone_outlives_the_metadata_service(made: Cluster, tmp_path: Path) -> None:

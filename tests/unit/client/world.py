@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Optional
 
 import msgspec
@@ -36,6 +37,8 @@ from node.wire.codec import Codec
 from node.wire.errors import Code, FsError
 from storage import api as storage
 from storage.api import partial_block, verify_block
+from storage.records import SegmentHeader
+from storage.segments import segment_name
 from storage.server.tables import KnownTable
 
 GROUPS = 16
@@ -157,6 +160,9 @@ class Store(Faults):
         self.puts: list[storage.Put] = []
         self.gets: list[storage.Get] = []
         self.suspects: list[tuple[bytes, ...]] = []
+        self.located: list[storage.Locate] = []
+        self.directory: Optional[Path] = None  # of its segments, where the mount may read them
+        self.identity = bytes([ident]) * 16
         self.peers: dict[int, Store] = {}
         self.known = KnownTable()  # nothing, unless a test tells
         self.known.server = ident
@@ -174,6 +180,8 @@ class Store(Faults):
             if isinstance(request, storage.Suspect):
                 self.suspects.append(request.blocks)
                 body, frames = storage.SuspectReply(len(request.blocks)), []
+            elif isinstance(request, storage.Locate):
+                body, frames = self.locate(request), []
             else:
                 body, frames = self.put(request, data) if isinstance(request, storage.Put) else self.get(request)
             if isinstance(request, storage.Put) and request.forward:
@@ -230,6 +238,22 @@ class Store(Faults):
                 frame = partial_block(encoded, wanted.block, wanted.offset, wanted.length) if wanted.length else encoded
             frames.append(memoryview(frame))
         return storage.GetReply(tuple(codes), self.known.news(request.pg_epoch)), frames
+
+    def locate(self, request: storage.Locate) -> storage.LocateReply:
+        """Write what is asked for into a segment of its own, where this store has a directory."""
+        self.located.append(request)
+        if self.directory is None:
+            raise FsError(Code.NOT_SUPPORTED, "no files")
+        number = len(self.located)
+        written = SegmentHeader(number, 0, bytes(16), self.identity).pack()
+        places = []
+        for block in request.blocks:
+            encoded = self.blocks.get(block, (b"", 0))[0]
+            length = int.from_bytes(encoded[8:12], "little")
+            places.append(storage.Located(number, len(written), len(encoded), length) if encoded else storage.Located())
+            written += encoded
+        (self.directory / segment_name(number)).write_bytes(written)
+        return storage.LocateReply(str(self.directory), self.identity, tuple(places))
 
     def damage(self, block: bytes) -> None:
         """Flip a bit in the middle of a block."""

@@ -13,7 +13,7 @@ import trio.testing
 from node.host.disk import FatalDiskError
 from node.rpc.client import Connection, Reply
 from node.wire.errors import Code, FsError
-from node.wire.limits import GET_RANGES_MAX, PUT_BLOCKS_MAX, STORE_PENDING_BYTES_MAX
+from node.wire.limits import GET_RANGES_MAX, LOCATE_BLOCKS_MAX, PUT_BLOCKS_MAX, STORE_PENDING_BYTES_MAX
 from storage import api
 from storage.order import group_of
 from storage.records import SEGMENT_HEADER_BYTES
@@ -378,3 +378,20 @@ async def test_suspects_are_looked_at_and_only_bad_ones_reported() -> None:
         assert reply.body == api.SuspectReply(bad=2)
         assert set(server.store.bad_blocks(10)) == {bad, gone}
         assert await refused(server.client, api.Suspect((b"short",))) == Code.PROTOCOL
+
+
+async def test_where_blocks_lie() -> None:
+    datas = [plain(seed, 100_000) for seed in range(3)]
+    good, bad, gone = [api.name_block(data) for data in datas]
+    async with chunk_servers() as (server,):
+        assert await refused(server.client, api.Locate((good,))) == Code.NOT_SUPPORTED
+        server.service._directory = "/srv/segments"
+        await send(server.client, datas[:2])
+        entry = server.store.locate(good)
+        server.store.damaged(bad, server.store.locate(bad), "for the test")
+        reply = await server.client.call(api.Locate((good, bad, gone)))
+        place = api.Located(entry.segment, entry.offset, entry.stored, 100_000)
+        nowhere = api.Located()
+        assert reply.body == api.LocateReply("/srv/segments", server.store.identity, (place, nowhere, nowhere))
+        assert await refused(server.client, api.Locate((b"short",))) == Code.PROTOCOL
+        assert await refused(server.client, api.Locate((good,) * (LOCATE_BLOCKS_MAX + 1))) == Code.PROTOCOL
