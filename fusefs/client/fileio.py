@@ -79,6 +79,12 @@ class FileIO:
             self._holds.leave(file)
             raise
 
+    def at_hand(self, handle: Handle, version: int, size: int) -> Buffer | None:
+        file = handle.file
+        if not size or file.dirty or file.through or file.dead is not None:
+            return None
+        return self._reader.at_hand(file.ino, version, size)
+
     async def read(self, handle: Handle, offset: int, length: int) -> Buffer:
         file = handle.file
         if file.dead is not None:

@@ -40,7 +40,8 @@ class _Walk:
     """What somebody has read in one directory."""
 
     __slots__ = (
-        "last", "reads", "misses", "patience", "window", "size", "used", "seen", "waiting", "fetching", "rest",
+        "last", "reads", "misses", "patience", "window", "size", "used", "seen", "waiting", "earlier", "fetching",
+        "rest",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -52,7 +53,8 @@ class _Walk:
         self.size = 0  # of the last window
         self.used = 0  # how many of it were read
         self.seen: set[int] = set()  # read or fetched
-        self.waiting: dict[int, int] = {}  # fetched and not read -> their bytes
+        self.waiting: dict[int, int] = {}  # fetched with the last window and not read -> their bytes
+        self.earlier: set[int] = set()  # fetched before that, and not read then
         self.fetching = False
         self.rest = 0  # there was nothing to fetch: not looked again before so many reads
 
@@ -61,6 +63,9 @@ class _Walk:
         self.last = name
         self.reads += 1
         self.seen.add(ino)
+        if ino in self.earlier:  # the next window is asked for while the last one is still read
+            self.earlier.remove(ino)
+            return True
         hit = self.waiting.pop(ino, None) is not None
         self.used += hit
         self.misses += not hit
@@ -82,8 +87,9 @@ class _Walk:
             useful = 2 * self.used >= self.size
             self.window = min(2 * self.window, WINDOW_MAX) if useful else WINDOW_MIN
             self.patience = WINDOW_MIN if useful else 2 * self.patience
+        self.earlier.update(self.waiting)
         if len(self.seen) > SEEN_MAX:
-            self.seen = set(self.waiting)
+            self.seen, self.earlier = set(self.waiting), set(self.waiting)
         few = len(around) <= LITTLE_MAX and sum(attr.size for attr in around if _is_small(attr)) <= LITTLE_BYTES_MAX
         window = LITTLE_MAX if few else self.window
         chosen: list[Attr] = []

@@ -258,6 +258,10 @@ class Volume:
         """
         return await self._fileio.open(ino, flags, uid)
 
+    def at_hand(self, handle: Handle, version: int, size: int) -> Optional[Buffer]:
+        """What a file consists of, where all of it is here and it is of this data version and size."""
+        return self._fileio.at_hand(handle, version, size)
+
     async def read(self, handle: Handle, offset: int, length: int) -> Buffer:
         """Read; shorter than asked only at the end of the file. Holes are zeros. IO: a block cannot be had whole."""
         return await self._fileio.read(handle, offset, length)

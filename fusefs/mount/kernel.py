@@ -125,6 +125,12 @@ class KernelView:
             return False
         return self._crossings.refuses(ino, offset, end, came_s)
 
+    def untouched(self, ino: int) -> tuple[int, int] | None:
+        """Data version and size that the kernel was told of a file that it never opened since it knows it: so it has no
+        pages, and none is being read. None: it may have."""
+        known = self._inodes.get(ino)
+        return None if known is None or known.opened else (known.version, known.size)
+
     def opened(self, ino: int) -> bool:
         """The kernel opens a file; return whether its pages may be kept (FOPEN_KEEP_CACHE).
 

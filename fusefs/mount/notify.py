@@ -1,7 +1,8 @@
-"""Notifications to the kernel, as writes to /dev/fuse: forget attributes, one name, all names, inodes.
+"""Notifications to the kernel, as writes to /dev/fuse: forget attributes, one name, all names, inodes; or take pages.
 
 Forgetting attributes, and forgetting all names, waits for nobody. Forgetting one name waits for the lock of its
-directory, and so for whatever request holds it: only from a thread. Forgetting inodes waits for their pages likewise.
+directory, and so for whatever request holds it: only from a thread. Forgetting inodes waits for their pages likewise,
+and so does giving pages, of a file that has some.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pyfuse3
 
 from fusefs.mount.crossing import Crossings
 from node.host.logging import get_logger
+from node.wire.types import Buffer
 
 log = get_logger(__name__)
 
@@ -43,7 +45,7 @@ class Notifier:
         self._open = True
         self._writing = 0
         self._quiet = threading.Condition()
-        self.counts = {"attributes": 0, "names": 0, "epochs": 0, "inodes": 0}
+        self.counts = {"attributes": 0, "names": 0, "epochs": 0, "inodes": 0, "stored": 0}
         self.names_too = names_too and fd is not None and self.forget_all_names()
 
     def close(self) -> bool:
@@ -108,6 +110,22 @@ class Notifier:
         """Make every name of the mount void, at once. False: this kernel cannot."""
         lacking = "the kernel forgets no names on demand, so it is given none to remember"
         return self._ask("epochs", 1, _EPOCH, lacking)
+
+    def store(self, ino: int, data: Buffer) -> bool:
+        """Put what a file consists of into its pages; return whether all of it is there. Waits for pages that are being
+        read: only where the file has none."""
+        if not self._begin():
+            return False
+        try:
+            pyfuse3.notify_store(ino, 0, bytes(data))
+        except OSError as error:
+            if error.errno not in _GONE and error.errno not in _ENDED:
+                log.info("the kernel does not take pages", ino=ino, error=str(error))
+            return False
+        finally:
+            self._end()
+        self.counts["stored"] += 1
+        return True
 
     def prune(self, inos: Sequence[int]) -> bool:
         """Have inodes forgotten that nobody uses. Waits for pages that are being read. False: this kernel cannot."""

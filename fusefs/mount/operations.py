@@ -26,6 +26,8 @@ from fusefs.mount.names import Busy
 from fusefs.mount.profile import Profile
 from metadata.api import RENAME_EXCHANGE, RENAME_NOREPLACE, Attr
 from node.wire.errors import Code, FsError
+from node.wire.limits import STORED_BYTES_MAX
+from node.wire.types import Buffer
 
 if TYPE_CHECKING:
     from fusefs.mount.caching import KernelCache
@@ -68,6 +70,7 @@ class Operations(pyfuse3.Operations):
         self.maps_direct: Callable[[], bool] = bool  # says whether files open for direct I/O can be mapped shared
         self.quiet = 0  # marks the numbers of files whose closing we need not hear of
         self.quiet_answers: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self.store: Callable[[int, Buffer], bool] | None = None  # puts a file into pages of the kernel, which has none
         self.incapable: Incapable | None = None  # set where something is made of it
         self.keep_listing: Callable[[bool], None] | None = None  # has the kernel keep the listing that is opened next
         self.unmasked: Callable[[], bool] = bool  # says whether the kernel leaves the umask to us
@@ -102,13 +105,24 @@ class Operations(pyfuse3.Operations):
         """Reply to an open. Where appended bytes land is told by the service or the lease, not by the size that the
         kernel believes in: they must not get into its pages at that place (rule 9). Nor are pages filled that others
         are changing at this moment, where programs can map the file all the same."""
+        untouched = self.kernel.untouched(handle.ino)
         keep = self.kernel.opened(handle.ino)
         self.mappable.opened(handle)
         cache = self.cache
         direct_io = handle.append or (cache is not None and cache.contended(handle.ino) and self.maps_direct())
         handle.direct = direct_io or bool(handle.flags & os.O_DIRECT)
         number = self.files.add(handle, self.quiet if handle.flags & os.O_ACCMODE == os.O_RDONLY else 0)
+        if untouched is not None and not handle.direct and not handle.flags & os.O_ACCMODE:
+            keep = self._stored(handle, *untouched) or keep
         return pyfuse3.FileInfo(fh=number, direct_io=direct_io, keep_cache=keep, nonseekable=False)
+
+    def _stored(self, handle: Handle, version: int, size: int) -> bool:
+        """Put the pages of a small file that is here already into the kernel, which then need not ask for them. Nothing
+        is awaited meanwhile, so this is as true as the answer to a read is."""
+        if self.store is None or size > STORED_BYTES_MAX:
+            return False
+        data = self.volume.at_hand(handle, version, size)
+        return data is not None and self.store(handle.ino, data)
 
     # --- names and attributes -------------------------------------------------------------------------------------
 

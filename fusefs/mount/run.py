@@ -293,6 +293,7 @@ class _Kernel:
             nursery.start_soon(self._watch_inside, cache)
             self._volume.caches(cache)
             operations.cache = cache
+            operations.store = self._notifier.store
 
     async def _watch_inside(self, cache: KernelCache) -> None:
         """See whether something is mounted inside: forgetting all names would take it away."""

@@ -233,6 +233,7 @@ SHORT_CIRCUIT_AGAIN_S = 300.0  # and a server whose files cannot be read for so 
 SHORT_CIRCUIT_FILES_MAX = 64  # open segments of one server
 SHORT_CIRCUIT_IDLE_S = 1.0  # an open segment is let go when it was removed, or not read for so long
 LEASE_CACHE_BYTES = 64 * MIB  # what a mount remembers of inodes under its leases
+STORED_BYTES_MAX = 64 * KIB  # of a file that is put into the kernel's pages when it is opened
 KERNEL_NAMES_BYTES = 16 * MIB  # to know which names the kernel believes; it is told no more than fit
 KERNEL_INODES_BYTES = 64 * MIB  # to know which inodes the kernel knows
 FUSE_REQUEST_BYTES_MAX = 1 * MIB

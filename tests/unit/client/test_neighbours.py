@@ -86,6 +86,21 @@ async def test_files_read_in_order_come_in_a_few_requests(autojump_clock: object
         assert len(brought) == len(set(brought)) == FILES, "each once"
 
 
+async def test_the_window_grows_while_files_are_read_in_order(autojump_clock: object) -> None:
+    """What is left of one window when the next one is asked for was fetched as well: it is of use, not missed."""
+    world, files = LeasingWorld(), 3 * FILES
+    directory = await fill(world, files)
+    async with world.mount() as volume:
+        for number in range(files):
+            await read(volume, directory, number)
+            walk = volume._neighbours._walks[directory]
+            assert len(walk.earlier) <= neighbours.WINDOW_MAX
+        windows = [len(request.queries) for request in world.member.requests if isinstance(request, api.Read)
+                   and isinstance(request.queries[0], api.GetExtents) and len(request.queries) > 1]
+        assert windows[:5] == [8, 16, 32, 64, 128], windows
+        assert walk.misses == 0 and not walk.earlier
+
+
 async def test_files_that_were_listed_and_not_looked_up(autojump_clock: object) -> None:
     world = LeasingWorld()
     directory = await fill(world)
@@ -207,3 +222,22 @@ async def test_a_file_that_changes_all_the_time_is_not_asked_for_as_a_whole(auto
         assert told <= 2 * chunks
         await reader.release(theirs)
         await writer.release(handle)
+
+
+async def test_what_is_at_hand_is_all_of_a_file_as_it_was_told(autojump_clock: object) -> None:
+    world = LeasingWorld()
+    directory = await fill(world, 2)
+    async with world.mount() as volume:
+        attr = await volume.lookup(directory, name_of(0))
+        handle = await volume.open(attr.ino, os.O_RDWR)
+        assert volume.at_hand(handle, attr.data_version, attr.size) is None, "nobody has read it"
+        await read(volume, directory, 0)
+        gets, reads = len(world.store.gets), world.reads()
+        assert bytes(volume.at_hand(handle, attr.data_version, attr.size) or b"") == content(0)
+        assert volume.at_hand(handle, attr.data_version + 1, attr.size) is None
+        assert volume.at_hand(handle, attr.data_version, attr.size - 1) is None
+        assert volume.at_hand(handle, attr.data_version, 0) is None
+        await volume.write(handle, 0, b"written")
+        assert volume.at_hand(handle, attr.data_version, attr.size) is None, "not without what is written here"
+        assert (len(world.store.gets), world.reads()) == (gets, reads)
+        await volume.release(handle)

@@ -19,6 +19,7 @@ from fusefs.mount.handles import HandleTable
 from fusefs.mount.operations import Operations
 from metadata.api import RENAME_EXCHANGE, RENAME_NOREPLACE, Attr, VolumeStat
 from node.wire.errors import Code, FsError
+from node.wire.limits import STORED_BYTES_MAX
 from tests.unit.mount.attrs import attr
 
 CTX = SimpleNamespace(uid=1000, gid=100, pid=os.getpid(), umask=0o22)
@@ -431,3 +432,71 @@ async def test_a_short_read_that_crossed_an_invalidation_is_made_again() -> None
     assert await operations.read(number, 0, 4096) == b"x" * 10
     opened.direct = True
     assert await operations.read(number, 8192, 4096) == b"x" * 10, "nothing fills this up"
+
+
+class Pages:
+    """Stands in for the kernel that takes pages; ``takes`` False: it does not."""
+
+    def __init__(self, operations: Operations, takes: bool = True) -> None:
+        self.stored: list[tuple[int, bytes]] = []
+        self._takes = takes
+        operations.store = self.take
+
+    def take(self, ino: int, data: Any) -> bool:
+        self.stored.append((ino, bytes(data)))
+        return self._takes
+
+
+def at_hand(data: bytes | None) -> dict[str, Any]:
+    """A volume with one file, of which it has this."""
+    found = attr(5, size=4, version=3)
+    return {"lookup": found, "getattr": found, "open": lambda ino, flags, uid: handle_of(flags), "at_hand": data}
+
+
+def handle_of(flags: int) -> Any:
+    made = handle(5)
+    made.flags = flags
+    return made
+
+
+class QuickVolume(FakeVolume):
+    """Says at once what is at hand."""
+
+    def at_hand(self, *args: Any) -> Any:
+        self.calls.append(("at_hand", *args[1:]))
+        return self.answers["at_hand"]
+
+
+async def test_the_first_open_brings_a_small_file_along() -> None:
+    volume = QuickVolume(**at_hand(b"data"))
+    operations = Operations(volume, FakeDropper())  # type: ignore[arg-type]
+    pages = Pages(operations)
+    await operations.lookup(1, b"f", CTX)
+    info = await operations.open(5, os.O_RDONLY, CTX)
+    assert pages.stored == [(5, b"data")] and info.keep_cache, "else the kernel would drop what it was given"
+    assert volume.calls[-1] == ("at_hand", 3, 4), "of the version and size that the kernel was told"
+    info = await operations.open(5, os.O_RDONLY, CTX)
+    assert len(pages.stored) == 1 and info.keep_cache
+    await operations.forget([(5, 1)])
+    await operations.lookup(1, b"f", CTX)
+    await operations.open(5, os.O_RDONLY, CTX)
+    assert len(pages.stored) == 2, "it has forgotten them with the inode"
+
+
+@pytest.mark.parametrize("why", ["not at hand", "for writing", "direct", "opened before", "not taken", "large", "off"])
+async def test_what_is_not_brought_along(why: str) -> None:
+    volume = QuickVolume(**at_hand(None if why == "not at hand" else b"data"))
+    if why == "large":
+        volume.answers["lookup"] = attr(5, size=STORED_BYTES_MAX + 1, version=3)
+    operations = Operations(volume, FakeDropper())  # type: ignore[arg-type]
+    pages = Pages(operations, takes=why != "not taken")
+    if why == "off":
+        operations.store = None
+    await operations.lookup(1, b"f", CTX)
+    if why == "opened before":
+        await operations.open(5, os.O_RDWR, CTX)
+        await operations.lookup(1, b"f", CTX)
+    flags = {"for writing": os.O_RDWR, "direct": os.O_RDONLY | os.O_DIRECT}.get(why, os.O_RDONLY)
+    info = await operations.open(5, flags, CTX)
+    assert len(pages.stored) == (why == "not taken")
+    assert info.keep_cache == (why == "opened before")
