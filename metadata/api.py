@@ -16,6 +16,7 @@ from metadata.lockset import Held, LockRow
 from metadata.operations import (
     ATTR_ACCESS_ACL,
     ATTR_DEFAULT_ACL,
+    FOUND,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     TIME_NOW,
@@ -81,6 +82,7 @@ FORMAT_VERSION = 1
 __all__ = [  # what the outside may use
     "ATTR_ACCESS_ACL",
     "ATTR_DEFAULT_ACL",
+    "FOUND",
     "RENAME_EXCHANGE",
     "STRATEGIES",
     "RENAME_NOREPLACE",

@@ -496,8 +496,14 @@ class ListXattr(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
     ino: int
 
 
+FOUND = 0
+
+
 class GetExtents(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
-    """Extents of a file that meet [offset, offset + length), at most EXTENT_PAGE_MAX. Result: Extents."""
+    """Extents of a file that meet [offset, offset + length), at most EXTENT_PAGE_MAX. Result: Extents.
+
+    ``ino`` FOUND: of the file that the last Lookup before it in the same Read found; NOT_FOUND where that found none.
+    """
 
     ino: int
     offset: int

@@ -7,7 +7,7 @@ extents, one after the other, and each is a question to the service. So the firs
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Optional
 
 from fusefs.client.facts import Record
@@ -15,12 +15,16 @@ from metadata import api
 from node.wire.limits import READ_QUERIES_MAX, READDIR_PAGE_MAX
 
 SOON_S = 1.0
+WATCHED_S = 0.5
 INODES_MAX = 1024
 NAMES_MAX = 8  # who knows more of a directory does not wait for a certain one
 LISTED_MAX = 128  # names of a directory that is listed again
 LAST = 2  # names, the newest, and extended attributes
 EXTENTS_MAX = 64
 GROWN_BYTES = 65_536  # a file may be longer by now
+
+
+LITTLE_BYTES = 65_536  # of a file whose name is looked up where files are read
 
 
 class _Noted(NamedTuple):
@@ -33,12 +37,15 @@ class Again:
 
     def __init__(self) -> None:
         self._noted: OrderedDict[int, _Noted] = OrderedDict()
+        self._visited: OrderedDict[int, float] = OrderedDict()  # when others were known to look at an inode last
+        self._readers: OrderedDict[int, None] = OrderedDict()  # directories whose files are read
 
     def __len__(self) -> int:
         return len(self._noted)
 
     def recalled(self, ino: int, record: Record, now_s: float) -> None:
         """This is known of an inode, and about to be forgotten."""
+        self.visited((ino,), now_s)
         queries = tuple(_questions(ino, record))
         if not queries:
             return
@@ -47,13 +54,43 @@ class Again:
         if len(self._noted) > INODES_MAX:
             self._noted.popitem(last=False)
 
+    def visited(self, inos: Iterable[int], now_s: float) -> None:
+        """Others look at these too, as the service says."""
+        for ino in inos:
+            self._visited[ino] = now_s
+            self._visited.move_to_end(ino)
+        while len(self._visited) > INODES_MAX:
+            self._visited.popitem(last=False)
+
+    def watched(self, ino: int, now_s: float) -> bool:
+        """Whether others have looked at this lately; they may have been asked back for a change since."""
+        at_s = self._visited.get(ino)
+        return at_s is not None and now_s < at_s + WATCHED_S
+
+    def reading(self, parent: int) -> None:
+        """A file of this directory is read: who looks up others is likely to read them too."""
+        self._readers[parent] = None
+        self._readers.move_to_end(parent)
+        if len(self._readers) > INODES_MAX:
+            self._readers.popitem(last=False)
+
     def along(self, queries: Sequence[api.Query], now_s: float) -> tuple[api.Query, ...]:
         """What to ask for together with ``queries``, where that is one about one inode."""
-        ino = _subject(queries[0]) if len(queries) == 1 and self._noted else None
-        noted = None if ino is None else self._noted.pop(ino, None)
-        if noted is None or now_s >= noted.until_s:
+        if len(queries) != 1 or not (self._noted or self._readers):
             return ()
-        return tuple([query for query in noted.queries if query != queries[0]])[: READ_QUERIES_MAX - 1]
+        ino = _subject(queries[0])
+        noted = None if ino is None else self._noted.pop(ino, None)
+        along = list(self._content_of(queries[0]))
+        if noted is not None and now_s < noted.until_s:
+            for query in noted.queries:
+                if query != queries[0]:
+                    along += query, *self._content_of(query)
+        return tuple(along)[: READ_QUERIES_MAX - 1]
+
+    def _content_of(self, query: api.Query) -> tuple[api.Query, ...]:
+        if isinstance(query, api.Lookup) and query.parent in self._readers and query.name not in (b".", b".."):
+            return (api.GetExtents(api.FOUND, 0, LITTLE_BYTES),)
+        return ()
 
 
 def _subject(query: api.Query) -> Optional[int]:

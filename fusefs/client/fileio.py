@@ -48,6 +48,7 @@ class FileIO:
         deadline = self._session.deadline()
         while True:
             exclusive = bool(flags & os.O_EXCL)
+            watched = self._session.leases.again.watched(parent, self._session.now_s())  # before they are asked back
             made = await self._namespace.make(parent, name, mode, uid, gid, exclusive=exclusive, umask=umask)
             try:
                 file = await self._holds.enter(made.attr.ino)
@@ -58,7 +59,7 @@ class FileIO:
             break
         if not made.existed:
             file.fresh = True
-            file.watched = not self._session.leases.alone(parent, self._session.now_s())
+            file.watched = watched
             file.note(made.attr)
             return Handle(file, flags), made.attr
         attr = await self._opened(file, flags, uid)

@@ -25,8 +25,20 @@ def named(queries: Sequence[api.Query]) -> Iterator[int]:
     for query in queries:
         if isinstance(query, (api.Lookup, api.Walk)):
             yield query.parent
-        elif not isinstance(query, (api.StatVolume, api.GetBlock)):
+        elif not isinstance(query, (api.StatVolume, api.GetBlock)) and query.ino != api.FOUND:
             yield query.ino
+
+
+def resolved(queries: Sequence[api.Query], results: Sequence[api.Result]) -> tuple[api.Query, ...]:
+    """The questions, those about what a look-up found as questions about that."""
+    found, said = api.FOUND, []
+    for query, result in zip(queries, results):
+        if isinstance(query, api.Lookup):
+            found = result.attr.ino if isinstance(result, api.AttrResult) else api.FOUND
+        elif isinstance(query, api.GetExtents) and query.ino == api.FOUND:
+            query = api.GetExtents(found, query.offset, query.length)
+        said.append(query)
+    return tuple(said)
 
 
 def subjects(queries: Sequence[api.Query], results: Sequence[api.Result]) -> set[int]:

@@ -142,6 +142,7 @@ class Neighbours:
         if place is None or not self._session.leases.on:
             return
         parent, name = place
+        self._session.leases.again.reading(parent)
         walk = self._walks.get(parent)
         if walk is None:
             walk = self._walks[parent] = _Walk()

@@ -25,7 +25,7 @@ from fusefs.client.dead import end_dead_sessions
 from fusefs.client.exclusive import Exclusive
 from fusefs.client.journal import Journal
 from fusefs.client.leader import PAUSE_S_MAX, PAUSE_S_MIN, Leader
-from fusefs.client.learning import Lesson, learn, locking, named, only_names_and_attributes, subjects, touched
+from fusefs.client.learning import Lesson, learn, locking, named, only_names_and_attributes, resolved, subjects, touched
 from fusefs.client.leases import Leases, Ticket
 from fusefs.client.mutation import Mutation
 from fusefs.client.options import ClientOptions
@@ -303,13 +303,13 @@ class Session:
                     self._lost(asked)
                 continue
             results = self._whole(answer, queries)
-            ticket = tickets[-1]
-            if self._older(ticket, queries, results):
+            ticket, about = tickets[-1], resolved(queries, results)
+            if self._older(ticket, about, results):
                 await self.journal.drain(deadline)
                 if not self.before(deadline):
                     raise FsError(Code.TIMEOUT, "an inode was changed here again and again while it was asked for")
                 continue
-            if self._learn(ticket, queries, answer.body) or again == ASKED_AGAIN_MAX:
+            if self._learn(ticket, about, answer.body) or again == ASKED_AGAIN_MAX:
                 return results
             again += 1
 
@@ -339,6 +339,7 @@ class Session:
                 inos = subjects(queries, reply.results)
                 fresh = [ino for ino in inos if self.leases.fresh(ticket, ino)]
                 self.leases.own(ticket, fresh, frozenset(reply.shared), frozenset(reply.locked))
+                self.leases.again.visited(reply.shared, self.now_s())
             return True
         return not self.leases.recalled_since(ticket, subjects(queries, reply.results))
 
@@ -436,6 +437,7 @@ class Session:
             if granted and reply.shared is not None and self.journal.enabled:
                 trusted = lesson.trusted.intersection(api.shown(reply.results))
                 self.leases.own(tickets[-1], trusted, frozenset(reply.shared), frozenset(reply.locked))
+                self.leases.again.visited(reply.shared, self.now_s())
             self.leases.certain(lowest)
         self._fresh.append((trio.current_time(), mutation.sequence))
         self.abandon(mutation)

@@ -182,7 +182,7 @@ class KernelCache:
     def made_s(self, parent: int, name: bytes, attr: Attr, *, new: bool) -> tuple[float, float]:
         """How long it may believe attributes and name of what was just made, ``new`` to it: where others look at the
         directory they are likely to come for that next, and would have to wait for its being taken back."""
-        if not self._leased.alone(parent):
+        if not self._leased.alone(parent) or self._wanted(parent, self._clock_s()):
             self._want((attr.ino,))
             return 0.0, 0.0
         return self.attr_s(attr) if new else 0.0, self.name_s(parent, name, attr.ino)

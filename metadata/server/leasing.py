@@ -277,6 +277,8 @@ def spoken_of(queries: Sequence[api.Query], results: Sequence[api.Result]) -> li
         elif kind is api.GetLock:
             if not (isinstance(result, api.LockState) and (result.taken or result.held or result.waiting)):
                 inos.append(query.ino)  # type: ignore[union-attr]  # somebody may be deciding about its locks alone
+        elif kind is api.GetExtents and query.ino == api.FOUND:  # type: ignore[union-attr]
+            pass  # what a Lookup before it has found
         elif kind is not api.StatVolume and kind is not api.GetBlock:
             inos.append(query.ino)  # type: ignore[union-attr]
         if type(result) is api.AttrResult:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from metadata.api import (
+    FOUND,
     Attr,
     AttrResult,
     DirEntry,
@@ -72,6 +73,7 @@ class Queries:
     def __init__(self, tables: Tables, shard: Shard) -> None:
         self._tables = tables
         self._shard = shard
+        self._found = FOUND  # by the last Lookup
         self._budget = 0  # bytes of reply that are left for what varies in size
         self._answers: dict[type[msgspec.Struct], Callable[[Any], Result]] = {
             Lookup: self.lookup,
@@ -95,6 +97,7 @@ class Queries:
         if len(queries) > READ_QUERIES_MAX:
             raise FsError(Code.TOO_BIG, f"{len(queries)} queries in one Read")
         self._budget = _REPLY_BYTES_MAX
+        self._found = FOUND
         results: list[Result] = []
         for query in queries:
             try:
@@ -126,7 +129,11 @@ class Queries:
         return self._shard.inodes.load(entry[0])
 
     def lookup(self, query: Lookup) -> AttrResult:
-        return AttrResult(attr_of(self._step(self._shard.inodes.load(query.parent), query.name)))
+        self._found = FOUND
+        inode = self._step(self._shard.inodes.load(query.parent), query.name)
+        if stat.S_ISREG(inode.mode):
+            self._found = inode.ino
+        return AttrResult(attr_of(inode))
 
     def walk(self, query: Walk) -> AttrResult:
         if len(query.names) > LOOKUP_PATH_DEPTH_MAX:
@@ -189,7 +196,10 @@ class Queries:
         return Names(names)
 
     def get_extents(self, query: GetExtents) -> Extents:
-        inode = self._shard.files.regular(query.ino)
+        ino = self._found if query.ino == FOUND else query.ino
+        if ino == FOUND:
+            raise FsError(Code.NOT_FOUND)
+        inode = self._shard.files.regular(ino)
         if query.offset < 0 or query.length < 0:
             raise FsError(Code.INVALID, f"range of {query.length} bytes at {query.offset}")
         self._check_budget()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 import trio
 
-from fusefs.client.again import INODES_MAX, LAST, LISTED_MAX, NAMES_MAX, SOON_S, Again
+from fusefs.client.again import INODES_MAX, LAST, LISTED_MAX, LITTLE_BYTES, NAMES_MAX, SOON_S, WATCHED_S, Again
 from fusefs.client.facts import NO_END, Layout, Record
+from fusefs.client.learning import named, resolved
 from fusefs.client.session import ALONG_S
 from fusefs.client.volume import Volume
 from metadata import api
 from node.wire.errors import Code, FsError
+from node.wire.limits import READ_QUERIES_MAX
 from node.wire.types import ROOT_INO
 
 from .test_leases import Truth, with_two_mounts
@@ -49,6 +52,46 @@ def test_extents_and_extended_attributes_are_asked_for_along() -> None:
     extents, xattr = again.along([api.GetAttr(INO)], 0.0)
     assert isinstance(extents, api.GetExtents) and extents.length > 10, "it may have grown"
     assert xattr == api.GetXattr(INO, b"user.a")
+
+
+def test_where_files_are_read_the_content_of_a_name_is_asked_for_along() -> None:
+    again = Again()
+    content = api.GetExtents(api.FOUND, 0, LITTLE_BYTES)
+    assert again.along([api.Lookup(INO, b"a")], 0.0) == ()
+    again.reading(INO)
+    assert again.along([api.Lookup(INO, b"a")], 0.0) == (content,)
+    assert again.along([api.Lookup(INO + 1, b"a")], 0.0) == again.along([api.Lookup(INO, b"..")], 0.0) == ()
+    assert again.along([api.Lookup(INO, b"a"), api.Lookup(INO, b"b")], 0.0) == ()
+    again.recalled(INO, known(b"a", b"b"), 0.0)
+    along = again.along([api.GetAttr(INO)], 0.0)
+    assert along == (api.Lookup(INO, b"a"), content, api.Lookup(INO, b"b"), content), "each behind its name"
+    for ino in range(INODES_MAX + 5):
+        again.reading(ino)
+    assert len(again._readers) == INODES_MAX
+    record = known(*(b"%d" % number for number in range(NAMES_MAX)))
+    again.reading(INO)
+    again.recalled(INO, record, 0.0)
+    assert len(again.along([api.Lookup(INO, b"new")], 0.0)) < READ_QUERIES_MAX
+
+
+def test_what_others_look_at_is_watched_for_a_moment() -> None:
+    again = Again()
+    again.visited((INO, INO + 1), 1.0)
+    again.recalled(INO + 2, known(), 1.0)
+    assert [again.watched(INO + more, 1.0) for more in range(4)] == [True, True, True, False]
+    assert not again.watched(INO, 1.0 + WATCHED_S)
+    again.visited(range(2 * INODES_MAX), 2.0)
+    assert len(again._visited) == INODES_MAX
+
+
+def test_answers_about_what_was_found_are_about_that_file() -> None:
+    found, other = api.GetExtents(api.FOUND, 0, 5), api.GetExtents(9, 0, 5)
+    attr = api.AttrResult(api.Attr(7, 0o100644, 1, 0, 0, 0, 5, 5, 0, 0, 0, 0, 1, 1))
+    missing = api.Failed(Code.NOT_FOUND)
+    queries = (api.Lookup(1, b"a"), found, other, api.Lookup(1, b"b"), found)
+    results = (attr, missing, missing, missing, missing)
+    assert resolved(queries, results) == (queries[0], api.GetExtents(7, 0, 5), other, queries[3], found)
+    assert list(named(queries)) == [1, 9, 1], "0 is no inode"
 
 
 def test_who_has_listed_a_small_directory_is_told_all_of_it_again() -> None:
@@ -115,6 +158,40 @@ def test_a_look_at_a_new_name_is_one_question(shown: bool) -> None:
         assert (await second.lookup(ROOT_INO, b"a")).ino
         assert truth.service._counts["reads"] == reads + 1
         assert truth.leasing.table.counts["recalls"] - recalls == (2 if shown else 1), "the new inode is the maker's"
+
+    with_two_mounts(scene)
+
+
+@pytest.mark.parametrize("cool_s", [0.0, 1000.0])
+def test_a_look_at_a_new_file_and_its_content_is_one_question(cool_s: float) -> None:
+    """Of whoever has read files there. Its maker, at whose directory another looks, has brought it at close, also where
+    nobody else is there any more because they were asked back for it."""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        truth.leasing.table._cool_s = cool_s
+        first._session.journal.delay_s = 1000.0
+        for number in range(4):
+            name, content = b"%d" % number, b"%d" % number * 1000
+            for volume in (first, second):
+                await volume.getattr(ROOT_INO)
+                await missing(volume, name)
+            handle, _ = await first.create(ROOT_INO, name, 0o644, os.O_RDWR, 0, 0)
+            await first.write(handle, 0, content)
+            await first.flush(handle)
+            await first.release(handle)
+            await trio.sleep(1.0)
+            (there,) = truth.world.machine.query([api.Lookup(ROOT_INO, name)])
+            assert isinstance(there, api.AttrResult) and there.attr.size == len(content), "nobody has asked yet"
+            for _ in range(2):  # its own recalled a second ago counts as long past
+                await second.getattr(ROOT_INO)
+                await missing(second, b"other")
+            reads = truth.service._counts["reads"]
+            await second.getattr(ROOT_INO)
+            attr = await second.lookup(ROOT_INO, name)
+            found = await second.open(attr.ino, os.O_RDONLY)
+            assert bytes(await second.read(found, 0, 4096)) == content
+            await second.release(found)
+            assert truth.service._counts["reads"] == reads + (1 if number else 2), number
 
     with_two_mounts(scene)
 

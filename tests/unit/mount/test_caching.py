@@ -202,6 +202,8 @@ async def test_what_others_want_the_kernel_is_not_told(leased: Leased, kernel: K
     assert cache.name_s(3, b"n", 5) and cache.attr_s(attr_of(8))
     await cache.forget([3, 8])
     assert not cache.name_s(3, b"n", 5) and not cache.attr_s(attr_of(8))
+    assert cache.made_s(3, b"o", attr_of(9), new=True) == (0.0, 0.0), "whether or not the directory is ours again"
+    assert not cache.attr_s(attr_of(9))
     leased.now_s = WANTED_S
     assert cache.name_s(3, b"n", 5) and cache.attr_s(attr_of(8)) and cache.attr_s(attr_of(5))
 

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from metadata import api
+from metadata.server.leasing import spoken_of
 from metadata.state import inodes as inodes_module
 from metadata.state import query as query_module
 from node.wire.errors import Code, FsError
@@ -130,3 +131,22 @@ def test_pages_want_at_least_one_entry(world: World) -> None:
     assert world.ask(api.ReadDir(ROOT, b"", 0)).code == Code.INVALID
     assert world.ask(api.ReadDir(ROOT, b"", -1)).code == Code.INVALID
     assert world.ask(api.ReadDir(world.make(b"f"), b"", 1)).code == Code.NOT_DIRECTORY
+
+
+def test_extents_of_what_a_look_up_has_found(world: World) -> None:
+    """Not those of a file that another one found, nor of anything where nothing was found."""
+    a, b = world.make(b"a"), world.make(b"b")
+    world.make(b"d", DIR)
+    world.write(a, extent(0, 5, 1))
+    world.write(b, extent(0, 7, 2))
+    found = api.GetExtents(api.FOUND, 0, 100)
+    queries = [found, api.Lookup(ROOT, b"a"), found, api.GetAttr(ROOT), found, api.Lookup(ROOT, b"b"), found]
+    for name in (b"missing", b"d", b"/"):
+        queries += [api.Lookup(ROOT, b"a"), api.Lookup(ROOT, name), found]
+    results = world.machine.query(queries)
+    extents = [getattr(one, "extents", one) for query, one in zip(queries, results) if query == found]
+    assert extents[1:4] == [(extent(0, 5, 1),), (extent(0, 5, 1),), (extent(0, 7, 2),)]
+    assert [one.code for one in (extents[0], *extents[4:])] == [Code.NOT_FOUND] * 4  # type: ignore[union-attr]
+    assert results[2].attr.ino == a  # type: ignore[union-attr]
+    assert world.machine.query([found])[0].code == Code.NOT_FOUND  # type: ignore[union-attr]
+    assert spoken_of(queries[1:3], results[1:3]) == [ROOT, a]
