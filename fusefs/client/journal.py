@@ -116,6 +116,7 @@ class Journal:
         self._suspended = 0
         self._inos: deque[tuple[int, int]] = deque()  # ranges [first, end) of numbers to give
         self._inos_left = 0
+        self._ended = 0  # sessions that did
         self._wants_inos = trio.Event()
         self.enabled = True
         self.delay_s = DELAY_S
@@ -215,6 +216,7 @@ class Journal:
 
     def clear(self) -> None:
         """The session has ended: everything in here is lost."""
+        self._ended += 1
         for entry in self._entries:
             if entry.file is not None:
                 entry.file.journaled -= 1
@@ -260,10 +262,12 @@ class Journal:
     async def _fetch_inos(self) -> None:
         while True:
             await self._wants_inos.wait()
+            ended = self._ended
             try:
                 got = await self._channel.more_inos(INOS)
-                self._inos.append((got.first, got.first + got.count))
-                self._inos_left += got.count
+                if ended == self._ended:  # else they were given to the session before
+                    self._inos.append((got.first, got.first + got.count))
+                    self._inos_left += got.count
             except FsError as error:
                 log.info("no inode numbers: %s", error)
                 await trio.sleep(RETRY_S)
