@@ -10,7 +10,7 @@ README ?=
 PYTEST_ARGS ?=
 # Two at a time; of those that start processes, which mostly wait, three files at a time, because the tests of one may
 # share a cluster. The longest ones come first.
-PURE = tests/unit tests/sim tests/golden tests/linear tests/test_house.py
+PURE = tests/test_house.py tests/unit tests/sim tests/golden tests/linear
 
 .PHONY: setup run test bench clean
 

@@ -246,10 +246,12 @@ class Reader:
             return None
         parts: list[Buffer] = []
         for segment in plan((), known[1], 0, size):
-            extent, start = segment.extent, segment.block_offset
-            if extent is None or extent.block not in self._blocks.cache:
+            if segment.extent is None:
+                parts.append(bytes(segment.length))
+                continue
+            if segment.extent.block not in self._blocks.cache:
                 return None
-            plain = self._blocks.cache.get(extent.block)
+            plain, start = self._blocks.cache.get(segment.extent.block), segment.block_offset
             assert plain is not None
             parts.append(memoryview(plain)[start : start + segment.length])
         self._begun(ino)

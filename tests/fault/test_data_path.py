@@ -67,17 +67,18 @@ def test_bad_and_silent_copies_are_read_elsewhere_and_told(made: Cluster, tmp_pa
         segment.write(bytes([marker[0] ^ 1]))
     pids = made.server_pids()
     os.kill(pids["storage-2"], signal.SIGSTOP)
+
+    def told() -> bool:
+        assert read_anew(mount / "f") == data  # each read begins with another server
+        return re.search(r"corrupt block [0-9a-f]{64} in segment", made.log("storage-1")) is not None
+
     try:
-        for _ in range(6):  # each read begins with another server
-            assert read_anew(mount / "f") == data
+        for _ in range(6):
+            told()
+        wait_for(told, 60, "server 1 to name its bad copy")
     finally:
         os.kill(pids["storage-2"], signal.SIGCONT)
         made.umount(mount)
-
-    def told() -> bool:
-        return re.search(r"corrupt block [0-9a-f]{64} in segment", made.log("storage-1")) is not None
-
-    wait_for(told, 60, "server 1 to name its bad copy")
 
 
 def test_what_lies_on_this_host_is_read_without_its_servers(made: Cluster, tmp_path: Path) -> None:

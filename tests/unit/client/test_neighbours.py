@@ -241,3 +241,26 @@ async def test_what_is_at_hand_is_all_of_a_file_as_it_was_told(autojump_clock: o
         assert volume.at_hand(handle, attr.data_version, attr.size) is None, "not without what is written here"
         assert (len(world.store.gets), world.reads()) == (gets, reads)
         await volume.release(handle)
+
+
+async def test_what_is_at_hand_may_have_holes(autojump_clock: object) -> None:
+    world = LeasingWorld()
+    async with world.mount(leases=False) as volume:
+        handle, attr = await volume.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+        for at in (5000, 12_000):
+            await volume.write(handle, at, b"data")
+        await volume.setattr(attr.ino, size=20_000)
+        await volume.release(handle)
+        handle, _ = await volume.create(ROOT_INO, b"hole", 0o644, os.O_RDWR, 0, 0)
+        await volume.setattr(handle.ino, size=300)
+        await volume.release(handle)
+    content = bytes(5000) + b"data" + bytes(6996) + b"data" + bytes(7996)
+    async with world.mount() as volume:
+        for name, expected in ((b"f", content), (b"hole", bytes(300))):
+            attr = await volume.lookup(ROOT_INO, name)
+            handle = await volume.open(attr.ino, os.O_RDONLY)
+            assert bytes(await volume.read(handle, 0, 100_000)) == expected
+            await volume.release(handle)
+            handle = await volume.open(attr.ino, os.O_RDONLY)
+            assert bytes(volume.at_hand(handle, attr.data_version, attr.size) or b"") == expected
+            await volume.release(handle)
