@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, TypeVar
 
 from fusefs.client.facts import Record
 from metadata import api
 from node.wire.limits import READ_QUERIES_MAX, READDIR_PAGE_MAX
+
+T = TypeVar("T")
 
 SOON_S = 1.0
 WATCHED_S = 0.5
@@ -22,8 +24,6 @@ LISTED_MAX = 128  # names of a directory that is listed again
 LAST = 2  # names, the newest, and extended attributes
 EXTENTS_MAX = 64
 GROWN_BYTES = 65_536  # a file may be longer by now
-
-
 LITTLE_BYTES = 65_536  # of a file whose name is looked up where files are read
 
 
@@ -49,18 +49,12 @@ class Again:
         queries = tuple(_questions(ino, record))
         if not queries:
             return
-        self._noted[ino] = _Noted(now_s + SOON_S, queries)
-        self._noted.move_to_end(ino)
-        if len(self._noted) > INODES_MAX:
-            self._noted.popitem(last=False)
+        _keep(self._noted, ino, _Noted(now_s + SOON_S, queries))
 
     def visited(self, inos: Iterable[int], now_s: float) -> None:
         """Others look at these too, as the service says."""
         for ino in inos:
-            self._visited[ino] = now_s
-            self._visited.move_to_end(ino)
-        while len(self._visited) > INODES_MAX:
-            self._visited.popitem(last=False)
+            _keep(self._visited, ino, now_s)
 
     def watched(self, ino: int, now_s: float) -> bool:
         """Whether others have looked at this lately; they may have been asked back for a change since."""
@@ -69,10 +63,7 @@ class Again:
 
     def reading(self, parent: int) -> None:
         """A file of this directory is read: who looks up others is likely to read them too."""
-        self._readers[parent] = None
-        self._readers.move_to_end(parent)
-        if len(self._readers) > INODES_MAX:
-            self._readers.popitem(last=False)
+        _keep(self._readers, parent, None)
 
     def along(self, queries: Sequence[api.Query], now_s: float) -> tuple[api.Query, ...]:
         """What to ask for together with ``queries``, where that is one about one inode."""
@@ -91,6 +82,14 @@ class Again:
         if isinstance(query, api.Lookup) and query.parent in self._readers and query.name not in (b".", b".."):
             return (api.GetExtents(api.FOUND, 0, LITTLE_BYTES),)
         return ()
+
+
+def _keep(known: OrderedDict[int, T], ino: int, value: T) -> None:
+    """Remember this as the newest; the oldest go."""
+    known[ino] = value
+    known.move_to_end(ino)
+    if len(known) > INODES_MAX:
+        known.popitem(last=False)
 
 
 def _subject(query: api.Query) -> Optional[int]:

@@ -188,9 +188,12 @@ class Leases:
         record = self.facts.find(ino)
         return record if record is not None and record.exclusive and record.attr is not None else None
 
-    def own(self, ticket: Ticket, inos: Iterable[int], shared: Collection[int], locked: Collection[int]) -> None:
+    def own(
+        self, ticket: Ticket, inos: Iterable[int], shared: Collection[int], locked: Collection[int], now_s: float
+    ) -> None:
         """An answer that is the newest word on ``inos`` granted leases; all but ``shared`` are exclusive, and at the
         service nobody has locks on any but ``locked``."""
+        self.again.visited(shared, now_s)
         for ino in inos:
             record = self.facts.peek(ino)
             if record is not None and record.attr is not None:

@@ -338,8 +338,7 @@ class Session:
             if reply.shared is not None and self.journal.enabled:
                 inos = subjects(queries, reply.results)
                 fresh = [ino for ino in inos if self.leases.fresh(ticket, ino)]
-                self.leases.own(ticket, fresh, frozenset(reply.shared), frozenset(reply.locked))
-                self.leases.again.visited(reply.shared, self.now_s())
+                self.leases.own(ticket, fresh, frozenset(reply.shared), frozenset(reply.locked), self.now_s())
             return True
         return not self.leases.recalled_since(ticket, subjects(queries, reply.results))
 
@@ -436,8 +435,7 @@ class Session:
             lesson = Lesson(self.leases, change, mutation.ops, reply, granted=granted)
             if granted and reply.shared is not None and self.journal.enabled:
                 trusted = lesson.trusted.intersection(api.shown(reply.results))
-                self.leases.own(tickets[-1], trusted, frozenset(reply.shared), frozenset(reply.locked))
-                self.leases.again.visited(reply.shared, self.now_s())
+                self.leases.own(tickets[-1], trusted, frozenset(reply.shared), frozenset(reply.locked), self.now_s())
             self.leases.certain(lowest)
         self._fresh.append((trio.current_time(), mutation.sequence))
         self.abandon(mutation)

@@ -56,20 +56,22 @@ class ShortCircuit:
 
     def hopes(self, block: bytes) -> bool:
         """Whether it makes sense to ``expect`` this block: it is not known where it lies, and may be here."""
-        return self.on and block not in self._places and block not in self._asked and self._server(block) is not None
+        return self._hope(block) is not None
 
     def expect(self, blocks: Collection[bytes]) -> None:
         """These will be read: ask where they lie. Returns at once."""
         wanted: dict[int, list[bytes]] = {}
         for block in blocks:
-            if len(self._asked) < PLACES_MAX and self.hopes(block) and (server := self._server(block)) is not None:
+            if len(self._asked) < PLACES_MAX and (server := self._hope(block)) is not None:
                 wanted.setdefault(server, []).append(block)
                 self._asked.add(block)
         for server, theirs in wanted.items():
             self._nursery.start_soon(self._locate, server, theirs)
 
-    def _server(self, block: bytes) -> Optional[int]:
-        """A server that should have a block and may be on this host."""
+    def _hope(self, block: bytes) -> Optional[int]:
+        """A server that should have a block and may be on this host, where it is not known or asked for already."""
+        if not self.on or block in self._places or block in self._asked:
+            return None
         now_s = trio.current_time()
         servers = self._placement.servers_of(block)[: self._placement.complete_of(block)]
         return next((server for server in servers if self._avoided.get(server, 0.0) <= now_s), None)

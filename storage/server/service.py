@@ -163,7 +163,7 @@ class Service:
     def touch(self, call: Call) -> None:
         """Raise touch epochs, durably."""
         request: api.Touch = call.request
-        _check_names(request.blocks, request.touch_epoch)
+        _check_touched(request.blocks, request.touch_epoch)
         _check_epoch(request.pg_epoch)
         self._counts["touches"] += 1
         self._table.heard(request.pg_epoch)
@@ -183,7 +183,7 @@ class Service:
     def delete(self, call: Call) -> None:
         """Quarantine what was not touched since the epoch, durably."""
         request: api.Delete = call.request
-        _check_names(request.blocks, request.epoch)
+        _check_touched(request.blocks, request.epoch)
         _check_epoch(request.pg_epoch)
         if not self._store.options.deletion:
             raise FsError(Code.NOT_SUPPORTED, "deletion of blocks is switched off")
@@ -262,8 +262,7 @@ class Service:
     def find_blocks(self, call: Call) -> None:
         """Say which of some blocks are here."""
         request: api.FindBlocks = call.request
-        if len(request.blocks) > UNCONFIRMED_MAX or any(len(name) != BLOCK_ID_BYTES for name in request.blocks):
-            raise ProtocolError(f"{len(request.blocks)} block names, or one of a wrong length")
+        _check_names(request.blocks, UNCONFIRMED_MAX)
         assert self._nursery is not None
         self._nursery.start_soon(self._task, self._find_blocks, call)
 
@@ -312,8 +311,7 @@ class Service:
     def suspect(self, call: Call) -> None:
         """Look at copies that a reader found bad."""
         request: api.Suspect = call.request
-        if len(request.blocks) > SUSPECTS_MAX or any(len(name) != BLOCK_ID_BYTES for name in request.blocks):
-            raise ProtocolError(f"{len(request.blocks)} suspects, or one with a name of a wrong length")
+        _check_names(request.blocks, SUSPECTS_MAX)
         assert self._nursery is not None
         self._nursery.start_soon(self._task, self._suspect, call)
 
@@ -380,8 +378,7 @@ class Service:
         request: api.Locate = call.request
         if not self._directory:
             raise FsError(Code.NOT_SUPPORTED, "this store has no files")
-        if len(request.blocks) > LOCATE_BLOCKS_MAX or any(len(name) != BLOCK_ID_BYTES for name in request.blocks):
-            raise ProtocolError(f"{len(request.blocks)} blocks to locate, or one with a name of a wrong length")
+        _check_names(request.blocks, LOCATE_BLOCKS_MAX)
         assert self._nursery is not None
         self._nursery.start_soon(self._task, self._locate, call)
 
@@ -439,9 +436,13 @@ def _check_put(request: api.Put, data: Sequence[memoryview]) -> int:
     return size_bytes
 
 
-def _check_names(names: Sequence[bytes], epoch: int) -> None:
-    if len(names) > PUT_BLOCKS_MAX or any(len(name) != BLOCK_ID_BYTES for name in names):
+def _check_names(names: Sequence[bytes], most: int) -> None:
+    if len(names) > most or any(len(name) != BLOCK_ID_BYTES for name in names):
         raise ProtocolError(f"{len(names)} block names, or one of a wrong length")
+
+
+def _check_touched(names: Sequence[bytes], epoch: int) -> None:
+    _check_names(names, PUT_BLOCKS_MAX)
     if not 0 <= epoch <= EPOCH_MAX:
         raise ProtocolError(f"epoch {epoch}")
 
