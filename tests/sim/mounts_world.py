@@ -97,9 +97,9 @@ class Mount:
             self.sea.changed_here(self.volume._session.id, op, result)
         return result
 
-    def _stays(self, stays: Callable[[File], bool], file: File) -> bool:
+    def _stays(self, stays: Callable[[File, bool], bool], file: File, paged: bool = False) -> bool:
         """The same for what is written to files."""
-        stayed = stays(file)
+        stayed = stays(file, paged)
         value = int.from_bytes(b"".join(bytes(piece.data) for piece in file.dirty.pieces()), "big")
         if stayed:
             self.sea.wrote_here(self.volume._session.id, file.ino, value)
@@ -418,7 +418,7 @@ class Sea(Truth):
                         self.history.note_before(key, value, later, self.begun.get(value))
         else:
             for ino in outcome.touched:
-                self._touched(ino)
+                self._touched(ino, outcome.session)
         for session in outcome.fenced:
             self.counts["fenced"] += 1
             for key in self.changed.pop(session, {}):
@@ -439,14 +439,15 @@ class Sea(Truth):
         if failed:
             raise Violation("a journal fits", str(failed))
 
-    def _touched(self, ino: int) -> None:
-        """Somebody had the leader change this."""
+    def _touched(self, ino: int, session: int) -> None:
+        """A session had the leader change this. What it has written there and not brought yet is newer all the same."""
         value = self._now(ino)
         if value is None or ino == ROOT_INO:
             return
         self.history.note(ino, value)
         for name in NAMES + LINKS + (DATA,):  # where it is a file it has none, else nothing is in it
-            self.history.note((ino, name), self._now((ino, name)) or 0)
+            key, own = (ino, name), self.written.get(session, ()) if name == DATA else ()
+            self.history.note(key, self._now(key) or 0, own)
 
     def _now(self, key: Key) -> Optional[int]:
         """The value of a register in the state."""

@@ -28,10 +28,13 @@ class History:
     def of(self, key: Key) -> list[int]:
         return self.values.setdefault(key, [] if isinstance(key, int) else [0])
 
-    def note(self, key: Key, value: int) -> None:
-        """From now on this is the value."""
+    def note(self, key: Key, value: int, later: Collection[int] = ()) -> None:
+        """From now on this is the value, unless it was before and all that came since are ``later``."""
         values = self.of(key)
-        if not values or values[-1] != value:
+        place = len(values)
+        while place and values[place - 1] in later and values[place - 1] != value:
+            place -= 1
+        if not place or values[place - 1] != value:
             values.append(value)
 
     def note_before(self, key: Key, value: int, later: Collection[int], after: Optional[int]) -> None:
