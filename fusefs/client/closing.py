@@ -32,11 +32,18 @@ class Closing:
     def owned(self, ino: int) -> bool:
         """Whether bytes that are written to a file now may stay here until they are asked for."""
         if self._session.recalls.giving(ino):
-            self._session.exclusive.given_late()  # bytes of mapped pages, most likely
+            self._session.exclusive.given_late()
             return True
         if self._local.owned(ino) is None:
             return False
         self._session.exclusive.changed()
+        return True
+
+    def late(self) -> bool:
+        """Whether bytes of mapped pages may stay though no lease says so: the kernel gives all of them back."""
+        if not self._session.recalls.giving_all:
+            return False
+        self._session.exclusive.given_late()
         return True
 
     def size(self, ino: int) -> Optional[int]:
@@ -100,7 +107,7 @@ class Closing:
                 if not any(file.unsealed and file.dirty and file.dead is None for file in files):
                     break
             for file in files:
-                file.exclusive = False
+                file.exclusive = file.late = False
         finally:
             self._writeback.given_back(files)
 

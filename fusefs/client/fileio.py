@@ -103,8 +103,8 @@ class FileIO:
             raise FsError(file.dead.code, file.dead.detail)
         return data
 
-    async def write(self, handle: Handle, offset: int, data: bytes) -> int:
-        await self._writeback.write(handle, offset, data)
+    async def write(self, handle: Handle, offset: int, data: bytes, *, paged: bool = False) -> int:
+        await self._writeback.write(handle, offset, data, paged=paged)
         if handle.flags & os.O_DSYNC:  # O_SYNC includes it
             await self.flush(handle)
         return len(data)

@@ -52,6 +52,8 @@ class File:
         self.moved = 0  # by how much the last append landed elsewhere than believed
         self.extents: dict[int, int] = {}  # chunk -> at most so many extents in it
         self.exclusive = False  # bytes were written under an exclusive lease that nobody has asked back since
+        self.late = False  # or came from mapped pages when all leases were gone: no others may stay because of them
+        self.wishes = 0  # that wait for the journal before they can be made
         self.recalls = 0  # of that lease under way: new bytes wait until it has been given back
         self.through = 0  # writes that are being committed before they return: not seen before that
         self.unsealed = False  # bytes were written that are not in the journal
@@ -71,7 +73,7 @@ class File:
     @property
     def idle_data(self) -> bool:
         """Whether there is nothing to write back, and nobody about to."""
-        return not self.dirty and not self.running and not self.requests
+        return not self.dirty and not self.running and not self.requests and not self.wishes
 
     @property
     def idle(self) -> bool:

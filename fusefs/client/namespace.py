@@ -174,8 +174,8 @@ class Namespace:
     def _set_here(self, op: api.SetAttr, file: Optional[File]) -> Optional[api.AttrResult]:
         """Attributes may be set before data that the journal has not; a size may not, while data is under way."""
         if file is not None and file.dead is None and not file.idle_data:
-            if op.size is not None or not self._closing.seal(file):
-                return None
+            if op.size is not None or file.wishes or not self._closing.seal(file):
+                return None  # where others wait to be granted a wish, behind them
         return self._local.set_attr(op)
 
     def _vouched(self, ino: int) -> Optional[tuple[int, ...]]:

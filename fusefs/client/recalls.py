@@ -84,7 +84,7 @@ class Recalls:
         self._running: dict[int, _Task] = {}
         self._serving: set[tuple[int, int]] = set()  # (session, number) of recalls
         self._giving: dict[int, int] = {}  # inode -> recalls for which the kernel still forgets it
-        self.giving_all = 0  # and drops
+        self.giving_all = 0  # losses of all leases for which it does
         self._number = 0
         self._failed = 0
         leases.on_drop = self._dropped
@@ -111,8 +111,10 @@ class Recalls:
 
     def giving(self, ino: int) -> bool:
         """Whether the kernel is being made to forget this inode. Bytes that are written to it now are brought before
-        that is acknowledged, or before anything is asked for (rule 8), so whoever writes them does not wait."""
-        return self.giving_all > 0 or ino in self._giving
+        that is acknowledged (rule 8), and nobody is shown the inode sooner, so whoever writes them does not wait.
+
+        Not so where all is forgotten, because leases are gone: who has acknowledged a recall before has no claim."""
+        return ino in self._giving
 
     @contextmanager
     def _give(self, inos: Collection[int]) -> Iterator[None]:

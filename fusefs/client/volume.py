@@ -271,13 +271,14 @@ class Volume:
         seen to that."""
         await self._fileio.strip(handle, uid)
 
-    async def write(self, handle: Handle, offset: int, data: bytes) -> int:
+    async def write(self, handle: Handle, offset: int, data: bytes, *, paged: bool = False) -> int:
         """Write and return len(data): from then on every mount sees it. ``data`` is kept, not copied. With O_APPEND
-        ``offset`` is only a hint. It is durable too where others can see the file, else after fsync.
+        ``offset`` is only a hint. It is durable too where others can see the file, else after fsync. ``paged``: it may
+        be of pages that programs have mapped, and that must not wait for the service.
 
         Waits above the dirty bound. Raises the error of earlier write-back of this file once for each handle.
         """
-        return await self._fileio.write(handle, offset, data)
+        return await self._fileio.write(handle, offset, data, paged=paged)
 
     async def allocate(self, handle: Handle, mode: int, offset: int, length: int) -> None:
         """fallocate(2): plain, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; other modes NOT_SUPPORTED.

@@ -70,8 +70,9 @@ class WriteBack:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    async def write(self, handle: Handle, offset: int, data: bytes) -> None:
-        """Buffer bytes; wait while there are too many. Raises what this handle must still be told.
+    async def write(self, handle: Handle, offset: int, data: bytes, *, paged: bool = False) -> None:
+        """Buffer bytes; wait while there are too many. Raises what this handle must still be told. ``paged``: they may
+        be of mapped pages, which the kernel writes back because it was told to forget them.
 
         Where others can see the file they see these bytes when this returns: it has committed them. Only an exclusive
         lease lets them stay here, because then others are not shown the file before it was asked back.
@@ -80,9 +81,13 @@ class WriteBack:
         self.check(handle)
         if self._bytes >= self._options.dirty_bytes_max:
             await self._wait_for_room(handle)
-        while file.recalls or (file.append_base is not None) != handle.append:
+        while file.recalls or (file.late and not paged) or (file.append_base is not None) != handle.append:
             if file.recalls:  # else who writes on and on could never give it back
                 await self._given_back(file)
+                self.check(handle)
+                continue
+            if file.late and not paged:
+                await self._bring_late(file)
                 self.check(handle)
                 continue
             if file.dirty or file.running or file.requests:
@@ -104,7 +109,7 @@ class WriteBack:
             self._dirty[file] = None
         file.dirty.write(offset, data)
         file.unsealed = True
-        file.exclusive = self.stays(file)
+        file.exclusive = self.stays(file, paged)
         file.mtime_ns = self._now_ns()
         file.behind = file.behind or offset < file.position
         self._account(file)
@@ -118,9 +123,19 @@ class WriteBack:
             if file.retry_at <= trio.current_time() and not (self._closing and self._closing.behind(file)):
                 self._start(file)
 
-    def stays(self, file: File) -> bool:
+    def stays(self, file: File, paged: bool = False) -> bool:
         """Whether bytes that are written to a file now may stay here until they are asked for."""
-        return file.exclusive or (self._closing is not None and self._closing.owned(file.ino))
+        closing = self._closing
+        if file.exclusive or (closing is not None and closing.owned(file.ino)):
+            return True
+        file.late = paged and closing is not None and closing.late()
+        return file.late
+
+    async def _bring_late(self, file: File) -> None:
+        """What came from mapped pages when the leases were gone goes first, as part of the journal."""
+        await self.flush(file)
+        if not file.dirty and not file.journaled:
+            file.exclusive = file.late = False
 
     async def _given_back(self, file: File) -> None:
         """Wait until the recalls of a file have been served; nothing of that waits for who writes."""
@@ -232,12 +247,17 @@ class WriteBack:
         Raises the error of the commit; results of ops may be Failed. The bytes of a failed commit stay dirty.
         When cancelled or timed out the commit goes on, and ops may or may not be executed.
         """
-        if self._closing is not None:
-            await self._closing.settle(file, self._deadline())
-        if all(isinstance(op, OWN_OPS) for op in ops):
-            return await self._flush(file, ops, cut, carry)
-        await self._flush(file)  # what concerns others too is not for the file's task, which may work for the journal
-        return await self._committer.submit(file, ops, self._deadline())
+        file.wishes += 1  # or the file might be forgotten when the journal is done with it, and begin anew beside this
+        try:
+            if self._closing is not None:
+                await self._closing.settle(file, self._deadline())
+            if all(isinstance(op, OWN_OPS) for op in ops):
+                return await self._flush(file, ops, cut, carry)
+            await self._flush(file)  # what concerns others is not for the file's task, which may work for the journal
+            return await self._committer.submit(file, ops, self._deadline())
+        finally:
+            file.wishes -= 1
+            self._files.settle(file)
 
     async def _flush(
         self, file: File, ops: tuple[Op, ...] = (), cut: Optional[int] = None, carry: bool = False

@@ -66,7 +66,7 @@ class Operations(pyfuse3.Operations):
         self.profile = Profile()
         self.cache: KernelCache | None = None
         self.flusher: Callable[[], int] = int  # says, when a flush begins, whose locks end
-        self.paged: Callable[[], bool] = bool  # says, when a write begins, whether it is of mapped pages
+        self.paged: Callable[[], bool] | None = None  # says, when a write begins, whether it is of mapped pages
         self.maps_direct: Callable[[], bool] = bool  # says whether files open for direct I/O can be mapped shared
         self.quiet = 0  # marks the numbers of files whose closing we need not hear of
         self.quiet_answers: Callable[[], tuple[int, int]] = lambda: (0, 0)
@@ -327,9 +327,10 @@ class Operations(pyfuse3.Operations):
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self.files[fh]
-        if self.paged():  # before anything is awaited
+        paged = self.paged is None or self.paged()  # before anything is awaited
+        if paged and self.paged is not None:
             handle = handle.placed()
-        written = await self.volume.write(handle, off, buf)
+        written = await self.volume.write(handle, off, buf, paged=paged)
         self.kernel.grown(handle.ino, off + written)
         if handle.direct:
             await self.volume.strip(handle, handle.uid)

@@ -28,6 +28,7 @@ from storage.api import Put
 from tests.harness import LONG
 
 from .test_leases import Truth, with_two_mounts
+from .test_recalls import Slow
 from .world import always
 
 STEPS = 20
@@ -196,6 +197,53 @@ def test_who_writes_on_and_on_gives_the_file_back() -> None:
                 assert trio.current_time() - begin < 8.0, "that long only a broken lease takes"
             nursery.cancel_scope.cancel()
         assert handle.file.dead is None
+
+    with_two_mounts(scene)
+
+
+@pytest.mark.parametrize("paged_first", [False, True])
+def test_who_has_lost_all_leases_keeps_nothing_that_is_written(paged_first: bool) -> None:
+    """Only what comes from mapped pages stays then, while the kernel gives them back; and no other bytes along with
+    it, because the service takes nobody for the owner of the file."""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        first.caches(Slow())
+        handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
+        await first.write(handle, 0, b"old")
+        truth.leasing.table._cool_s = 100.0  # nobody has it exclusively from now on
+        theirs = await second.open(attr.ino, os.O_RDONLY)
+        assert bytes(await second.read(theirs, 0, 3)) == b"old"
+        first._session.leases.drop_all()
+        await trio.sleep(0.1)
+        if paged_first:
+            begin = trio.current_time()
+            await first.write(handle, 4096, b"of a page", paged=True)
+            assert trio.current_time() - begin < 0.1, "it waited for the kernel, which waits for it"
+        await first.write(handle, 0, b"new")
+        assert bytes(await second.read(theirs, 0, 3)) == b"new"
+        if paged_first:
+            assert bytes(await second.read(theirs, 4096, 9)) == b"of a page"
+
+    with_two_mounts(scene)
+
+
+def test_a_file_stays_the_same_while_a_wish_waits_for_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else needs it meanwhile; a second object would be written back beside it."""
+    flush, flushed = WriteBack._flush, []
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        async def looked_up(self: WriteBack, file: File, *rest: Any) -> Any:
+            flushed.append(first._files.get(file.ino) is file)
+            return await flush(self, file, *rest)
+
+        monkeypatch.setattr(WriteBack, "_flush", looked_up)
+        handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
+        await first.write(handle, 0, b"some bytes")
+        await first.flush(handle)
+        await first.release(handle)
+        assert first._session.journal.concerns((attr.ino,)) and not flushed
+        assert (await first.setattr(attr.ino, size=4)).size == 4
+        assert flushed == [True] and first._files.get(attr.ino) is None
 
     with_two_mounts(scene)
 
