@@ -48,9 +48,9 @@ class DirHandle:
         """The offset after the page."""
         return self._start + len(self._page)
 
-    @property
-    def exhausted(self) -> bool:
-        return self._end
+    def ends(self, offset: int) -> bool:
+        """Whether nothing follows this offset, as far as was read."""
+        return self._end and offset == self.stop
 
     def rest(self, offset: int) -> list[tuple[bytes, Attr, int]]:
         """What the page holds from ``offset`` on."""
@@ -118,7 +118,7 @@ class Directories:
         rest = handle.rest(offset)
         if rest:
             return rest
-        if handle.exhausted and offset == handle.stop:
+        if handle.ends(offset):
             return []
         before = handle.before(offset)
         if offset == 0:

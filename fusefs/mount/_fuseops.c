@@ -397,6 +397,7 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     original = ops;
     left_unmasked = false;
     quiet_begin();
+    listing_before(&ops);
     mapping_direct = NOT_OFFERED;
     ops.init = op_init;
     if (with_locks) { /* else the kernel keeps them itself */
@@ -567,7 +568,7 @@ static PyMethodDef module_methods[] = {
     {"maps_direct", maps_direct, METH_NOARGS, "Whether files that are open for direct I/O can be mapped shared."},
     {"take_flusher", take_flusher, METH_NOARGS, "The lock owner of the flush whose handler begins now; then 0."},
     {"take_paged", take_paged, METH_NOARGS, "Whether the write whose handler begins now is of mapped pages; then False."},
-    {"quiet", quiet_counts, METH_NOARGS, "How many flushes and questions about capabilities went to no handler."},
+    {"quiet", quiet_counts, METH_NOARGS, "How many flushes, questions about capabilities and about ends of listings went to no handler."},
     {"set_incapable", set_incapable, METH_VARARGS, "An inode has no capabilities for so many seconds; 0: not known."},
     {"keep_listing", keep_listing, METH_O, "The kernel keeps the listing of what is opened next; True: as it has it."},
     {"none_incapable", none_incapable, METH_NOARGS, "Of no inode that is known any more."},

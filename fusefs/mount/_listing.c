@@ -1,13 +1,14 @@
-/* Listings that the kernel keeps. pyfuse3 has no way to say so in its reply to OPENDIR, so the reply passes through here.
+/* Listings that the kernel keeps, and their ends.
  *
- * Loaded for all to see, this library's fuse_reply_open is the one that pyfuse3 calls.
+ * pyfuse3 has no way to say in its reply to OPENDIR that a listing is kept, so the reply passes through here: loaded for
+ * all to see, this library's fuse_reply_open is the one that pyfuse3 calls.
+ *
+ * Who lists a directory asks until he is told that nothing follows. Where that was known with the last entry, its
+ * position says so, and nobody is woken to say it again.
  */
 
 #define PY_SSIZE_T_CLEAN
-#define FUSE_USE_VERSION 314
 #include "_listing.h"
-
-#include <fuse_lowlevel.h>
 
 static enum { NOT, ANEW, ON } next; /* how the next directory is opened */
 
@@ -28,6 +29,37 @@ __attribute__((visibility("default"))) int fuse_reply_open(fuse_req_t req, const
     }
     return real(req, &opened);
 }
+
+/* --- ends --------------------------------------------------------------------------------------------------------- */
+
+#define ENDS (1 << 30) /* in a position: fusefs.mount.operations.END */
+
+static void (*readdirplus)(fuse_req_t, fuse_ino_t, size_t, off_t, struct fuse_file_info *);
+static uint64_t ended;
+
+static void op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *fi)
+{
+    if (offset & ENDS) {
+        ended++;
+        fuse_reply_buf(req, NULL, 0);
+    } else
+        readdirplus(req, ino, size, offset, fi);
+}
+
+void listing_before(struct fuse_lowlevel_ops *ops)
+{
+    readdirplus = ops->readdirplus;
+    ended = 0;
+    if (readdirplus)
+        ops->readdirplus = op_readdirplus;
+}
+
+uint64_t listings_ended(void)
+{
+    return ended;
+}
+
+/* --- for Python --------------------------------------------------------------------------------------------------- */
 
 PyObject *keep_listing(PyObject *module, PyObject *kept)
 {

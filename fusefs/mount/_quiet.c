@@ -2,6 +2,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include "_quiet.h"
+#include "_listing.h"
 
 #include <string.h>
 #include <time.h>
@@ -76,7 +77,8 @@ PyObject *quiet_counts(PyObject *module, PyObject *nothing)
 {
     (void)module;
     (void)nothing;
-    return Py_BuildValue("KK", (unsigned long long)flushed, (unsigned long long)refused);
+    return Py_BuildValue("KKK", (unsigned long long)flushed, (unsigned long long)refused,
+                         (unsigned long long)listings_ended());
 }
 
 PyObject *set_incapable(PyObject *module, PyObject *arguments)

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 # Directory offsets that the kernel sees: 0 the start, 1 after ".", 2 after "..", then the volume's own plus 2.
 DOT, DOTDOT = 1, 2
+# What follows an entry of which it is known that nothing does; the extension answers that by itself (_listing.c). Not a
+# higher bit: programs of 32 bits take positions of 31.
+END = 1 << 30
 
 _TRUSTED_XATTR = b"trusted."  # which the kernel lets only root read
 _XATTRS = (b"user.", _TRUSTED_XATTR, b"security.")
@@ -69,7 +72,7 @@ class Operations(pyfuse3.Operations):
         self.paged: Callable[[], bool] | None = None  # says, when a write begins, whether it is of mapped pages
         self.maps_direct: Callable[[], bool] = bool  # says whether files open for direct I/O can be mapped shared
         self.quiet = 0  # marks the numbers of files whose closing we need not hear of
-        self.quiet_answers: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self.quiet_answers: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
         self.store: Callable[[int, Buffer], bool] | None = None  # puts a file into pages of the kernel, which has none
         self.incapable: Incapable | None = None  # set where something is made of it
         self.keep_listing: Callable[[bool], None] | None = None  # has the kernel keep the listing that is opened next
@@ -368,6 +371,8 @@ class Operations(pyfuse3.Operations):
     @handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         directory = self._directories[fh]
+        if start_id & END:
+            return
         for position, name in ((DOT, b"."), (DOTDOT, b"..")):
             if start_id < position and not pyfuse3.readdir_reply(token, name, bare_entry(directory.ino), position):
                 return
@@ -384,7 +389,14 @@ class Operations(pyfuse3.Operations):
                 attr_s = name_s = 0.0
                 if cache is not None:
                     attr_s, name_s = cache.attr_s(attr), cache.listed_s(parent, name, attr.ino)
-                if not pyfuse3.readdir_reply(token, name, entry_of(attr, attr_s, name_s), following + DOTDOT):
+                position = following + DOTDOT
+                if position >= END and offset == start:
+                    raise FsError(Code.FILE_TOO_BIG, f"entry {following} of directory {parent}")
+                if position >= END:
+                    return  # the next request is told
+                if directory.ends(following):
+                    position |= END
+                if not pyfuse3.readdir_reply(token, name, entry_of(attr, attr_s, name_s), position):
                     return
                 if self.kernel.looked_up(attr):
                     self._dropper.drop(attr.ino)
@@ -470,7 +482,7 @@ class Operations(pyfuse3.Operations):
             "crossings": self._crossings.statistics(),
             "files": len(self.files),
             "directories": len(self._directories),
-            "quiet": dict(zip(("flush", "getxattr"), self.quiet_answers())),
+            "quiet": dict(zip(("flush", "getxattr", "readdir"), self.quiet_answers())),
         }
 
 

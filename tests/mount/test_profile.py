@@ -72,6 +72,30 @@ def test_a_file_that_was_only_read_is_closed_without_waking_the_mount(volume: Cl
     assert closed() == before + 10, "it has a lock to give up"
 
 
+def test_the_end_of_a_listing_is_asked_for_without_waking_the_mount(volume: Cluster, work: Path) -> None:
+    mount = volume.mounts[0]
+    for number in range(300):  # two pages, and too many to be kept by the kernel
+        (work / f"{number:03}").touch()
+
+    def asked() -> tuple[int, int]:
+        profile = profile_of(mount)
+        count = profile["operations"].get("readdir", {"count": 0})["count"]
+        return int(count), int(profile["statistics"]["mount.quiet.readdir"])
+
+    woken, quiet = asked()
+    assert len(os.listdir(work)) == 300
+    more, ended = asked()
+    assert more > woken and ended == quiet + 1
+    fd = os.open(work, os.O_RDONLY)
+    try:
+        assert len(os.listdir(fd)) == 300
+        (work / "new").touch()
+        os.lseek(fd, 0, os.SEEK_SET)
+        assert len(os.listdir(fd)) == 301, "it was rewound"
+    finally:
+        os.close(fd)
+
+
 def test_the_target_of_a_link_is_asked_for_once(volume: Cluster, work: Path) -> None:
     (work / "link").symlink_to("target")
     assert os.readlink(work / "link") == "target"

@@ -16,7 +16,7 @@ import trio
 from fusefs.mount.attributes import permitted
 from fusefs.mount.errors import COMPLAINTS_MAX, REPEAT_S, Complaints
 from fusefs.mount.handles import HandleTable
-from fusefs.mount.operations import Operations
+from fusefs.mount.operations import END, Operations
 from metadata.api import RENAME_EXCHANGE, RENAME_NOREPLACE, Attr, VolumeStat
 from node.wire.errors import Code, FsError
 from node.wire.limits import STORED_BYTES_MAX
@@ -48,7 +48,9 @@ class FakeVolume:
 
 
 def handle(ino: int) -> Any:
-    return SimpleNamespace(ino=ino, flags=os.O_RDONLY, append=False, direct=False, uid=0, whole=False, kept=False)
+    made = SimpleNamespace(ino=ino, flags=os.O_RDONLY, append=False, direct=False, uid=0, whole=False, kept=False)
+    made.ends = lambda offset: False
+    return made
 
 
 class FakeDropper:
@@ -311,6 +313,36 @@ async def test_a_directory_is_listed_whole_whatever_fits(room: int, monkeypatch:
     await operations.readdir(fh, 5, token)  # type: ignore[arg-type]
     assert token[0] == (b"n3", 6), "seekdir"
     await operations.releasedir(fh)
+
+
+async def test_the_last_entry_says_that_nothing_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = Directory([b"n%d" % i for i in range(5)], room=100)
+    monkeypatch.setattr(pyfuse3, "readdir_reply", directory.reply)
+    opened = handle(1)
+    opened.ends = lambda offset: offset == 5
+    operations, _ = mounted(opendir=opened, readdir=directory.readdir)
+    fh = await operations.opendir(1, CTX)
+    token: list[tuple[bytes, int]] = []
+    await operations.readdir(fh, 0, token)  # type: ignore[arg-type]
+    assert [position for _, position in token] == [1, 2, 3, 4, 5, 6, 7 | END]
+    assert END < 1 << 31, "programs of 32 bits take no more"
+    again: list[tuple[bytes, int]] = []
+    await operations.readdir(fh, 7 | END, again)  # type: ignore[arg-type]
+    assert again == [], "where the extension does not answer it"
+
+
+async def test_more_entries_than_positions_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyfuse3, "readdir_reply", lambda *_: True)
+
+    def page(_handle: Any, at: int) -> list[tuple[bytes, Attr, int]]:
+        return [(b"n", attr(100), at + 1), (b"o", attr(101), at + 2)]
+
+    operations, _ = mounted(opendir=handle(1), readdir=page)
+    fh = await operations.opendir(1, CTX)
+    await operations.readdir(fh, END - 2, [])  # type: ignore[arg-type]
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await operations.readdir(fh, END - 1, [])  # type: ignore[arg-type]
+    assert caught.value.errno == errno.EFBIG
 
 
 async def test_an_error_behind_delivered_entries_waits_for_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
