@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -93,6 +94,7 @@ class Kernel:
         self._wire = wire
         self._volume = volume
         self._attrs: dict[int, tuple[int, float]] = {}  # file -> atime, until when it is believed
+        self._sizes: dict[int, int] = {}  # and its size with it
         self._names: dict[tuple[int, bytes], tuple[int, float]] = {}
         self._mapped: dict[int, int] = {}  # file -> atime, believed until it is forgotten
         self._versions: dict[int, int] = {}  # file -> data version, told last
@@ -102,6 +104,10 @@ class Kernel:
     def attr(self, ino: int) -> Optional[int]:
         value, until_s = self._attrs.get(ino, (0, 0.0))
         return value if trio.current_time() < until_s else None
+
+    def size(self, ino: int) -> int:
+        """What is believed along with ``attr``."""
+        return self._sizes.get(ino, 0)
 
     def name(self, key: tuple[int, bytes]) -> Optional[int]:
         ino, until_s = self._names.get(key, (0, 0.0))
@@ -116,6 +122,7 @@ class Kernel:
         """The mount answers with attributes now; in answers about what the kernel knew they are given no time."""
         left_s = self._volume.attr_left_s(attr)
         self._attrs[attr.ino] = attr.atime_ns, trio.current_time() + (left_s if new else 0.0)
+        self._sizes[attr.ino] = attr.size if stat.S_ISREG(attr.mode) else 0
         self._versions[attr.ino] = attr.data_version
         if left_s > 0:
             self._mapped[attr.ino] = attr.atime_ns
