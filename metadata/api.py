@@ -209,6 +209,10 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
 
     ``settled``: inodes of which the session shows nothing that it remembers from before it sent this until it has the
     answer, nor does its kernel. So nobody who looks at them meanwhile has to wait for it.
+
+    ``gives``: inodes on which the session gives its leases back with this ``journal``, as if it had acknowledged a
+    recall of them: it has forgotten them, and once this is executed nothing of them is left to bring. Where an
+    operation fails, or all of this is refused, they are recalled after all.
     """
 
     session: int
@@ -224,6 +228,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True):
     times_ns: tuple[int, ...] = ()
     bases: tuple[tuple[int, int], ...] = ()
     settled: tuple[int, ...] = ()
+    gives: tuple[int, ...] = ()
 
 
 class SubmitReply(msgspec.Struct, frozen=True, array_like=True):

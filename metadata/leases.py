@@ -87,12 +87,13 @@ class LeaseTable:
         self._pending: dict[int, list[int]] = {}  # inode -> sessions with mutations of it that are not applied yet
         self._applying: dict[int, list[Fire]] = {}  # inode -> who waits until nothing is pending
         self._cool: dict[int, float] = {}  # inode -> until when nobody has it exclusively
+        self._gave: dict[int, int] = {}  # but this session, of these, which has just given it back
         self._silent: set[int] = set()  # their time is over, their exclusive leases stand
         self._late = False  # grace is over, and not all have named the term
         self._number = 0
         self.counts = {
             "grants": 0, "recalls": 0, "recalled_again": 0, "broken": 0, "released": 0, "seized": 0, "fenced": 0,
-            "reclaimed": 0,
+            "reclaimed": 0, "given": 0,
         }  # fmt: skip
 
     # --- leadership -------------------------------------------------------------------------------------------
@@ -118,6 +119,7 @@ class LeaseTable:
         self._pending.clear()
         self._applying.clear()
         self._cool.clear()
+        self._gave.clear()
         self._silent.clear()
         self._unsettled.clear()
         self._blank.clear()
@@ -205,7 +207,7 @@ class LeaseTable:
                 len(self._holders[ino]) > 1
                 or any(other != session for other in self._pending.get(ino, ()))
                 or self._unsettled.get(ino, (session, 0))[0] != session
-                or self._cool.get(ino, now_s) > now_s
+                or (self._cool.get(ino, now_s) > now_s and self._gave.get(ino) != session)
             ):
                 shared.append(ino)
             else:
@@ -311,6 +313,29 @@ class LeaseTable:
         self.counts["recalls"] += 1
         return session, self._number, inos
 
+    def give(self, session: int, inos: tuple[int, ...], now_s: float) -> Recall:
+        """The session gives leases back with what it brings now: it owes that this is executed. Nobody else has them
+        exclusively for a while, because it may look again."""
+        for ino in inos:
+            self._cool_down(ino, self._cool_s * READING_COOLS, now_s)
+            self._gave[ino] = session
+        self.counts["given"] += 1
+        return self.recall(session, inos)
+
+    def _cool_down(self, ino: int, for_s: float, now_s: float) -> None:
+        """Nobody has this exclusively for so long."""
+        self._cool[ino] = now_s + for_s
+        self._gave.pop(ino, None)
+        if len(self._cool) > COOL_MAX:
+            self._cool = {ino: until_s for ino, until_s in self._cool.items() if until_s > now_s}
+            self._gave = {ino: session for ino, session in self._gave.items() if ino in self._cool}
+
+    def given(self, session: int, number: int, inos: Collection[int]) -> None:
+        """It was executed. Recalls of the same that were on their way need no other answer."""
+        for debt, recalled in list(self._recalls.items()):
+            if debt[0] == session and (debt[1] == number or all(ino in inos for ino in recalled)):
+                self.acknowledge(*debt)
+
     def _release(self, session: int, ino: int) -> bool:
         """Take a lease from the table; return whether it was exclusive."""
         self._held.get(session, {}).pop(ino, None)
@@ -331,9 +356,7 @@ class LeaseTable:
             owner = self._exclusive.get(ino)
             if owner is not None and owner != asking:
                 affected.setdefault(owner, []).append(ino)
-                self._cool[ino] = now_s + (self._cool_s * READING_COOLS if reading else self._cool_s)
-        if len(self._cool) > COOL_MAX:
-            self._cool = {ino: until_s for ino, until_s in self._cool.items() if until_s > now_s}
+                self._cool_down(ino, self._cool_s * READING_COOLS if reading else self._cool_s, now_s)
         self.counts["seized"] += len(affected)
         return [self.recall(owner, tuple(mine)) for owner, mine in affected.items()]
 

@@ -29,11 +29,15 @@ class SessionChannel:
         self._session.exclusive.changed()
 
     async def bring(
-        self, ops: tuple[api.Op, ...], times_ns: tuple[int, ...], bases: tuple[tuple[int, int], ...]
+        self,
+        ops: tuple[api.Op, ...],
+        times_ns: tuple[int, ...],
+        bases: tuple[tuple[int, int], ...],
+        gives: tuple[int, ...],
     ) -> tuple[api.Result, ...]:
         session = self._session
         mutation = await session.begin(*ops, stop_on_error=True, deadline=session.deadline(), journal=True)
-        mutation.times_ns, mutation.bases = times_ns, bases
+        mutation.times_ns, mutation.bases, mutation.gives = times_ns, bases, gives
         try:
             while True:
                 try:

@@ -27,6 +27,7 @@ class Closing:
         self._writeback = writeback
         self._now_ns = now_ns
         session.exclusive.surrender = self.surrender
+        self._journal.give = self.give
         writeback.journaling(self)
 
     def owned(self, ino: int) -> bool:
@@ -67,7 +68,7 @@ class Closing:
         somebody waits until they are durable."""
         if not file.unsealed or not file.dirty:
             return file.journaled > 0
-        if file.dead is not None:
+        if file.dead is not None or file.changing:
             return False
         runs = [(piece.offset, piece.end) for piece in file.dirty.pieces()]
         time_ns = self._local.data(file.ino, runs, file.mtime_ns)
@@ -110,6 +111,19 @@ class Closing:
                 file.exclusive = file.late = False
         finally:
             self._writeback.given_back(files)
+
+    def give(self, files: Collection[File]) -> tuple[int, ...]:
+        """Of these the journal brings all there is with what it sends next. Give the leases back on those that others
+        are likely to look at, where the kernel shows nothing of them: then they need not be recalled."""
+        recalls = self._session.recalls
+        quiet = [f for f in files if not (f.recalls or f.late or f.wishes or (f.unsealed and f.dirty))]
+        given = [file for file in quiet if recalls.yields(file.ino)]
+        inos = tuple([file.ino for file in given])
+        if inos:
+            self._session.leases.recall(inos, self._session.now_s())
+        for file in given:
+            file.exclusive = False
+        return inos
 
     async def sync(self, deadline: float) -> None:
         """Return when everything that was changed here has arrived, as far as it was leased exclusively."""

@@ -53,7 +53,8 @@ class File:
         self.extents: dict[int, int] = {}  # chunk -> at most so many extents in it
         self.exclusive = False  # bytes were written under an exclusive lease that nobody has asked back since
         self.late = False  # or came from mapped pages when all leases were gone: no others may stay because of them
-        self.wishes = 0  # that wait for the journal before they can be made
+        self.wishes = 0  # that wait for the journal, or are made
+        self.changing = 0  # of these, those that change the file: what is told of it after them is not known before
         self.recalls = 0  # of that lease under way: new bytes wait until it has been given back
         self.through = 0  # writes that are being committed before they return: not seen before that
         self.unsealed = False  # bytes were written that are not in the journal

@@ -16,7 +16,7 @@ An error of an operation that was answered long ago is told at the next fsync or
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Optional, Protocol
@@ -66,9 +66,13 @@ class Channel(Protocol):
     """The session, as far as a journal needs it."""
 
     async def bring(
-        self, ops: tuple[api.Op, ...], times_ns: tuple[int, ...], bases: tuple[tuple[int, int], ...]
+        self,
+        ops: tuple[api.Op, ...],
+        times_ns: tuple[int, ...],
+        bases: tuple[tuple[int, int], ...],
+        gives: tuple[int, ...],
     ) -> tuple[api.Result, ...]:
-        """Have a batch executed, whatever it takes; raises when it never will be."""
+        """Have a batch executed, whatever it takes; raises when it never will be. Leases on ``gives`` end with it."""
         ...
 
     async def more_inos(self, count: int) -> api.InoRange: ...
@@ -104,6 +108,7 @@ class Journal:
         self._channel = channel
         self.data: Data
         self.on_settled: Callable[[int], None] = lambda ino: None  # nothing of this inode is left in here
+        self.give: Callable[[Collection[File]], tuple[int, ...]] = lambda files: ()  # which leases end with a batch
         self.on_failed: Callable[[Collection[int], FsError], None] = lambda inos, error: None
         self._entries: deque[Entry] = deque()
         self._concerned: dict[int, int] = {}  # inode -> entries
@@ -279,7 +284,8 @@ class Journal:
             return
         number = batch[-1].number
         ops = tuple(map(self._op_of, batch))
-        results = await self._channel.bring(ops, tuple([entry.time_ns for entry in batch]), self._bases(batch))
+        gives = self._gives(batch)  # before anything else is read off the entries: it may add some
+        results = await self._channel.bring(ops, tuple([entry.time_ns for entry in batch]), self._bases(batch), gives)
         if not self._entries or self._entries[0] is not batch[0]:
             return  # cleared meanwhile
         self._batches += 1
@@ -298,6 +304,15 @@ class Journal:
             await self._fell(*failed)
         assert self._done <= number
         self._answered.unpark_all()
+
+    def _gives(self, batch: Sequence[Entry]) -> tuple[int, ...]:
+        """The files in a batch that are given back with it: of these nothing is left behind."""
+        files = {entry.file.ino: entry.file for entry in batch if entry.file is not None and entry.file.watched}
+        if not files:
+            return ()
+        brought = Counter([ino for entry in batch for ino in entry.inos])
+        whole = [file for ino, file in files.items() if self._concerned[ino] == brought[ino]]
+        return tuple([ino for ino in self.give(whole) if self._concerned[ino] == brought[ino]])
 
     def _op_of(self, entry: Entry) -> api.Op:
         if entry.op is not None:

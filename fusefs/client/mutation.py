@@ -23,3 +23,4 @@ class Mutation:
     times_ns: tuple[int, ...] = ()
     bases: tuple[tuple[int, int], ...] = ()
     settled: tuple[int, ...] = ()  # inodes of which nothing old is shown here until it is answered
+    gives: tuple[int, ...] = ()  # inodes whose leases are given back with it

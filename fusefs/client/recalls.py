@@ -48,6 +48,10 @@ class Kernel(Protocol):
         whether the kernel asks for these names too, and shows nothing of the inodes that it has been told before."""
         ...
 
+    def yields(self, ino: int) -> bool:
+        """Whether nothing of this inode is cached. Does not wait. From then on others may change it."""
+        ...
+
 
 class _Task:
     """A recall or a loss of leases under way."""
@@ -103,6 +107,10 @@ class Recalls:
     def changing(self, inos: Collection[int], names: Collection[Name] = ()) -> bool:
         """A mutation of ours is sent now. Return whether programs are shown nothing of this that is older."""
         return self.kernel is None or self.kernel.expire(inos, names)
+
+    def yields(self, ino: int) -> bool:
+        """Whether the kernel shows nothing of this inode, so that its lease may be given back at once."""
+        return self.kernel is None or self.kernel.yields(ino)
 
     def doubted(self, inos: Collection[int]) -> None:
         """Of a mutation of ours nobody knows whether it was executed."""

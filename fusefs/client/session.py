@@ -482,6 +482,7 @@ class Session:
                 journal=True,
                 times_ns=mutation.times_ns,
                 bases=mutation.bases,
+                gives=mutation.gives,
             )
             try:
                 answer = await self._leader.call(request, deadline, misses)

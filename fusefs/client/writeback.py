@@ -248,6 +248,7 @@ class WriteBack:
         When cancelled or timed out the commit goes on, and ops may or may not be executed.
         """
         file.wishes += 1  # or the file might be forgotten when the journal is done with it, and begin anew beside this
+        file.changing += bool(ops)
         try:
             if self._closing is not None:
                 await self._closing.settle(file, self._deadline())
@@ -257,6 +258,7 @@ class WriteBack:
             return await self._committer.submit(file, ops, self._deadline())
         finally:
             file.wishes -= 1
+            file.changing -= bool(ops)
             self._files.settle(file)
 
     async def _flush(

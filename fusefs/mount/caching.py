@@ -281,6 +281,16 @@ class KernelCache:
             or any(self._names.told(parent, name, now_s) for parent, name in names)
         )
 
+    def yields(self, ino: int) -> bool:
+        """Whether the kernel believes nothing of this inode. From then on others may change it: the same as a recall
+        that finds nothing to forget."""
+        if not self.expire((ino,)):
+            return False
+        self._note((ino,))
+        if self._incapable is not None:
+            self._incapable.forget((ino,))
+        return True
+
     def contended(self, ino: int) -> bool:
         """Whether other mounts have changed this lately, so that an answer may be void by the time it arrives."""
         at_s = self._recalled.get(ino)

@@ -21,6 +21,7 @@ from node.wire.limits import LEASE_MARGIN_S, LEASES_PER_SESSION_MAX, SESSION_LEA
 
 log = get_logger(__name__)
 
+Then = Callable[[Call, Optional[Outcome], Optional[FsError]], None]
 Notify = Callable[[bytes, api.Recall | api.LocksGranted], bool]
 
 
@@ -158,6 +159,27 @@ class Leasing:
             self._send(*table.recall(session, surplus))
         return Grant(table.term, shared, self._machine.locked(inos))
 
+    def given(self, call: Call, then: Then) -> Then:
+        """A journal gives leases back along with what it brings. Returns what is to be called with what became of it,
+        instead of ``then``: nobody sees these inodes sooner."""
+        request: api.Submit = call.request
+        table = self.table
+        term = table.term
+        if not request.gives or not term:
+            return then
+        recall = session, number, inos = table.give(request.session, request.gives, self._node.running_s)
+
+        def became(call: Call, outcome: Optional[Outcome], error: Optional[FsError]) -> None:
+            if table.term == term:
+                reply = None if outcome is None else outcome.reply
+                if isinstance(reply, api.SubmitReply) and not any(map(failed, reply.results)):
+                    table.given(session, number, inos)
+                else:
+                    self._send(*recall)
+            then(call, outcome, error)
+
+        return became
+
     # --- before a mutation ------------------------------------------------------------------------------------
 
     def withholds(self, call: Call, concerned: Concerned, session: int, then: Callable[[Call], None]) -> bool:
@@ -221,6 +243,10 @@ class Leasing:
 
     def statistics(self) -> dict[str, float]:
         return {**self.table.statistics(), "parked": len(self._parked)}
+
+
+def failed(result: api.Result) -> bool:
+    return isinstance(result, api.Failed)
 
 
 class Concerned(NamedTuple):

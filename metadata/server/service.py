@@ -16,7 +16,7 @@ import msgspec
 from metadata import api
 from metadata.raft.core import Role
 from metadata.server.leader import Leader
-from metadata.server.leasing import NOTHING, Leasing, concerned, leasable, spoken_of
+from metadata.server.leasing import NOTHING, Leasing, Then, concerned, leasable, spoken_of
 from metadata.server.node import Node
 from metadata.server.status import Reporter
 from metadata.state.command import CommandKind, encode_command
@@ -27,8 +27,6 @@ from node.wire.limits import METADATA_WAITING_MAX, READ_QUERIES_MAX, RECLAIM_BLO
 from node.wire.types import BLOCK_ID_BYTES
 from storage.api import Heartbeat
 
-
-Then = Callable[[Call, Optional[Outcome], Optional[FsError]], None]
 
 # What is taken on a full disk
 FREEING = frozenset({api.Remove, api.Release, api.PunchHole, api.Unlock, api.CancelLock})
@@ -99,7 +97,11 @@ class Service:
         self._counts["submits"] += 1
         self.leader.heard_session(request.session)
         if request.journal:
-            self._propose(call, CommandKind.SUBMIT, self._submitted)
+            then = self.leasing.given(call, self._submitted)
+            try:
+                self._propose(call, CommandKind.SUBMIT, then)
+            except FsError as error:
+                then(call, None, error)
         else:
             self._submit(call)
 
@@ -141,7 +143,8 @@ class Service:
             if not request.lease:
                 call.reply(reply)
                 return
-            grant = self.leasing.grant(request.session, api.shown(reply.results), journal=request.journal)
+            shown = [ino for ino in api.shown(reply.results) if ino not in request.gives]
+            grant = self.leasing.grant(request.session, shown, journal=request.journal)
             call.reply(api.SubmitReply(reply.results, grant.term, outcome.touched, grant.shared, grant.locked))
 
         if request.journal:

@@ -176,6 +176,9 @@ class Kernel:
         self._mapped.clear()
         self._pages.clear()
 
+    def yields(self, ino: int) -> bool:
+        return self.expire((ino,)) and not any(key[0] == ino for key in self._names)
+
     def expire(self, inos: Collection[int], names: Collection[tuple[int, bytes]] = ()) -> bool:
         for ino in inos:
             self._attrs.pop(ino, None)

@@ -236,29 +236,50 @@ class Mount:
 
     async def write(self, parent: int, name: bytes) -> None:
         """Give a file other contents, and wait until they are durable, or not."""
-        sea = self.sea
         handle = await self._open(parent, name, os.O_RDWR)
         if handle is None:
             return
+        async with self._released(handle):
+            await self._write(handle)
+            if self.sea.rng.random() < 0.3:
+                await self.volume.fsync(handle)
+            elif self.sea.rng.random() < 0.5:
+                await self.volume.flush(handle)
+
+    async def copy(self, parent: int, name: bytes) -> None:
+        """Make a file, write it and close it, as ``cp`` does. Where others look, the kernel is told nothing of it."""
+        key = parent, name
+        if await self.look(parent, name):
+            return
+        floor = self.sea.history.floor(key)
+        await self.wire.running()
+        self.kernel.renames(key)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        handle, attr = await self.volume.create(parent, name, 0o600, flags, 0, 0)
+        if self.volume.alone(parent):
+            self.kernel.told(attr)
+            self.kernel.named(*key, attr.ino)
+        self.sea.history.saw(key, floor, attr.ino, self._at("copying"))
+        async with self._released(handle):
+            await self._write(handle)
+            await self.volume.flush(handle)
+
+    async def _write(self, handle: Handle) -> None:
+        sea = self.sea
         key, value = (handle.ino, DATA), sea.next_value()
         plain = value.to_bytes(BYTES, "big")
         sea.contents[name_block(plain)] = value
         floor = sea.history.floor(key)
-        async with self._released(handle):
+        self.kernel.writes(handle.ino)
+        try:
+            await self.volume.write(handle, 0, plain)
+        except FsError:
+            sea.failed.add(value)  # and yet its own mount may show it, until it is given up
+            sea.unwritten.add(handle.ino)
+            raise
+        finally:
             self.kernel.writes(handle.ino)
-            try:
-                await self.volume.write(handle, 0, plain)
-            except FsError:
-                sea.failed.add(value)  # and yet its own mount may show it, until it is given up
-                sea.unwritten.add(handle.ino)
-                raise
-            finally:
-                self.kernel.writes(handle.ino)
-            sea.history.saw(key, floor, value, self._at("writing"))
-            if sea.rng.random() < 0.3:
-                await self.volume.fsync(handle)
-            elif sea.rng.random() < 0.5:
-                await self.volume.flush(handle)
+        sea.history.saw(key, floor, value, self._at("writing"))
 
     async def read(self, parent: int, name: bytes) -> None:
         handle = await self._open(parent, name, os.O_RDONLY)
@@ -305,14 +326,14 @@ class Mount:
         """Programs at work: a few things at once, then a pause."""
         rng = self.sea.rng
         at_home = [
-            self.look, self.stat, self.stat, self.make, self.make, self.make, self.make_directory, self.set, self.set,
+            self.look, self.stat, self.stat, self.make, self.make, self.copy, self.make_directory, self.set, self.set,
             self.remove, self.remove, self.remove, self.move, self.link,
             self.write, self.write, self.write, self.read, self.read, self.read, self.resize,
         ]  # fmt: skip
-        moving = (self.make, self.make_directory, self.move)
+        moving = (self.make, self.copy, self.make_directory, self.move)
         away = [
-            self.stat, self.set, self.set, self.set, self.make, self.remove, self.write, self.write, self.read,
-            self.read, self.resize,
+            self.stat, self.set, self.set, self.set, self.make, self.copy, self.remove, self.write, self.write,
+            self.read, self.read, self.resize,
         ]  # fmt: skip
         for _ in range(ROUNDS):
             await trio.sleep(rng.choice((0.01, 0.1, 1.0, 1.0)) * rng.random())

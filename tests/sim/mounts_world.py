@@ -53,7 +53,7 @@ class Sea(Truth):
         self.begun: dict[int, int] = {}  # what is being written through, and what was there when that began
         self.failed: set[int] = set()  # what programs were told could not be written
         self.unwritten: set[int] = set()  # and the files
-        self.written: dict[int, set[int]] = {}  # session -> what it has taken from programs and kept for a while
+        self.written: dict[int, set[int]] = {}  # session -> what it has taken from programs and not brought
         self.sized: dict[int, set[int]] = {}  # and what sizes it has given files that way
         self.leasing.table._max = rng.choice((LEASES_PER_SESSION_MAX, LEASES_PER_SESSION_MAX, 10))
         self.counts = {"local": 0, "written": 0, "batches": 0, "crossed": 0, "fenced": 0, "stopped": 0}
@@ -133,6 +133,9 @@ class Sea(Truth):
                     if value and value not in self.history.of(key):  # done by a file's own task, and not foretold
                         later = self._later(outcome.session, key)
                         self.history.note_before(key, value, later, self.begun.get(value))
+                    elif value and not isinstance(key, int):
+                        values = self.history.of(key)
+                        self._later(outcome.session, key).difference_update(values[: values.index(value) + 1])
         else:
             for ino in outcome.touched:
                 self._touched(ino, outcome.session)
@@ -167,7 +170,9 @@ class Sea(Truth):
         self._note(ino, value)
         for name in NAMES + LINKS + (DATA, SIZE):  # where it is a file it has none, else nothing is in it
             key = ino, name
-            self._note(key, self._now(key) or 0, self._later(session, key))
+            value = self._now(key) or 0
+            if name != SIZE or value or not self.history.of(key)[-1]:  # nothing is cut to nothing, it is not there yet
+                self._note(key, value, self._later(session, key))
 
     def _note(self, key: Key, value: int, later: Collection[int] = ()) -> None:
         """The leader has this value."""
@@ -176,11 +181,11 @@ class Sea(Truth):
         if self.history.of(key)[-1:] != newest:
             self.newest.pop(key, None)
 
-    def _later(self, session: int, key: Key) -> Collection[int]:
+    def _later(self, session: int, key: Key) -> set[int]:
         """What a session may have made of a register that the leader does not know of."""
         if isinstance(key, int) or key[1] not in (DATA, SIZE):
-            return ()
-        return (self.written if key[1] == DATA else self.sized).get(session, ())
+            return set()
+        return (self.written if key[1] == DATA else self.sized).setdefault(session, set())
 
     def _now(self, key: Key) -> Optional[int]:
         """The value of a register in the state."""
@@ -218,7 +223,6 @@ class Sea(Truth):
         self._note_here(session, (ino, DATA), value)
         self._note_here(session, (ino, SIZE), max(self.history.of((ino, SIZE))[-1], BYTES))
         self.written.setdefault(session, set()).add(value)
-        self.sized.setdefault(session, {BYTES})
         self.counts["written"] += 1
 
     def changed_here(self, session: int, op: Any, result: Any) -> None:  # type: ignore[override]
@@ -237,7 +241,7 @@ class Sea(Truth):
             changes = [(op.ino, result.attr.atime_ns)]
             if op.size is not None:
                 changes.append(((op.ino, SIZE), op.size))
-                self.sized.setdefault(session, {BYTES}).add(op.size)
+                self.sized.setdefault(session, set()).add(op.size)
         for key, value in changes:
             self._note_here(session, key, value)
 

@@ -29,13 +29,13 @@ class History:
         return self.values.setdefault(key, [] if isinstance(key, int) else [0])
 
     def note(self, key: Key, value: int, later: Collection[int] = ()) -> None:
-        """From now on this is the value, unless it was before and all that came since are ``later``."""
+        """From now on this is the value, but for the newest ones that are ``later``."""
         values = self.of(key)
         place = len(values)
         while place and values[place - 1] in later and values[place - 1] != value:
             place -= 1
         if not place or values[place - 1] != value:
-            values.append(value)
+            self._insert(key, place, value)
 
     def note_before(self, key: Key, value: int, later: Collection[int], after: Optional[int]) -> None:
         """This was the value, at the earliest behind ``after``, until the newest ones that are ``later`` came."""
@@ -43,9 +43,13 @@ class History:
         place = len(values)
         while place and values[place - 1] in later and values[place - 1] != after:
             place -= 1
-        values.insert(place, value)
-        if self._seen.get(key, 0) >= place:
+        self._insert(key, place, value)
+
+    def _insert(self, key: Key, place: int, value: int) -> None:
+        values = self.of(key)
+        if place < len(values) and self._seen.get(key, 0) >= place:
             self._seen[key] += 1
+        values.insert(place, value)
 
     def cut(self, key: Key, value: Optional[int]) -> None:
         """What came after this value is lost; None: all of it."""

@@ -14,6 +14,7 @@ from fusefs.client.learning import named, resolved
 from fusefs.client.session import ALONG_S
 from fusefs.client.volume import Volume
 from metadata import api
+from metadata.state.logged import Logged
 from node.wire.errors import Code, FsError
 from node.wire.limits import READ_QUERIES_MAX
 from node.wire.types import ROOT_INO
@@ -137,6 +138,9 @@ class Shown:
     async def forget_all(self) -> None:
         await trio.lowlevel.checkpoint()
 
+    def yields(self, ino: int) -> bool:
+        return not self.shown
+
     def expire(self, inos: Any, names: Any = ()) -> bool:
         return not self.shown
 
@@ -192,6 +196,98 @@ def test_a_look_at_a_new_file_and_its_content_is_one_question(cool_s: float) -> 
             assert bytes(await second.read(found, 0, 4096)) == content
             await second.release(found)
             assert truth.service._counts["reads"] == reads + (1 if number else 2), number
+
+    with_two_mounts(scene)
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_who_closes_a_file_that_others_will_look_at_gives_it_back(shown: bool) -> None:
+    """With what it brings, where its kernel shows nothing of it; so it is not asked back. It may have it again."""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        table = truth.leasing.table
+        table._cool_s = 1000.0
+        first.caches(Shown(shown))
+        for _ in range(2):
+            await second.getattr(ROOT_INO)
+            await missing(second, b"a")
+        await first.getattr(ROOT_INO)
+        await missing(first, b"a")
+        handle, attr = await first.create(ROOT_INO, b"a", 0o644, os.O_WRONLY, 0, 0)
+        await first.write(handle, 0, b"content")
+        assert first.alone(attr.ino)
+        await first.flush(handle)
+        await first.release(handle)
+        await trio.sleep(1.0)
+        assert table.counts["given"] == (not shown) and first.alone(attr.ino) == shown
+        recalls = table.counts["recalls"]
+        if not shown:
+            assert (await first.getattr(attr.ino)).size == 7 and first.alone(attr.ino), "it comes back to it"
+            await first.setattr(attr.ino, mode=0o600)
+            assert first._session.journal and table.counts["recalls"] == recalls
+        assert (await second.getattr(attr.ino)).mode & 0o777 == (0o644 if shown else 0o600)
+
+    with_two_mounts(scene)
+
+
+def test_what_is_given_back_is_not_shown_before_it_was_brought() -> None:
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        table = truth.leasing.table
+        table._cool_s = 1000.0
+        for _ in range(2):
+            await second.getattr(ROOT_INO)
+            await missing(second, b"a")
+        await first.getattr(ROOT_INO)
+        await missing(first, b"a")
+        handle, attr = await first.create(ROOT_INO, b"a", 0o644, os.O_WRONLY, 0, 0)
+        await first.write(handle, 0, b"content")
+        recalls, propose = table.counts["recalls"], truth.service._propose
+        held: list[Any] = []
+        truth.service._propose = lambda *args: held.append(args)  # type: ignore[method-assign]
+        await first.flush(handle)
+        await trio.sleep(0.1)
+        assert len(held) == 1 and table.counts["given"] == 1
+        sizes: list[int] = []
+
+        async def look() -> None:
+            sizes.append((await second.getattr(attr.ino)).size)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            await trio.sleep(0.1)
+            assert not sizes, "it was shown what is not there yet"
+            truth.service._propose = propose  # type: ignore[method-assign]
+            propose(*held[0])
+        assert sizes == [7] and table.counts["recalls"] == recalls + 1, "what was given counts as recalled, and no more"
+
+    with_two_mounts(scene)
+
+
+def test_what_could_not_be_given_back_is_recalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came with it failed: it is brought in another way, and then the recall is acknowledged."""
+    pushed: list[int] = []
+
+    def full(self: Logged, extents: Any, data: bytes) -> Any:
+        raise FsError(Code.LOG_FULL, "no room")
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        table = truth.leasing.table
+        table._cool_s = 1000.0
+        for _ in range(2):
+            await second.getattr(ROOT_INO)
+            await missing(second, b"a")
+        await first.getattr(ROOT_INO)
+        await missing(first, b"a")
+        handle, attr = await first.create(ROOT_INO, b"a", 0o644, os.O_WRONLY, 0, 0)
+        await first.write(handle, 0, b"content")
+        recalls = first._session.recalls
+        take = recalls.pushed
+        recalls.pushed = lambda *args: (pushed.append(1), take(*args))  # type: ignore[method-assign, assignment]
+        monkeypatch.setattr(Logged, "check", full)
+        monkeypatch.setattr(truth, "check_journal", lambda outcome: None)
+        await first.flush(handle)
+        assert (await second.getattr(attr.ino)).size == 7
+        assert table.counts["given"] == 1 and pushed and not table._recalls
 
     with_two_mounts(scene)
 

@@ -86,6 +86,9 @@ class Kernel:
     async def forget_all(self) -> None:
         await trio.lowlevel.checkpoint()
 
+    def yields(self, ino: int) -> bool:
+        return False
+
     def expire(self, inos: Collection[int], names: Collection[tuple[int, bytes]] = ()) -> bool:
         return False
 

@@ -41,6 +41,31 @@ def test_only_who_is_alone_has_it_exclusively(table: LeaseTable) -> None:
     assert give(table, B, 1.5)
 
 
+def test_what_is_given_back_is_recalled_until_it_was_brought(table: LeaseTable) -> None:
+    assert give(table, A)
+    (_, before, _) = table.recall(A, (INO,))  # on its way when A gave it back by itself
+    (_, other, _) = table.recall(A, (INO, 8))
+    fired: list[int] = []
+    session, number, inos = table.give(A, (INO,), 0.0)
+    table.wait(table.debts([INO], B), lambda: fired.append(1))
+    assert not table.grant(B, [INO], 0.0) and not table.grant(A, [INO], 0.0)
+    table.given(session, number, inos)
+    assert not fired and table.outstanding(A) == [(A, other, (INO, 8))], "of 8 nothing was said"
+    table.acknowledge(A, other)
+    assert fired and before != number
+
+
+def test_who_gave_it_back_may_have_it_again_and_others_share_it(table: LeaseTable) -> None:
+    assert give(table, A)
+    table.given(*table.give(A, (INO,), 0.0))
+    assert not give(table, B, 0.01)
+    table.drop(B)
+    assert give(table, A, 0.02)
+    (recall,) = table.seize([INO], B, 0.03)
+    table.acknowledge(*recall[:2])
+    assert not give(table, A, 0.04), "by now two want it"
+
+
 def test_a_shared_lease_becomes_exclusive_when_the_others_are_gone(table: LeaseTable) -> None:
     assert table.grant(A, [INO], 0.0) and table.grant(B, [INO], 0.0)
     assert table.own(A, [INO], 0.0) == (INO,)
