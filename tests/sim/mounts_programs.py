@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -50,6 +51,7 @@ class Mount:
         self.wire = wire
         self.homes: list[int] = []  # directories in which its programs work most of the time: the first, and new ones
         self.away: list[int] = []  # others that they have come upon
+        self._locks: defaultdict[int, trio.Lock] = defaultdict(trio.Lock)  # the kernel's, of inodes that are changed
         self.volume = wire.volume = Volume(
             nursery,
             {1: wire},
@@ -202,10 +204,11 @@ class Mount:
             return
         floor = self.sea.history.floor(ino)
         await self.wire.running()
-        self.kernel.changes(ino)
-        attr = await self.volume.setattr(ino, atime_ns=self.sea.next_value())
-        self.kernel.told(attr, new=False)
-        self.sea.history.saw(ino, floor, attr.atime_ns, self._at("setting"))
+        async with self._locks[ino]:
+            self.kernel.changes(ino)
+            attr = await self.volume.setattr(ino, atime_ns=self.sea.next_value())
+            self.kernel.told(attr, new=False)
+            self.sea.history.saw(ino, floor, attr.atime_ns, self._at("setting"))
 
     async def resize(self, parent: int, name: bytes) -> None:
         """Make a file longer or shorter, but not so short that what is in it is cut."""
@@ -216,13 +219,14 @@ class Mount:
         key, size = (ino, SIZE), sea.rng.choice((10_000, 20_000)) + sea.next_value()
         floor = sea.history.floor(key)
         await self.wire.running()
-        sea.begun[size] = sea.history.of(key)[-1]
-        self.kernel.changes(ino)
-        self.kernel.writes(ino)
-        attr = await self.volume.setattr(ino, size=size)
-        self.kernel.writes(ino)
-        self.kernel.told(attr, new=False)
-        sea.history.saw(key, floor, attr.size, self._at("resizing"))
+        async with self._locks[ino]:
+            sea.begun[size] = sea.history.of(key)[-1]
+            self.kernel.changes(ino)
+            self.kernel.writes(ino)
+            attr = await self.volume.setattr(ino, size=size)
+            self.kernel.writes(ino)
+            self.kernel.told(attr, new=False)
+            sea.history.saw(key, floor, attr.size, self._at("resizing"))
 
     async def _open(self, parent: int, name: bytes, flags: int) -> Optional[Handle]:
         """Open a file; None: there is none."""
@@ -242,7 +246,8 @@ class Mount:
         async with self._released(handle):
             await self._write(handle)
             if self.sea.rng.random() < 0.3:
-                await self.volume.fsync(handle)
+                async with self._locks[handle.ino]:
+                    await self.volume.fsync(handle)
             elif self.sea.rng.random() < 0.5:
                 await self.volume.flush(handle)
 
@@ -265,6 +270,10 @@ class Mount:
             await self.volume.flush(handle)
 
     async def _write(self, handle: Handle) -> None:
+        async with self._locks[handle.ino]:
+            await self._write_locked(handle)
+
+    async def _write_locked(self, handle: Handle) -> None:
         sea = self.sea
         key, value = (handle.ino, DATA), sea.next_value()
         plain = value.to_bytes(BYTES, "big")

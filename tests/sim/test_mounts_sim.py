@@ -20,7 +20,7 @@ from tests.sim.mounts_kernel import Kernel
 from tests.sim.mounts_world import play
 
 SCHEDULES = 2000 if LONG else 15
-SEEDS = 400 if LONG else 200  # for a rule that is missing; most need less than SCHEDULES
+SEEDS = 800 if LONG else 200  # for a rule that is missing; most need less than SCHEDULES
 
 
 @pytest.mark.timeout(7200)
