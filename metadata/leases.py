@@ -245,6 +245,10 @@ class LeaseTable:
             return ()
         return tuple(list(held)[: len(held) - self._max + self._max // 16])
 
+    def may_hold(self, session: int) -> bool:
+        """Whether the session may hold leases, so that what it owes ends by time or by a fence."""
+        return session in self._until_s or session in self._silent
+
     def held(self, session: int) -> int:
         """How many leases a session holds."""
         return len(self._held.get(session, ()))

@@ -165,7 +165,7 @@ class Leasing:
         request: api.Submit = call.request
         table = self.table
         term = table.term
-        if not request.gives or not term:
+        if not request.gives or not term or not table.may_hold(request.session):
             return then
         recall = session, number, inos = table.give(request.session, request.gives, self._node.running_s)
 

@@ -55,6 +55,16 @@ def test_what_is_given_back_is_recalled_until_it_was_brought(table: LeaseTable) 
     assert fired and before != number
 
 
+def test_who_owes_what_it_gave_back_does_not_owe_it_for_ever(table: LeaseTable) -> None:
+    assert not table.may_hold(A)
+    assert give(table, A)
+    assert table.may_hold(A)
+    table.give(A, (INO,), 0.0)
+    assert table.lapse(100.0) == [A] and table.unfenced() == [A] and table.may_hold(A)
+    table.fenced(A)
+    assert not table.debts([INO], B) and not table.may_hold(A)
+
+
 def test_who_gave_it_back_may_have_it_again_and_others_share_it(table: LeaseTable) -> None:
     assert give(table, A)
     table.given(*table.give(A, (INO,), 0.0))
