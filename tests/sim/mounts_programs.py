@@ -88,7 +88,7 @@ class Mount:
         if stayed:
             self.sea.wrote_here(self.volume._session.id, file.ino, value)
         else:
-            self.sea.begun[value] = self.sea.history.of((file.ino, DATA))[-1]
+            self.sea.begun[value] = self.sea.history.newest((file.ino, DATA))
         return stayed
 
     # --- programs -----------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ class Mount:
         floor = sea.history.floor(key)
         await self.wire.running()
         async with self._locks[ino]:
-            sea.begun[size] = sea.history.of(key)[-1]
+            sea.begun[size] = sea.history.newest(key)
             self.kernel.changes(ino)
             self.kernel.writes(ino)
             attr = await self.volume.setattr(ino, size=size)

@@ -171,7 +171,7 @@ class Sea(Truth):
         for name in NAMES + LINKS + (DATA, SIZE):  # where it is a file it has none, else nothing is in it
             key = ino, name
             value = self._now(key) or 0
-            if name != SIZE or value or not self.history.of(key)[-1]:  # nothing is cut to nothing, it is not there yet
+            if name != SIZE or value or not self.history.newest(key):  # nothing is cut to nothing, it is not there yet
                 self._note(key, value, self._later(session, key))
 
     def _note(self, key: Key, value: int, later: Collection[int] = ()) -> None:
@@ -221,7 +221,7 @@ class Sea(Truth):
     def wrote_here(self, session: int, ino: int, value: int) -> None:
         """A mount has taken what a program wrote, and keeps it."""
         self._note_here(session, (ino, DATA), value)
-        self._note_here(session, (ino, SIZE), max(self.history.of((ino, SIZE))[-1], BYTES))
+        self._note_here(session, (ino, SIZE), max(self.history.newest((ino, SIZE)), BYTES))
         self.written.setdefault(session, set()).add(value)
         self.counts["written"] += 1
 
@@ -257,7 +257,7 @@ class Sea(Truth):
             await mount.volume.syncfs()
         for key, values in self.history.values.items():
             now = self._now(key)
-            if now is not None and now != values[-1] and not self._removed(key):
+            if values and now is not None and now != values[-1] and not self._removed(key):
                 raise Violation("everything arrives", f"{key} is {now}, not {values[-1]}")
         for mount in self.mounts:
             for other in self.mounts:

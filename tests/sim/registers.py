@@ -28,6 +28,11 @@ class History:
     def of(self, key: Key) -> list[int]:
         return self.values.setdefault(key, [] if isinstance(key, int) else [0])
 
+    def newest(self, key: Key) -> int:
+        """What it is now; 0 where all of it is lost."""
+        values = self.of(key)
+        return values[-1] if values else 0
+
     def note(self, key: Key, value: int, later: Collection[int] = ()) -> None:
         """From now on this is the value, but for the newest ones that are ``later``."""
         values = self.of(key)
