@@ -105,6 +105,7 @@ class Closing:
                     if file.unsealed and file.dirty and file.dead is None:
                         self._journal.add_data(file, self._now_ns(), carry=True)
                 await self._journal.drain(deadline)
+                await self._writeback.changed(files, deadline)
                 if not any(file.unsealed and file.dirty and file.dead is None for file in files):
                     break
             for file in files:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Optional
 
 import trio
@@ -175,6 +175,15 @@ class WriteBack:
             file.recalls -= 1
         self._moved.unpark_all()
 
+    async def changed(self, files: Collection[File], deadline: float) -> None:
+        """Return when no wish that changes one of these files is under way; they may be part of the journal, which the
+        service has to have before a lease is given back. TIMEOUT at the deadline."""
+        while any(file.changing for file in files):
+            with trio.move_on_at(deadline) as scope:
+                await self._moved.park()
+            if scope.cancelled_caught:
+                raise FsError(Code.TIMEOUT, "a change of a file did not reach the metadata service in time")
+
     def check(self, handle: Handle) -> None:
         """Raise an error of write-back that this handle has not been told of."""
         if handle.file.dead is not None:
@@ -248,18 +257,22 @@ class WriteBack:
         When cancelled or timed out the commit goes on, and ops may or may not be executed.
         """
         file.wishes += 1  # or the file might be forgotten when the journal is done with it, and begin anew beside this
-        file.changing += bool(ops)
+        own = all(isinstance(op, OWN_OPS) for op in ops)
+        changing = own and bool(ops)
+        file.changing += changing
         try:
             if self._closing is not None:
                 await self._closing.settle(file, self._deadline())
-            if all(isinstance(op, OWN_OPS) for op in ops):
+            if own:
                 return await self._flush(file, ops, cut, carry)
             await self._flush(file)  # what concerns others is not for the file's task, which may work for the journal
             return await self._committer.submit(file, ops, self._deadline())
         finally:
             file.wishes -= 1
-            file.changing -= bool(ops)
+            file.changing -= changing
             self._files.settle(file)
+            if changing:
+                self._moved.unpark_all()
 
     async def _flush(
         self, file: File, ops: tuple[Op, ...] = (), cut: Optional[int] = None, carry: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from fusefs.client.handles import Handle
 from fusefs.client.options import ClientOptions
 from fusefs.client.volume import Volume
 from fusefs.client.writeback import WriteBack
+from metadata.api import SetAttr
 from node.wire.errors import Code, FsError
 from node.wire.types import ROOT_INO
 from storage.api import Put
@@ -244,6 +246,38 @@ def test_a_file_stays_the_same_while_a_wish_waits_for_the_journal(monkeypatch: p
         assert first._session.journal.concerns((attr.ino,)) and not flushed
         assert (await first.setattr(attr.ino, size=4)).size == 4
         assert flushed == [True] and first._files.get(attr.ino) is None
+
+    with_two_mounts(scene)
+
+
+def test_a_file_is_not_given_away_while_it_is_truncated() -> None:
+    """A truncation behind data of the journal is part of the journal, though the file's own task sends it."""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
+        await first.write(handle, 0, b"some bytes")
+        await first.flush(handle)
+        propose, held, sizes = truth.service._propose, [], []
+
+        def hold(call: Any, *rest: Any) -> None:
+            if any(isinstance(op, SetAttr) for op in getattr(call.request, "ops", ())):
+                held.append((call, *rest))
+            else:
+                propose(call, *rest)
+
+        async def look() -> None:
+            sizes.append((await second.getattr(attr.ino)).size)
+
+        truth.service._propose = hold  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(first.setattr, attr.ino, size=4))
+            await trio.sleep(0.1)
+            nursery.start_soon(look)
+            await trio.sleep(0.1)
+            assert len(held) == 1 and not sizes
+            truth.service._propose = propose  # type: ignore[method-assign]
+            propose(*held[0])
+        assert sizes == [4]
 
     with_two_mounts(scene)
 
