@@ -320,16 +320,16 @@ class LeaseTable:
     def give(self, session: int, inos: tuple[int, ...], now_s: float) -> Recall:
         """The session gives leases back with what it brings now: it owes that this is executed. Nobody else has them
         exclusively for a while, because it may look again."""
-        for ino in inos:
-            self._cool_down(ino, self._cool_s * READING_COOLS, now_s)
-            self._gave[ino] = session
+        self._cool_down(inos, self._cool_s * READING_COOLS, now_s)
+        self._gave.update(dict.fromkeys(inos, session))
         self.counts["given"] += 1
         return self.recall(session, inos)
 
-    def _cool_down(self, ino: int, for_s: float, now_s: float) -> None:
-        """Nobody has this exclusively for so long."""
-        self._cool[ino] = now_s + for_s
-        self._gave.pop(ino, None)
+    def _cool_down(self, inos: Iterable[int], for_s: float, now_s: float) -> None:
+        """Nobody has these exclusively for so long."""
+        for ino in inos:
+            self._cool[ino] = now_s + for_s
+            self._gave.pop(ino, None)
         if len(self._cool) > COOL_MAX:
             self._cool = {ino: until_s for ino, until_s in self._cool.items() if until_s > now_s}
             self._gave = {ino: session for ino, session in self._gave.items() if ino in self._cool}
@@ -360,7 +360,8 @@ class LeaseTable:
             owner = self._exclusive.get(ino)
             if owner is not None and owner != asking:
                 affected.setdefault(owner, []).append(ino)
-                self._cool_down(ino, self._cool_s * READING_COOLS if reading else self._cool_s, now_s)
+        seized = [ino for mine in affected.values() for ino in mine]
+        self._cool_down(seized, self._cool_s * READING_COOLS if reading else self._cool_s, now_s)
         self.counts["seized"] += len(affected)
         return [self.recall(owner, tuple(mine)) for owner, mine in affected.items()]
 

@@ -4,8 +4,7 @@
  *
  * Loaded with RTLD_GLOBAL before pyfuse3, this library's fuse_session_new is the one that pyfuse3 calls: it adds to the
  * table of operations and calls libfuse's. fuse_session_destroy likewise, because a request must not be answered after
- * it. Each request becomes a Request object and is handed to one Python callable, which answers now or later, in the
- * thread that serves.
+ * it. Each request becomes a Request object, given to one Python callable that answers now or later, in this thread.
  *
  * Who owns what: libfuse owns a fuse_req until it is answered, and frees it then. A Request holds the pointer until
  * that moment, and not longer: every answer takes it out first. A Request that nobody answers answers EIO when it is

@@ -287,8 +287,6 @@ class KernelCache:
         if not self.expire((ino,)):
             return False
         self._note((ino,))
-        if self._incapable is not None:
-            self._incapable.forget((ino,))
         return True
 
     def contended(self, ino: int) -> bool:
@@ -309,7 +307,10 @@ class KernelCache:
         while len(wants) > CONTENDED_MAX:
             wants.popitem(last=False)
 
-    def _note(self, inos: Iterable[int]) -> None:
+    def _note(self, inos: Collection[int]) -> None:
+        """Others change these from now on."""
+        if self._incapable is not None:
+            self._incapable.forget(inos)
         self._want(inos)
         now_s, recalled = self._clock_s(), self._recalled
         for ino in inos:
@@ -321,8 +322,6 @@ class KernelCache:
     async def forget(self, inos: Collection[int]) -> None:
         """Return when nothing of these inodes is believed any more."""
         self._note(inos)
-        if self._incapable is not None:
-            self._incapable.forget(inos)
         for ino in inos:
             self._listings.pop(ino, None)
         await self._forget_names(self._names.take(inos, self._clock_s()))

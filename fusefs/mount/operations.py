@@ -330,8 +330,8 @@ class Operations(pyfuse3.Operations):
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self.files[fh]
-        paged = self.paged is None or self.paged()  # before anything is awaited
-        if paged and self.paged is not None:
+        paged = True  # where nobody says
+        if self.paged is not None and (paged := self.paged()):  # before anything is awaited
             handle = handle.placed()
         written = await self.volume.write(handle, off, buf, paged=paged)
         self.kernel.grown(handle.ino, off + written)
@@ -390,10 +390,10 @@ class Operations(pyfuse3.Operations):
                 if cache is not None:
                     attr_s, name_s = cache.attr_s(attr), cache.listed_s(parent, name, attr.ino)
                 position = following + DOTDOT
-                if position >= END and offset == start:
-                    raise FsError(Code.FILE_TOO_BIG, f"entry {following} of directory {parent}")
                 if position >= END:
-                    return  # the next request is told
+                    if offset > start:
+                        return  # the next request is told
+                    raise FsError(Code.FILE_TOO_BIG, f"entry {following} of directory {parent}")
                 if directory.ends(following):
                     position |= END
                 if not pyfuse3.readdir_reply(token, name, entry_of(attr, attr_s, name_s), position):

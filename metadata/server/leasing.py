@@ -172,7 +172,8 @@ class Leasing:
         def became(call: Call, outcome: Optional[Outcome], error: Optional[FsError]) -> None:
             if table.term == term:
                 reply = None if outcome is None else outcome.reply
-                if isinstance(reply, api.SubmitReply) and not any(map(failed, reply.results)):
+                results = reply.results if isinstance(reply, api.SubmitReply) else None
+                if results is not None and not any(isinstance(result, api.Failed) for result in results):
                     table.given(session, number, inos)
                 else:
                     self._send(*recall)
@@ -243,10 +244,6 @@ class Leasing:
 
     def statistics(self) -> dict[str, float]:
         return {**self.table.statistics(), "parked": len(self._parked)}
-
-
-def failed(result: api.Result) -> bool:
-    return isinstance(result, api.Failed)
 
 
 class Concerned(NamedTuple):

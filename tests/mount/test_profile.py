@@ -97,16 +97,24 @@ def test_the_end_of_a_listing_is_asked_for_without_waking_the_mount(volume: Clus
 
 
 def test_the_target_of_a_link_is_asked_for_once(volume: Cluster, work: Path) -> None:
-    (work / "link").symlink_to("target")
-    assert os.readlink(work / "link") == "target"
-    before = profile_of(volume.mounts[0])["operations"]["readlink"]["count"]
-    for _ in range(10):
+    """In some round: the kernel may drop a page at any time, for reasons of its own."""
+
+    def asked() -> int:
+        return int(profile_of(volume.mounts[0])["operations"]["readlink"]["count"])
+
+    counts = []
+    for _ in range(3):
+        (work / "link").symlink_to("target")
         assert os.readlink(work / "link") == "target"
-    (work / "link").unlink()
-    (work / "link").symlink_to("other")
-    assert os.readlink(work / "link") == "other"
-    asked = profile_of(volume.mounts[0])["operations"]["readlink"]["count"] - before
-    assert 1 <= asked <= 3, "once, but for other tests that empty the kernel's caches meanwhile"
+        before = asked()
+        for _ in range(10):
+            assert os.readlink(work / "link") == "target"
+        (work / "link").unlink()
+        (work / "link").symlink_to("other")
+        assert os.readlink(work / "link") == "other"
+        counts.append(asked() - before)
+        (work / "link").unlink()
+    assert 1 in counts, counts
 
 
 def test_serving_loops(work: Path, served: Path) -> None:

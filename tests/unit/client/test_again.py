@@ -10,6 +10,7 @@ import trio
 
 from fusefs.client.again import INODES_MAX, LAST, LISTED_MAX, LITTLE_BYTES, NAMES_MAX, SOON_S, WATCHED_S, Again
 from fusefs.client.facts import NO_END, Layout, Record
+from fusefs.client.handles import Handle
 from fusefs.client.learning import named, resolved
 from fusefs.client.session import ALONG_S
 from fusefs.client.volume import Volume
@@ -200,6 +201,18 @@ def test_a_look_at_a_new_file_and_its_content_is_one_question(cool_s: float) -> 
     with_two_mounts(scene)
 
 
+async def written_where_another_looks(first: Volume, second: Volume) -> tuple[Handle, api.Attr]:
+    """A new file of ``first`` with content, not closed yet, in a directory at which ``second`` has just looked."""
+    for _ in range(2):
+        await second.getattr(ROOT_INO)
+        await missing(second, b"a")
+    await first.getattr(ROOT_INO)
+    await missing(first, b"a")
+    handle, attr = await first.create(ROOT_INO, b"a", 0o644, os.O_WRONLY, 0, 0)
+    await first.write(handle, 0, b"content")
+    return handle, attr
+
+
 @pytest.mark.parametrize("shown", [False, True])
 def test_who_closes_a_file_that_others_will_look_at_gives_it_back(shown: bool) -> None:
     """With what it brings, where its kernel shows nothing of it; so it is not asked back. It may have it again."""
@@ -208,13 +221,7 @@ def test_who_closes_a_file_that_others_will_look_at_gives_it_back(shown: bool) -
         table = truth.leasing.table
         table._cool_s = 1000.0
         first.caches(Shown(shown))
-        for _ in range(2):
-            await second.getattr(ROOT_INO)
-            await missing(second, b"a")
-        await first.getattr(ROOT_INO)
-        await missing(first, b"a")
-        handle, attr = await first.create(ROOT_INO, b"a", 0o644, os.O_WRONLY, 0, 0)
-        await first.write(handle, 0, b"content")
+        handle, attr = await written_where_another_looks(first, second)
         assert first.alone(attr.ino)
         await first.flush(handle)
         await first.release(handle)
@@ -234,13 +241,7 @@ def test_what_is_given_back_is_not_shown_before_it_was_brought() -> None:
     async def scene(truth: Truth, first: Volume, second: Volume) -> None:
         table = truth.leasing.table
         table._cool_s = 1000.0
-        for _ in range(2):
-            await second.getattr(ROOT_INO)
-            await missing(second, b"a")
-        await first.getattr(ROOT_INO)
-        await missing(first, b"a")
-        handle, attr = await first.create(ROOT_INO, b"a", 0o644, os.O_WRONLY, 0, 0)
-        await first.write(handle, 0, b"content")
+        handle, attr = await written_where_another_looks(first, second)
         recalls, propose = table.counts["recalls"], truth.service._propose
         held: list[Any] = []
         truth.service._propose = lambda *args: held.append(args)  # type: ignore[method-assign]
@@ -273,13 +274,7 @@ def test_what_could_not_be_given_back_is_recalled(monkeypatch: pytest.MonkeyPatc
     async def scene(truth: Truth, first: Volume, second: Volume) -> None:
         table = truth.leasing.table
         table._cool_s = 1000.0
-        for _ in range(2):
-            await second.getattr(ROOT_INO)
-            await missing(second, b"a")
-        await first.getattr(ROOT_INO)
-        await missing(first, b"a")
-        handle, attr = await first.create(ROOT_INO, b"a", 0o644, os.O_WRONLY, 0, 0)
-        await first.write(handle, 0, b"content")
+        handle, attr = await written_where_another_looks(first, second)
         recalls = first._session.recalls
         take = recalls.pushed
         recalls.pushed = lambda *args: (pushed.append(1), take(*args))  # type: ignore[method-assign, assignment]
