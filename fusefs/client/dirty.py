@@ -4,7 +4,9 @@ A write keeps the object it was given; overlapping older bytes are trimmed away,
 writes that continue one another share a slab, so that a byte at a time costs no object each.
 
 Generations say what a write-back may forget: ``seal`` ends the current one, and after a commit of bytes that were
-read at generation g, ``clean`` drops only bytes of generation g and older. What was written meanwhile stays.
+read at generation g, ``clean`` drops only bytes of generation g and older. What was written meanwhile stays. Who asks
+for what was written up to g is also given what has replaced such bytes since: they are gone, and without it there would
+be a hole where g had bytes that somebody was promised, or that come before what is committed next.
 
 Invariants: pieces are disjoint, in order and not empty; ``bytes`` is the sum of their lengths; memory kept alive is
 at most twice ``bytes`` plus the slabs.
@@ -26,12 +28,13 @@ PIECE_COST = 200  # bytes of bookkeeping for each piece, counted against the dir
 class Piece:
     """Dirty bytes at ``offset``. ``data`` never changes its content (a slab only grows behind it)."""
 
-    __slots__ = ("offset", "data", "generation")
+    __slots__ = ("offset", "data", "generation", "since")
 
-    def __init__(self, offset: int, data: Buffer, generation: int) -> None:
+    def __init__(self, offset: int, data: Buffer, generation: int, since: Optional[int] = None) -> None:
         self.offset = offset
         self.data = data
         self.generation = generation
+        self.since = generation if since is None else since  # the oldest generation of what it has replaced
 
     @property
     def end(self) -> int:
@@ -79,12 +82,13 @@ class Dirty:
         if length < SLAB_WRITE_BYTES_MAX and self._extend(offset, data):
             return
         end = offset + length
+        since = self._generation
         if self._starts and offset < self.end:
-            self._remove(offset, end, self._generation)
+            since = self._remove(offset, end, self._generation)
         buffer: Buffer = data
         if length < SLAB_WRITE_BYTES_MAX:
             buffer = self._into_slab(data)
-        piece = Piece(offset, buffer, self._generation)
+        piece = Piece(offset, buffer, self._generation, since)
         if length < SLAB_WRITE_BYTES_MAX:
             self._slab_piece = piece
         index = bisect_right(self._starts, offset)
@@ -99,7 +103,8 @@ class Dirty:
         return self._generation - 1
 
     def pieces(self, start: int = 0, end: Optional[int] = None, generation: Optional[int] = None) -> list[Piece]:
-        """Return the pieces in [start, end), clipped, in order; with ``generation`` only those of it or older."""
+        """Return the pieces in [start, end), clipped, in order; with ``generation`` only those of it or older, and
+        those that have replaced such."""
         found: list[Piece] = []
         if end is not None and end <= start:
             return found
@@ -107,7 +112,7 @@ class Dirty:
             piece = self._pieces[index]
             if end is not None and piece.offset >= end:
                 break
-            if generation is not None and piece.generation > generation:
+            if generation is not None and piece.since > generation:
                 continue
             found.append(_clip(piece, start, piece.end if end is None else end))
         return found
@@ -142,7 +147,9 @@ class Dirty:
             return index
         return index + 1
 
-    def _remove(self, start: int, end: int, generation: int) -> None:
+    def _remove(self, start: int, end: int, generation: int) -> int:
+        """Take what lies in [start, end) away; return the oldest generation that was replaced there."""
+        since = generation
         first = last = self._first(start)
         kept: list[Piece] = []
         removed = 0
@@ -152,6 +159,7 @@ class Dirty:
             if piece.generation > generation:
                 kept.append(piece)
                 continue
+            since = min(since, piece.since)
             if piece is self._slab_piece:
                 self._slab_piece = None
             if piece.offset < start:
@@ -163,6 +171,7 @@ class Dirty:
             self._pieces[first:last] = kept
             self._starts[first:last] = [piece.offset for piece in kept]
             self.bytes -= removed
+        return since
 
     def _extend(self, offset: int, data: bytes) -> bool:
         """Continue the piece that was written last, where nothing lies behind it and its slab has room."""
@@ -188,14 +197,14 @@ class Dirty:
 def _clip(piece: Piece, start: int, end: int) -> Piece:
     """A copy of the piece, cut to [start, end), that later changes of the buffer do not touch."""
     if start <= piece.offset and piece.end <= end:
-        return Piece(piece.offset, piece.data, piece.generation)
+        return Piece(piece.offset, piece.data, piece.generation, piece.since)
     start, end = max(start, piece.offset), min(end, piece.end)
     view = memoryview(piece.data)[start - piece.offset : end - piece.offset]
-    return Piece(start, view, piece.generation)
+    return Piece(start, view, piece.generation, piece.since)
 
 
 def _trim(piece: Piece, start: int, end: int) -> Piece:
     """What is kept of a piece; copied where it would keep much more than itself alive."""
     view = memoryview(piece.data)[start - piece.offset : end - piece.offset]
     whole = memoryview(view.obj).nbytes
-    return Piece(start, bytes(view) if 2 * len(view) < whole else view, piece.generation)
+    return Piece(start, bytes(view) if 2 * len(view) < whole else view, piece.generation, piece.since)

@@ -497,7 +497,7 @@ class WriteBack:
             return None
         generation = file.dirty.seal()
         group = next(groups_of(file.dirty.pieces(begin, stop), generation))
-        file.position = stop
+        file.position = group.end  # not ``stop``: what does not fit into one group is the beginning of the next
         return group
 
     async def _drain(

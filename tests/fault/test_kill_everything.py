@@ -48,6 +48,18 @@ if kind == "files":
         write_file(f"{top}/{name}", content(name, size))
         acknowledge(f"file {name}")
         i += 1
+elif kind == "long":  # and never synced
+    while True:
+        name = f"long-{rng.randrange(1 << 30)}"
+        stream = random.Random(name)
+        fd = os.open(f"{top}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        for _ in range(64):
+            view = memoryview(stream.randbytes(1 << 20))
+            while view:
+                view = view[os.write(fd, view[:rng.choice((700, 65536, 1 << 20))]):]
+        os.close(fd)
+        for old in sorted((f for f in os.listdir(top) if f.startswith("long")), key=lambda f: f != name)[3:]:
+            os.unlink(f"{top}/{old}")
 elif kind == "records":
     name = f"records-{seed}"
     fd = os.open(f"{top}/{name}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -95,6 +107,14 @@ def verify_replaced(top: Path, name: str, acknowledged: int) -> None:
     assert data[18:] == content(f"{name.split('-', 1)[1]}:{serial}", size), name
 
 
+def verify_long(top: Path, name: str) -> None:
+    """What was never synced has no hole where bytes were: it is the beginning of what was written."""
+    stream = random.Random(name)
+    with open(top / name, "rb") as file:
+        while piece := file.read(1 << 20):
+            assert stream.randbytes(1 << 20)[: len(piece)] == piece, f"{name} before byte {file.tell()}"
+
+
 def verify(top: Path, journals: list[Path]) -> int:
     checked = 0
     for journal in journals:
@@ -110,6 +130,9 @@ def verify(top: Path, journals: list[Path]) -> int:
             (verify_records if kind == "records" else verify_replaced)(top, name, number)
     # what was not acknowledged may be missing, but must not be half there with wrong bytes
     for path in top.iterdir():
+        if path.name.startswith("long"):
+            verify_long(top, path.name)
+            continue
         if path.name.startswith((".", "records", "replaced")):
             continue
         want = content(path.name, int(path.name.rsplit("-", 1)[1]))
@@ -132,7 +155,7 @@ def test_acknowledged_survives_kill_of_everything(tmp_path: Path) -> None:
             top.mkdir(exist_ok=True)
             verify(top, journals)
             workers = []
-            for kind in ("files", "records", "replace"):
+            for kind in ("files", "records", "replace", "long"):
                 journal = tmp_path / f"journal-{number}-{kind}"
                 journal.touch()
                 journals.append(journal)

@@ -11,10 +11,11 @@ SIZE = 120
 
 
 class Model:
-    """What each byte of the file is: None where not dirty, else (value, generation)."""
+    """What each byte of the file is: None where not dirty, else (value, generation, the oldest one that it has
+    replaced and that was not committed)."""
 
     def __init__(self) -> None:
-        self.cells: list[tuple[int, int] | None] = [None] * (SIZE * 2)
+        self.cells: list[tuple[int, int, int] | None] = [None] * (SIZE * 2)
         self.generation = 1
 
     def content(self) -> list[int | None]:
@@ -54,7 +55,9 @@ def test_same_as_an_array(plan: list[tuple[str, int, int, int]]) -> None:
         if kind == "write":
             data = bytes((value + index) % 256 for index in range(length))
             dirty.write(offset, data)
-            model.cells[offset : offset + length] = [(byte, model.generation) for byte in data]
+            for index, byte in enumerate(data, offset):
+                cell = model.cells[index]
+                model.cells[index] = byte, model.generation, cell[2] if cell else model.generation
         elif kind == "seal":
             assert dirty.seal() == model.generation
             model.generation += 1
@@ -64,11 +67,15 @@ def test_same_as_an_array(plan: list[tuple[str, int, int, int]]) -> None:
             dirty.clean(offset, None if kind == "cut" else end, generation)
             for index in range(offset, end):
                 cell = model.cells[index]
-                if cell and cell[1] <= generation:
-                    model.cells[index] = None
+                if cell:
+                    model.cells[index] = None if cell[1] <= generation else (*cell[:2], max(cell[2], generation + 1))
         assert content(dirty) == model.content()
         written = [index for index, cell in enumerate(model.cells) if cell]
         assert (dirty.start, dirty.end) == ((written[0], written[-1] + 1) if written else (0, 0))
+        for generation in range(model.generation):
+            listed = {at for piece in dirty.pieces(generation=generation) for at in range(piece.offset, piece.end)}
+            owed = {index for index, cell in enumerate(model.cells) if cell and cell[2] <= generation}
+            assert owed <= listed, "a hole where bytes of that generation were"
 
 
 @settings(max_examples=60, deadline=None)
@@ -127,15 +134,20 @@ def test_a_remnant_does_not_keep_a_large_object_alive() -> None:
     assert isinstance(remnant, bytes)
 
 
-def test_only_older_generations_are_listed_when_asked() -> None:
+def test_only_older_generations_are_listed_when_asked_and_what_has_replaced_them() -> None:
     dirty = Dirty()
     dirty.write(0, b"aaaa")
     generation = dirty.seal()
+    dirty.write(4, b"cc")
     dirty.write(1, b"b")
-    assert [(piece.offset, bytes(piece.data)) for piece in dirty.pieces(generation=generation)] == [
-        (0, b"a"),
-        (2, b"aa"),
-    ]
+    listed = [(piece.offset, bytes(piece.data)) for piece in dirty.pieces(generation=generation)]
+    assert listed == [(0, b"a"), (1, b"b"), (2, b"aa")], "no hole where bytes were"
+    dirty.clean(0, 4, generation)
+    assert [(piece.offset, bytes(piece.data)) for piece in dirty.pieces()] == [(1, b"b"), (4, b"cc")]
+    newer = dirty.seal()
+    dirty.write(0, b"dd")
+    dirty.write(5, b"e")
+    assert [piece.offset for piece in dirty.pieces(generation=newer)] == [0, 4, 5]
 
 
 def test_shift_moves_everything() -> None:

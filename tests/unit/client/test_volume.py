@@ -15,7 +15,9 @@ from node.wire.errors import Code, FsError
 from node.wire.limits import BLOCK_BYTES_MAX
 from node.wire.types import ROOT_INO
 
-from .world import World, contents, seen
+from storage import api as storage
+
+from .world import Gate, World, contents, seen
 
 MIB = BLOCK_BYTES_MAX
 
@@ -71,6 +73,65 @@ async def test_a_long_write_streams_before_it_is_closed() -> None:
         assert await contents(volume, attr.ino) == data
     blocks = {extent.block for op in world.ops(api.Commit) for extent in op.extents}
     assert len(blocks) == 6, "whole chunks, each once"
+    world.check()
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("first", [1, 300_000, MIB, MIB + 700_000])
+async def test_a_long_write_is_committed_in_file_order_wherever_it_was_synced(first: int, alone: bool) -> None:
+    """Killed between two commits, a file has no hole where bytes were written."""
+    world = World(alone=alone)
+    data = random.Random(first).randbytes(23 * MIB + 77)
+    async with world.mount() as volume:
+        handle, attr = await volume.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+        await volume.write(handle, 0, data[:first])
+        await volume.fsync(handle)  # so what comes next begins in the middle of a chunk
+        slow = Gate(lambda request: isinstance(request, storage.Put))
+        world.store.before.append(slow)
+        for at in range(first, len(data), 128 * 1024):
+            await volume.write(handle, at, data[at : at + 128 * 1024])
+            if at > 12 * MIB:
+                slow.opened.set()
+        await volume.fsync(handle)
+        await volume.release(handle)
+        assert await contents(volume, attr.ino) == data
+    end = 0
+    for commit in world.ops(api.Commit):
+        for extent in commit.extents:
+            assert extent.offset <= end, f"committed at {extent.offset} while bytes from {end} on were not"
+            end = max(end, extent.offset + extent.length)
+        assert commit.size == end
+    assert end == len(data)
+    world.check()
+
+
+async def test_what_replaces_bytes_while_they_are_synced_is_synced_in_their_place() -> None:
+    """When fsync returns the place has the bytes of before, or newer ones: not neither."""
+    world = World(alone=True)
+    async with world.mount() as volume:
+        handle, attr = await volume.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+        await volume.write(handle, 0, b"0" * 100)
+        await volume.fsync(handle)
+        slow = Gate(lambda request: isinstance(request, storage.Put))
+        world.store.before.append(slow)
+        await volume.write(handle, 100, b"1" * MIB)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(volume.fsync, handle)
+            await slow.reached.wait()
+            await volume.write(handle, 0, b"2" * 100)
+            await volume.write(handle, 2 * MIB, b"3" * 100)
+            nursery.start_soon(volume.fsync, handle)  # waits for the first
+            await trio.testing.wait_all_tasks_blocked()
+            await volume.write(handle, 0, b"4" * 50)
+            await volume.write(handle, 3 * MIB, b"5" * 100)
+            slow.opened.set()
+        (commit,) = [op for op in world.ops(api.Commit) if any(one.offset == 2 * MIB for one in op.extents)]
+        synced = commit.extents[0]
+        assert (synced.offset, synced.length) == (0, 100), "a commit with a hole where bytes were"
+        encoded, _ = world.store.blocks[synced.block]
+        plain = storage.decode_block(encoded, synced.block, 0, 100, synced.block_length)
+        assert bytes(plain) == b"4" * 50 + b"2" * 50
+        await volume.release(handle)
     world.check()
 
 
