@@ -28,6 +28,7 @@ from fusefs.client.volume import Volume
 from fusefs.mount import table
 from fusefs.mount.caching import KernelCache
 from fusefs.mount.crossing import Crossings
+from fusefs.mount.guard import Guard
 from fusefs.mount.incapable import Incapable
 from fusefs.mount.interpose import extension, missing
 from fusefs.mount.invalidate import PageDropper
@@ -183,6 +184,7 @@ class _Kernel:
         self._notifier: Notifier | None = None
         self._pruner: Pruner | None = None
         self._device = ""
+        self._guard: Guard | None = None
         self._loop_of_ours = Loop() if plan.options.fast_loop else None
         self._began_s = trio.current_time()
 
@@ -207,8 +209,10 @@ class _Kernel:
             if self._is_ours():
                 table.unmount(self._plan.mount, lazy=True)
             if self._notifier is not None and not self._notifier.close():
-                table.abort(self._device)  # or a thread of ours would wait for somebody who waits for us
+                self._end_connection()  # or a thread of ours would wait for somebody who waits for us
             pyfuse3.close(unmount=False)
+            if self._guard is not None:
+                self._guard.end()
             if self._loop_of_ours is not None:
                 self._loop_of_ours.restore()
             self._operations.unmounted()
@@ -228,6 +232,12 @@ class _Kernel:
             raise FsError(Code.PERMISSION, f"cannot mount on {self._plan.mount} ({error}){where}") from None
         mount = table.mounted_at(self._plan.mount)
         self._device = mount.device if mount is not None else ""
+        if self._device:
+            self._guard = Guard(self._device)
+
+    def _end_connection(self) -> None:
+        if self._guard is not None:
+            self._guard.abort()
 
     @staticmethod
     def _too_early(name: str, request: Any, arguments: tuple[Any, ...]) -> None:

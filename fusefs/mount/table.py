@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusefs.mount.state import find_state
+from node.host.identity import is_ending
 from node.host.logging import get_logger
 from node.wire.errors import Code, FsError
 
@@ -23,6 +25,10 @@ FUSE_TYPE = "fuse.fusefs"
 DEAD_LAYERS_MAX = 16  # dead mounts stacked on one mount point that are cleared
 
 _MNT_DETACH = 2
+_CONNECTIONS = "/sys/fs/fuse/connections"
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432  # the same on every architecture
+_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
+_FSCONFIG_CMD_CREATE = 6
 _OCTAL = re.compile(r"\\([0-7]{3})")
 # What a source may contain unquoted: printable ASCII but the quote itself.
 _PLAIN = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) != "%")
@@ -110,21 +116,71 @@ class Changes:
         return changed
 
 
-def abort(device: str) -> None:
-    """End the kernel's connection of a mount whose process is about to end: all who wait for it get an error."""
+def open_abort(device: str) -> int | None:
+    """Open what ends the kernel's connection of a mount when something is written to it, even after the connection has
+    gone (then nothing happens, whoever has the number by then). None where it cannot be had."""
+    name = f"{device.partition(':')[2]}/abort"
     try:
-        Path(f"/sys/fs/fuse/connections/{device.partition(':')[2]}/abort").write_text("1")
+        return os.open(f"{_CONNECTIONS}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        pass  # the filesystem of connections is not mounted here
+    try:
+        directory = _connections()
+        try:
+            return os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+        finally:
+            os.close(directory)
     except OSError as error:
-        log.warning("the connection to the kernel cannot be aborted", device=device, error=str(error))
+        log.info("the connections to the kernel cannot be opened", device=device, error=str(error))
+        return None
+
+
+def _connections() -> int:
+    """Open the kernel's filesystem of FUSE connections, mounted nowhere. OSError where that is not allowed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(number: int, *arguments: object) -> int:
+        result = int(libc.syscall(ctypes.c_long(number), *arguments))
+        if result < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return result
+
+    context = call(_SYS_FSOPEN, b"fusectl", _FSOPEN_CLOEXEC)
+    try:
+        call(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        return call(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0)
+    finally:
+        os.close(context)
+
+
+def abort(device: str) -> None:
+    """End the kernel's connection of a mount: all who wait for it get an error."""
+    descriptor = open_abort(device)
+    if descriptor is not None:
+        try:
+            os.write(descriptor, b"1")
+        finally:
+            os.close(descriptor)
 
 
 def is_dead(path: str) -> bool:
-    """Whether a mount is left at ``path`` whose process has ended."""
+    """Whether a mount is left at ``path`` whose process has ended. Where it was killed and cannot end, because the
+    kernel waits for it, the connection is ended here."""
+    mount = mounted_at(path)
+    if mount is not None and mount.type == FUSE_TYPE and _killed(mount):
+        abort(mount.device)
     try:
         os.stat(path)
+        os.statvfs(path)  # for which the kernel asks; it may know the root's attributes still, and answer by itself
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
+
+
+def _killed(mount: Mount) -> bool:
+    state = find_state(cluster_of(mount.source), mount.path)
+    return state is not None and is_ending(state.holder() or 0)
 
 
 def absolute(path: str | os.PathLike[str]) -> str:

@@ -51,6 +51,14 @@ def certainly_gone(identity: str) -> bool:
         return False
 
 
+def is_ending(pid: int) -> bool:
+    """Whether the main thread of a process has gone, and so its program, while the kernel has it still."""
+    try:
+        return _stat(str(pid))[_STATE] in ("Z", "X")
+    except (OSError, IndexError):
+        return False
+
+
 def _stat(pid: str) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text(errors="replace").rsplit(")", 1)[1].split()
 

@@ -1,0 +1,106 @@
+"""A mount is killed while the kernel waits for it on both sides: a program that holds the lock of a directory waits for
+an answer, and a thread of the mount, which has a name forgotten, waits for that lock. Nobody hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fusefs.mount import table
+from tests.harness import need_fuse
+
+ENDED_S = 10.0
+
+# A filesystem of one directory, whose fsync is never answered; once it has come, the name "f" is to be forgotten.
+MOUNT = r"""
+import os, stat, sys, threading, trio, pyfuse3
+from pathlib import Path
+from fusefs.mount import table
+from fusefs.mount.guard import Guard
+from fusefs.mount.notify import Notifier, fuse_descriptor
+from fusefs.mount.options import MountOptions, kernel_options
+from fusefs.mount.state import claim
+
+cluster, mount, guarded = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "guarded"
+
+class Operations(pyfuse3.Operations):
+    async def getattr(self, inode, ctx=None):
+        attr = pyfuse3.EntryAttributes()
+        attr.st_ino, attr.st_mode, attr.st_nlink = inode, stat.S_IFDIR | 0o755, 2
+        attr.entry_timeout = attr.attr_timeout = 300
+        return attr
+    async def lookup(self, parent, name, ctx=None):
+        return await self.getattr(2)
+    async def opendir(self, inode, ctx):
+        return 1
+    async def fsyncdir(self, fh, datasync):
+        notifier = Notifier(fuse_descriptor())
+        threading.Thread(target=notifier.forget_names, args=({pyfuse3.ROOT_INODE: [b"f"]},)).start()
+        threading.Timer(0.5, lambda: print("stuck", flush=True)).start()
+        await trio.sleep_forever()
+
+async def main():
+    state = claim(cluster, mount, "")
+    words = kernel_options(MountOptions(), source=table.source_of(cluster), privileged=True)
+    pyfuse3.init(Operations(), mount, words)
+    guard = Guard(table.mounted_at(mount).device) if guarded else None
+    print("ready", guard.pid if guard else 0, flush=True)
+    await pyfuse3.main()
+
+trio.run(main)
+"""
+USER = "import os, sys; os.stat(sys.argv[1] + '/f'); os.fsync(os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY))"
+
+
+def within(seconds: float, done: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("guarded", ["guarded", "alone"])
+def test_who_waits_for_a_killed_mount_gets_an_error(tmp_path: Path, guarded: str) -> None:
+    """Where even the process beside it was killed, whoever wants the mount point next ends what is left."""
+    need_fuse()
+    mount = tmp_path / "mnt"
+    (tmp_path / "run").mkdir()
+    mount.mkdir()
+    arguments = [str(tmp_path / "cluster.toml"), str(mount), guarded]
+    process = subprocess.Popen([sys.executable, "-c", MOUNT, *arguments], stdout=subprocess.PIPE, text=True)
+    user = None
+    try:
+        assert process.stdout is not None
+        word, guard = process.stdout.readline().split()
+        assert word == "ready"
+        if guarded == "guarded":
+            os.kill(int(guard), signal.SIGTERM)  # it is deaf to what the group is told
+        user = subprocess.Popen([sys.executable, "-c", USER, str(mount)], stderr=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "stuck\n"
+        process.kill()
+        user.kill()
+        if guarded == "alone":
+            assert not within(1.0, lambda: user.poll() is not None), "nothing waits for the mount: no power"
+            assert table.is_dead(str(mount))
+        assert within(ENDED_S, lambda: process.poll() is not None), "the process of the mount has not ended"
+        assert within(ENDED_S, lambda: user.poll() is not None), "a program waits for ever"
+        assert within(ENDED_S, lambda: not os.path.exists(f"/proc/{guard}") or guard == "0")
+        assert table.is_dead(str(mount)), "what was mounted there must not be mistaken for an empty directory"
+    finally:
+        entry = table.mounted_at(str(mount))
+        if entry is not None:
+            table.abort(entry.device)
+            table.unmount(str(mount), lazy=True)
+        for one in (process, user):
+            if one is not None:
+                one.kill()
+                one.communicate(timeout=ENDED_S)
