@@ -28,7 +28,12 @@ class Closing:
         self._now_ns = now_ns
         session.exclusive.surrender = self.surrender
         self._journal.give = self.give
+        local.changing = self._changing
         writeback.journaling(self)
+
+    def _changing(self, ino: int) -> bool:
+        file = self._files.get(ino)
+        return file is not None and file.changing > 0
 
     def owned(self, ino: int) -> bool:
         """Whether bytes that are written to a file now may stay here until they are asked for."""

@@ -40,6 +40,7 @@ class Local:
         self._now_s = now_s
         self._now_ns = now_ns
         self.done = 0
+        self.changing: Callable[[int], bool] = lambda ino: False  # the service changes its data, nobody knows yet how
 
     # --- what is owned ------------------------------------------------------------------------------------------
 
@@ -48,6 +49,10 @@ class Local:
         if not self._journal.open:
             return None
         return self._leases.owned(ino, self._now_s())
+
+    def _settled(self, ino: int) -> Optional[Record]:
+        """The same where it is known what the inode will be: what is made of it here is told from then on."""
+        return None if self.changing(ino) else self.owned(ino)
 
     def _directory(self, ino: int) -> Optional[Record]:
         record = self.owned(ino)
@@ -103,7 +108,7 @@ class Local:
 
     def link(self, op: api.Link) -> Optional[api.AttrResult]:
         """Give a file another name. Raises EXISTS, TOO_MANY_LINKS."""
-        parent, record = self._directory(op.parent), self.owned(op.ino)
+        parent, record = self._directory(op.parent), self._settled(op.ino)
         known = None if parent is None else self._child(parent, op.name)
         if record is None or record.attr is None or known is None or not _plain(op.name):
             return None
@@ -129,7 +134,7 @@ class Local:
             return None
         if known == ABSENT:
             raise FsError(Code.NOT_FOUND, repr(op.name))
-        record = self.owned(known)
+        record = self._settled(known)
         if record is None or record.attr is None:
             return None
         is_directory = stat.S_ISDIR(record.attr.mode)
@@ -159,8 +164,8 @@ class Local:
             raise FsError(Code.EXISTS, repr(op.new_name))
         if other == ino:
             return api.Renamed(ino)
-        moved = self.owned(ino)
-        victim = None if other == ABSENT else self.owned(other)
+        moved = self._settled(ino)
+        victim = None if other == ABSENT else self._settled(other)
         if moved is None or moved.attr is None or (other != ABSENT and (victim is None or victim.attr is None)):
             return None
         is_directory = stat.S_ISDIR(moved.attr.mode)

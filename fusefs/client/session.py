@@ -146,13 +146,16 @@ class Session:
         tickets: list[Ticket] = []
         try:
             answer = await self._ask(
-                lambda: api.RenewSession(asked, self._orphans_after, self.leases.term), deadline, tickets=tickets
+                lambda: api.RenewSession(asked, self._orphans_after, self.leases.term, fence=self._fence),
+                deadline,
+                tickets=tickets,
             )
         except FsError as error:
             if error.code not in _ENDED:
                 raise
             if error.code is Code.UNKNOWN_SESSION or not self._refence(asked, error):
                 self._lost(asked)
+            self._wake.set()  # for another session, or with the new fence
             return
         reply = answer.body
         if asked != self.id:

@@ -85,8 +85,11 @@ class Mount:
         """The same for what is written to files."""
         stayed = stays(file, paged)
         value = int.from_bytes(b"".join(bytes(piece.data) for piece in file.dirty.pieces()), "big")
-        if stayed:
-            self.sea.wrote_here(self.volume._session.id, file.ino, value)
+        session = self.volume._session
+        if stayed and self.sea.fence_of(session.id) > session._fence:
+            self.sea.doomed(file.ino, value)
+        elif stayed:
+            self.sea.wrote_here(session.id, file.ino, value)
         else:
             self.sea.begun[value] = self.sea.history.newest((file.ino, DATA))
         return stayed
@@ -283,12 +286,12 @@ class Mount:
         try:
             await self.volume.write(handle, 0, plain)
         except FsError:
-            sea.failed.add(value)  # and yet its own mount may show it, until it is given up
-            sea.unwritten.add(handle.ino)
+            sea.doomed(handle.ino, value)  # and yet its own mount may show it, until it is given up
             raise
         finally:
             self.kernel.writes(handle.ino)
-        sea.history.saw(key, floor, value, self._at("writing"))
+        if value not in sea.failed:
+            sea.history.saw(key, floor, value, self._at("writing"))
 
     async def read(self, parent: int, name: bytes) -> None:
         handle = await self._open(parent, name, os.O_RDONLY)

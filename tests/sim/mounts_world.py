@@ -51,7 +51,7 @@ class Sea(Truth):
         self.known: set[Key] = set()  # inodes that the leader ever had
         self.contents: dict[bytes, int] = {}  # names of blocks, and what is in them
         self.begun: dict[int, int] = {}  # what is being written through, and what was there when that began
-        self.failed: set[int] = set()  # what programs were told could not be written
+        self.failed: set[int] = set()  # what could not be written, as programs were told, or will be
         self.unwritten: set[int] = set()  # and the files
         self.written: dict[int, set[int]] = {}  # session -> what it has taken from programs and not brought
         self.sized: dict[int, set[int]] = {}  # and what sizes it has given files that way
@@ -217,6 +217,16 @@ class Sea(Truth):
         if not isinstance(result, api.AttrResult):
             return None
         return result.attr.size if stat.S_ISREG(result.attr.mode) else 0
+
+    def fence_of(self, session: int) -> int:
+        """How often a session was fenced, which its mount may not know yet."""
+        known = self.world.machine.session(session)
+        return 0 if known is None else known.fence
+
+    def doomed(self, ino: int, value: int) -> None:
+        """What a program has written is lost: it was refused, or its mount is fenced and will hear of it."""
+        self.failed.add(value)
+        self.unwritten.add(ino)
 
     def wrote_here(self, session: int, ino: int, value: int) -> None:
         """A mount has taken what a program wrote, and keeps it."""

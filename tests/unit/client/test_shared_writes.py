@@ -282,6 +282,41 @@ def test_a_file_is_not_given_away_while_it_is_truncated() -> None:
     with_two_mounts(scene)
 
 
+def test_what_is_done_with_the_names_of_a_file_that_is_truncated_does_not_tell_its_old_size() -> None:
+    """Until the service has answered nobody here knows what the file is, so nothing is made of it by this mount."""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        directory = (await first.mkdir(ROOT_INO, b"d", 0o700, 0, 0)).ino
+        handle, attr = await first.create(directory, b"f", 0o600, os.O_RDWR, 0, 0)
+        await first.fsync(handle)
+        first._session.journal.delay_s = 5.0
+        propose, held, looked, came = truth.service._propose, [], [], trio.Event()
+
+        def hold(call: Any, *rest: Any) -> None:
+            held.append((call, *rest))
+            came.set()
+
+        async def truncate() -> None:
+            await first.setattr(attr.ino, size=4)
+            looked.append((await first.getattr(attr.ino)).size)
+
+        truth.service._propose = hold  # type: ignore[method-assign]
+        await first.write(handle, 0, b"some bytes")
+        await first.flush(handle)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(truncate)
+            await came.wait()
+            nursery.start_soon(first.link, attr.ino, directory, b"g")
+            nursery.start_soon(first.rename, directory, b"f", directory, b"h", 0)
+            await trio.testing.wait_all_tasks_blocked()
+            truth.service._propose = propose  # type: ignore[method-assign]
+            propose(*held[0])
+        assert looked == [4]
+        assert (await second.lookup(directory, b"g")).size == (await first.lookup(directory, b"h")).size == 4
+
+    with_two_mounts(scene)
+
+
 def test_an_append_under_way_is_not_shown_where_it_does_not_land(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read that has waited for earlier appends finds more in the buffer, whose place only the service knows."""
 
