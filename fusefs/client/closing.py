@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Optional
 
+import trio
+
 from fusefs.client.files import File, Files
 from fusefs.client.local import Local
 from fusefs.client.session import Session
 from fusefs.client.writeback import WriteBack
+from node.wire.limits import BLOCK_BYTES_MAX
 
 
 class Closing:
@@ -28,6 +31,7 @@ class Closing:
         self._now_ns = now_ns
         session.exclusive.surrender = self.surrender
         self._journal.give = self.give
+        self._journal.seal_open = self.seal_open
         local.changing = self._changing
         writeback.journaling(self)
 
@@ -82,6 +86,21 @@ class Closing:
         self._journal.add_data(file, time_ns, carry=carry)
         return True
 
+    def seal_open(self, carry: bool, but: Optional[File]) -> int:
+        """Put into the journal what was written to files that are still open and is little; of how many there was some.
+
+        Not what streams, or what could not be written back a moment ago: the journal does not wait for that.
+        """
+        now = trio.current_time()
+        sealed = 0
+        for file in self._writeback.unwritten():
+            if not file.unsealed or file is but or file.dirty.bytes > BLOCK_BYTES_MAX or file.retry_at > now:
+                continue
+            if file.recalls or file.through or file.removed or (file.running and not file.journaled):
+                continue
+            sealed += self.seal(file, carry=carry)
+        return sealed
+
     def behind(self, file: File) -> bool:
         """Whether the journal has to bring something of this file before its data can go; then it hurries."""
         if not self._journal.concerns((file.ino,)):
@@ -94,9 +113,14 @@ class Closing:
         sealed = self.seal(file)
         return self.behind(file) or sealed
 
+    def complete(self, file: File) -> None:
+        """What the file's own task is to commit is seen by nobody else: all that was done before has to go before."""
+        if file.exclusive and not file.late:
+            self._journal.complete()
+
     async def settle(self, file: File, deadline: float) -> None:
-        """Return when the service knows all that the journal has of this file now."""
-        if self._journal.concerns((file.ino,)):
+        """Return when the service knows all that the journal has of this file now, or that has to go before."""
+        if (file.exclusive and not file.late) or self._journal.concerns((file.ino,)):
             await self._journal.drain(deadline)
 
     async def surrender(self, inos: Optional[Collection[int]], deadline: float) -> None:

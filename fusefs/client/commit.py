@@ -61,6 +61,7 @@ class Group:
         self.unsure: Optional[list[int]] = None  # chunks where the bound of extents does not settle it
         self.carrying = False  # their bytes shall travel with the commit where no chunk is crowded
         self.crowded: set[int] = set()  # chunks that would have too many extents
+        self.merged = False  # with what was there before, in chunks that would have had
         self.done = trio.Event()
         self.error: Optional[FsError] = None
         self.mtime_ns = 0  # 0: the file's, when it is committed
@@ -185,6 +186,34 @@ class Committer:
             lambda: self._count(file, group, unsure, deadline), lambda: self._store(group, deadline)
         )
 
+    async def merge(self, file: File, group: Group, deadline: float) -> None:
+        """Put crowded chunks whole, old bytes and new, so that the group can be committed along with others. Only where
+        nobody else changes the file, and nothing else of it is under way."""
+        runs: list[Run] = []
+        for chunk, parts in _by_chunk(group.runs):
+            runs += [await self._whole(file, chunk, parts, deadline)] if chunk in group.crowded else parts
+        group.encoded = await self._codec.encode([run.parts for run in runs])
+        group.runs = runs
+        await self._store(group, deadline)
+        for chunk in group.crowded:
+            file.extents[chunk] = 1
+        group.crowded.clear()
+        group.merged = True
+        self.rewrites += 1
+
+    async def _whole(self, file: File, chunk: int, runs: Sequence[Run], deadline: float) -> Run:
+        start = chunk * BLOCK_BYTES_MAX
+        attr, extents = await self._extents(file, start, start + BLOCK_BYTES_MAX, deadline)
+        return await self._overlay(attr, extents, start, runs, deadline)
+
+    async def _overlay(
+        self, attr: Attr, extents: Sequence[Extent], start: int, runs: Sequence[Run], deadline: float
+    ) -> Run:
+        """One run of all that a chunk has and gets."""
+        end = max(runs[-1].end, min(attr.size, start + BLOCK_BYTES_MAX))
+        pieces = [Piece(run.start, b"".join(run.parts), 0) for run in runs]
+        return Run(start, end, await self._reader.assemble(pieces, extents, start, end, deadline))
+
     async def _store(self, group: Group, deadline: float) -> None:
         group.touched = await self._writer.put(group.encoded, deadline)
 
@@ -306,14 +335,15 @@ class Committer:
         return results[1:]
 
     def message(self, file: File, groups: Sequence[Group], base_version: int = 0) -> Commit:
+        append = file.append_base is not None and not groups[0].merged
         return Commit(
             file.ino,
             tuple(extent for group in groups for extent in group.extents()),
             groups[-1].end,
             groups[-1].mtime_ns or file.mtime_ns,
             min(group.touched.epoch for group in groups),
-            append=file.append_base is not None,
-            expected_size=file.append_base or 0,
+            append=append,
+            expected_size=file.append_base or 0 if append else 0,
             base_version=base_version,
             pg_epoch=min(group.touched.pg_epoch for group in groups),
             data=b"".join([plain for group in groups for plain in group.data]),
@@ -344,6 +374,11 @@ class Committer:
                 self._reader.came(encoded.block, plain)
         if not in_journal(file):  # else what is known by right of the lease may be ahead of it
             file.note(committed.attr)
+        if file.append_base is not None and groups[0].merged:
+            for group in groups:
+                file.dirty.clean(group.start, group.end, group.generation)
+            file.append_base = groups[-1].end
+            return
         if file.append_base is not None:
             start, end = file.append_base, groups[-1].end
             for group in groups:
@@ -386,9 +421,7 @@ class Committer:
         """Read, overlay, put, and commit unless another mount changed the file meanwhile (False)."""
         start = chunk * BLOCK_BYTES_MAX
         attr, extents = await self._extents(file, start, start + BLOCK_BYTES_MAX, deadline)
-        end = max(part.end, min(attr.size, start + BLOCK_BYTES_MAX))
-        pieces = [Piece(run.start, b"".join(run.parts), 0) for run in part.runs]
-        whole = Run(start, end, await self._reader.assemble(pieces, extents, start, end, deadline))
+        whole = await self._overlay(attr, extents, start, part.runs, deadline)
         merged = Group([whole], part.generation)
         merged.encoded = await self._codec.encode([whole.parts])
         await self._store(merged, deadline)

@@ -5,6 +5,10 @@ file when it is closed. Everything goes out in that order, in batches of one Sub
 is lost when the mount dies is a suffix, a directory comes before what is in it, and a file's data before its new name
 (rule 11). An entry leaves when the service has answered it. Nothing here is ever sent under two numbers.
 
+Bytes of files that are still open have their place in that order too, though they come in here only now and then: a
+*unit* of entries ends with all there are, where they are few, and a batch ends where a unit does. So what a batch
+brings is all that was done before some moment. A unit in which nobody wrote to an open file may be cut anywhere.
+
 Who must know that all of it has arrived waits in ``drain``: fsync, a mutation that goes to the service itself, a
 question about an inode that is changed here, the acknowledgement of a recall, and whoever names a new leader's term.
 What goes out here waits for none of these; that is why it travels as ``Submit.journal``, which the service takes even
@@ -35,6 +39,7 @@ log = logging.getLogger(__name__)
 
 DELAY_S = 0.03  # for others to come along
 BATCH_OPS = 256
+UNIT_OPS = 128  # and what files that are open have
 HURRY_OPS = 512  # as many do not wait
 ENTRIES_MAX = 16_384  # beyond, operations go to the service themselves
 RETRY_S = 0.2
@@ -108,6 +113,7 @@ class Journal:
         self._channel = channel
         self.data: Data
         self.on_settled: Callable[[int], None] = lambda ino: None  # nothing of this inode is left in here
+        self.seal_open: Callable[[bool, Optional[File]], int] = lambda carry, but: 0  # adds what open files have
         self.give: Callable[[Collection[File]], tuple[int, ...]] = lambda files: ()  # which leases end with a batch
         self.on_failed: Callable[[Collection[int], FsError], None] = lambda inos, error: None
         self._entries: deque[Entry] = deque()
@@ -115,6 +121,10 @@ class Journal:
         self._versions: dict[int, int] = {}  # directory -> its data version at the service, before what is left
         self._number = 0  # of the newest entry
         self._done = 0  # all up to here have left
+        self._units: deque[tuple[int, bool]] = deque()  # number of the last entry, whether it must not be cut
+        self._unit_end = 0  # the last entry of the newest of them
+        self._ending = False  # a unit
+        self._hurried = False  # somebody waits for what is gathered
         self._answered = trio.lowlevel.ParkingLot()
         self._work = trio.Event()
         self._hurry = trio.Event()
@@ -160,30 +170,57 @@ class Journal:
 
     def add(self, op: api.Op, time_ns: int, inos: tuple[int, ...]) -> None:
         """An operation was executed on the facts."""
-        self._append(Entry(self._number + 1, op, time_ns, inos))
+        self._append(Entry(0, op, time_ns, inos))
 
     def add_data(self, file: File, time_ns: int, *, carry: bool = False) -> None:
         """The dirty bytes of a file shall be committed, as of now. ``carry``: somebody waits for that, so where they
         are few they may travel with the commit."""
-        entry = Entry(self._number + 1, None, time_ns, (file.ino,))
+        entry = Entry(0, None, time_ns, (file.ino,))
         entry.file = file
         entry.generation = file.dirty.seal()
         entry.carry = carry
         file.unsealed = False
         file.journaled += 1
-        self._append(entry)
         if file.journaled == 1:  # else an earlier entry will need the file, and it goes first
             entry.group = self.data.reserve(file, entry.generation, carry)
+        alone = entry.group is None and not self._ending
+        if alone:  # it may have to be brought outside of a batch
+            self._end_unit(file)
+        self._append(entry)
+        if alone:
+            self._mark(False)
 
     def _append(self, entry: Entry) -> None:
         self._channel.changed_here()
-        self._number = entry.number
+        self._number += 1
+        entry.number = self._number
         self._entries.append(entry)
         for ino in entry.inos:
             self._concerned[ino] = self._concerned.get(ino, 0) + 1
         self._work.set()
         if len(self._entries) >= HURRY_OPS:
             self._hurry.set()
+        if self._number - self._unit_end >= UNIT_OPS and not self._ending:
+            self._end_unit()
+
+    def _end_unit(self, but: Optional[File] = None, *, hurried: bool = False) -> None:
+        """What was written to open files so far belongs to what was done so far; of ``but`` that is known already."""
+        self._ending = True
+        try:
+            sealed = self.seal_open(hurried or self._hurry.is_set(), but)
+        finally:
+            self._ending = False
+        self._mark(sealed > 0)
+
+    def _mark(self, tight: bool) -> None:
+        if self._number > self._unit_end:
+            self._units.append((self._number, tight))
+            self._unit_end = self._number
+
+    def complete(self) -> None:
+        """Something is about to be changed that is not in here: what was written to open files comes first."""
+        if self.open:
+            self._end_unit(hurried=True)
 
     def hurry(self) -> None:
         """Somebody would like to see it arrive."""
@@ -229,6 +266,8 @@ class Journal:
             log.error("%d changes that were not synced are lost with the session", len(self._entries))
             self._lost += len(self._entries)
         self._entries.clear()
+        self._units.clear()
+        self._unit_end = self._number
         self._concerned.clear()
         self._versions.clear()
         self._inos.clear()
@@ -247,6 +286,7 @@ class Journal:
                 if not self._hurry.is_set():
                     with trio.move_on_after(self.delay_s):
                         await self._hurry.wait()
+                self._hurried = self._hurry.is_set()
                 self._hurry = trio.Event()
                 while self._entries:
                     try:
@@ -259,6 +299,7 @@ class Journal:
                         await trio.sleep(RETRY_S)
                     if not self._hurry.is_set() and len(self._entries) < HURRY_OPS:
                         break
+                    self._hurried = self._hurry.is_set()
                 if self._entries:
                     self._work.set()
                 else:
@@ -327,36 +368,41 @@ class Journal:
 
         A file that is new in this batch waits for its data: after a crash it is there with them or not at all.
         """
+        self._end_unit(hurried=self._hurried)
+        units = iter(list(self._units))
+        last, tight = next(units)
         batch: list[Entry] = []
+        whole = 0  # of these a batch may consist
         made: set[int] = set()
         room_bytes = LOG_DATA_ENTRY_BYTES
         for entry in list(self._entries):
             if len(batch) == BATCH_OPS:
                 break
-            if entry.file is None:
-                batch.append(entry)
-                if isinstance(entry.op, api.Make):
-                    made.add(entry.op.ino)
-                continue
-            if entry.group is None:
-                entry.group = self.data.reserve(entry.file, entry.generation, entry.carry)
-            put = entry.group
-            if put is not None and not put.done.is_set():
-                if batch and entry.file.ino not in made:
+            if entry.file is not None:
+                if entry.group is None:
+                    entry.group = self.data.reserve(entry.file, entry.generation, entry.carry)
+                put = entry.group
+                if put is not None and not put.done.is_set():
+                    if whole and entry.file.ino not in made:
+                        break
+                    await put.done.wait()
+                    if not self._entries or self._entries[0] is not (batch[0] if batch else entry):
+                        return []
+                if put is None or put.error is not None or self.data.message(entry.file, put) is None:
+                    if not batch:
+                        await self._bring_data(entry)
                     break
-                await put.done.wait()
-                if not self._entries or self._entries[0] is not (batch[0] if batch else entry):
-                    return []
-            if put is not None and put.error is None and self.data.message(entry.file, put) is not None:
                 room_bytes -= put.carried_bytes
                 if room_bytes < 0:
                     break
-                batch.append(entry)
-                continue
-            if not batch:
-                await self._bring_data(entry)
-            break
-        return batch
+            elif isinstance(entry.op, api.Make):
+                made.add(entry.op.ino)
+            batch.append(entry)
+            if entry.number > last:
+                last, tight = next(units)
+            if not tight or entry.number == last:
+                whole = len(batch)
+        return batch[:whole] if whole else batch
 
     async def _bring_data(self, entry: Entry) -> None:
         """Write a file back outside a batch: much data, an append, or one that failed."""
@@ -396,6 +442,8 @@ class Journal:
         assert self._entries[0] is entry
         self._entries.popleft()
         self._done = entry.number
+        if self._units[0][0] == entry.number:
+            self._units.popleft()
         self._sent += 1
         if entry.file is not None:
             entry.file.journaled -= 1

@@ -407,6 +407,7 @@ class Session:
             raise FsError(Code.UNKNOWN_SESSION, "the session that this belongs to has ended")
         if mutation.journal:
             return await self._bring(mutation, deadline)
+        self.journal.complete()
         self._begin_change(mutation)  # before anything is awaited: from here on nothing of it is changed by ourselves
         # What a name leads to may not be known here, and must not be changed by ourselves while it is taken away
         unnames = any(isinstance(op, (api.Remove, api.Rename)) for op in mutation.ops)

@@ -257,6 +257,8 @@ class WriteBack:
         When cancelled or timed out the commit goes on, and ops may or may not be executed.
         """
         file.wishes += 1  # or the file might be forgotten when the journal is done with it, and begin anew beside this
+        if self._closing is not None:
+            self._closing.complete(file)
         own = all(isinstance(op, OWN_OPS) for op in ops)
         changing = own and bool(ops)
         file.changing += changing
@@ -330,11 +332,17 @@ class WriteBack:
         """From now on what is leased exclusively is written back by the journal."""
         self._closing = closing
 
+    def unwritten(self) -> list[File]:
+        """Files with bytes to write back, the longest dirty first."""
+        return list(self._dirty)
+
     def reserve(self, file: File, generation: int, carry: bool) -> Optional[Group]:
         """Put what is dirty, where one group is all there is and nobody else writes the file back; else None.
         Until ``unreserve`` nobody does. With ``carry`` it may travel with its commit instead."""
-        if file.running or file.requests or file.append_base is not None or file.dead is not None:
+        if file.running or file.requests or file.dead is not None:
             return None
+        if file.append_base is not None and (self._closing is None or self._closing.size(file.ino) is None):
+            return None  # it lands where the file ends, which others may move
         pieces = file.dirty.pieces(0, None, generation)
         if not 0 < sum(len(piece.data) for piece in pieces) <= BLOCK_BYTES_MAX:
             return None
@@ -352,6 +360,8 @@ class WriteBack:
     async def _put(self, file: File, group: Group) -> None:
         try:
             await self._committer.put(file, group, self._step(file))
+            if group.crowded and file.exclusive:
+                await self._committer.merge(file, group, self._step(file))
         except FsError as error:
             group.error = error
         except Exception:  # a bug costs this attempt, not the mount

@@ -15,16 +15,18 @@ from typing import NamedTuple
 
 KIB, MIB = 1 << 10, 1 << 20
 MANY = 200  # names; beyond, they are removed more often than made
+LOGS = 3  # files that stay open while others are worked on
 
 
 class Step(NamedTuple):
-    """A call: ``create``, ``open``, ``write`` and ``close`` are about the one open file."""
+    """A call; ``handle`` names an open file. ``append`` writes at its end through O_APPEND."""
 
     call: str
     path: str = ""
     other: str = ""
     offset: int = 0
     data: bytes = b""
+    handle: str = ""
 
 
 class File:
@@ -39,16 +41,18 @@ class Model:
 
     def __init__(self) -> None:
         self.names: dict[str, File | str | None] = {}
-        self.opened = File()
+        self.opened: dict[str, File] = {}
 
     def execute(self, step: Step) -> None:
         names, call = self.names, step.call
         if call == "create":
-            self.opened = names[step.path] = File()
-        elif call == "open":
-            self.opened = self.file(step.path)
-        elif call == "write":
-            _place(self.opened.data, step.offset, step.data)
+            self.opened[step.handle] = names[step.path] = File()
+        elif call in ("open", "open to append"):
+            self.opened[step.handle] = self.file(step.path)
+        elif call in ("write", "append"):
+            _place(self.opened[step.handle].data, step.offset, step.data)
+        elif call == "close":
+            del self.opened[step.handle]
         elif call == "truncate":
             _resize(self.file(step.path).data, step.offset)
         elif call == "mkdir":
@@ -75,6 +79,7 @@ class Work:
         self._rng = random.Random(seed)
         self._count = 0
         self._steps: list[Step] = []
+        self._logs: list[tuple[str, bool]] = []  # handles that stay open, whether they append
         self.model = Model()
 
     def next(self) -> Step:
@@ -90,8 +95,31 @@ class Work:
         directories = ["", *[path + "/" for path, what in self.model.names.items() if what is None]]
         return f"{self._rng.choice(directories)}{self._count}"
 
+    def _handle(self) -> str:
+        self._count += 1
+        return str(self._count)
+
+    def _log(self) -> list[Step]:
+        """Something is written to a file that stays open, or one more is."""
+        rng = self._rng
+        if len(self._logs) < LOGS:
+            path, handle = self._new(), self._handle()
+            self._logs.append((handle, rng.random() < 0.5))
+            steps = [Step("create", path, handle=handle)]
+            if self._logs[-1][1]:
+                steps += [Step("close", handle=handle), Step("open to append", path, handle=handle)]
+            return steps
+        handle, appends = rng.choice(self._logs)
+        if rng.random() < 0.02:
+            self._logs.remove((handle, appends))
+            return [Step("close", handle=handle)]
+        at, data = len(self.model.opened[handle].data), rng.randbytes(rng.choice((10, KIB, 70 * KIB)))
+        return [Step("append" if appends else "write", offset=at, data=data, handle=handle)]
+
     def _plan(self) -> list[Step]:
         rng = self._rng
+        if rng.random() < 0.4:
+            return self._log()
         files = [path for path, what in self.model.names.items() if isinstance(what, File)]
         kinds = ["file"] * 6 + ["mkdir", "symlink"]
         if files:
@@ -114,16 +142,18 @@ class Work:
         if kind == "truncate":
             return [Step(kind, path, offset=rng.choice((0, rng.randrange(size + 1), size + rng.randrange(5 * KIB))))]
         at = size if kind == "append" else rng.randrange(size + 1)
-        writes = [Step("write", offset=at, data=rng.randbytes(rng.choice((5, 500, 90 * KIB)))) for _ in range(2)]
-        return [Step("open", path), *writes, Step("close")]
+        handle, sizes = self._handle(), (5, 500, 90 * KIB)
+        writes = [Step("write", offset=at, data=rng.randbytes(rng.choice(sizes)), handle=handle) for _ in range(2)]
+        return [Step("open", path, handle=handle), *writes, Step("close", handle=handle)]
 
     def _file(self, path: str, size: int) -> list[Step]:
         """Made and written from its beginning, in pieces that do not fit into blocks."""
-        piece = self._rng.choice((100_000, 64 * KIB, 128 * KIB))
+        piece, handle = self._rng.choice((100_000, 64 * KIB, 128 * KIB)), self._handle()
         writes = [
-            Step("write", offset=at, data=self._rng.randbytes(min(piece, size - at))) for at in range(0, size, piece)
+            Step("write", offset=at, data=self._rng.randbytes(min(piece, size - at)), handle=handle)
+            for at in range(0, size, piece)
         ]
-        return [Step("create", path), *writes, Step("close")]
+        return [Step("create", path, handle=handle), *writes, Step("close", handle=handle)]
 
 
 def _place(data: bytearray, offset: int, new: bytes) -> None:
@@ -139,18 +169,22 @@ def _resize(data: bytearray, size: int) -> None:
 def main(seed: str, directory: str, done: str) -> None:
     work, top = Work(int(seed)), Path(directory)
     mark = os.open(done, os.O_WRONLY | os.O_APPEND)
-    fd = -1
+    fds: dict[str, int] = {}
     while True:
         step = work.next()
         path = top / step.path
         if step.call == "create":
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            fds[step.handle] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         elif step.call == "open":
-            fd = os.open(path, os.O_RDWR)
+            fds[step.handle] = os.open(path, os.O_RDWR)
+        elif step.call == "open to append":
+            fds[step.handle] = os.open(path, os.O_WRONLY | os.O_APPEND)
         elif step.call == "write":
-            assert os.pwrite(fd, step.data, step.offset) == len(step.data)
+            assert os.pwrite(fds[step.handle], step.data, step.offset) == len(step.data)
+        elif step.call == "append":
+            assert os.write(fds[step.handle], step.data) == len(step.data)
         elif step.call == "close":
-            os.close(fd)
+            os.close(fds.pop(step.handle))
         elif step.call == "truncate":
             os.truncate(path, step.offset)
         elif step.call == "mkdir":

@@ -32,12 +32,14 @@ def found_in(top: Path) -> State:
     return state
 
 
-def is_torn(work: Work, step: Step, top: Path, wrong: set[str]) -> bool:
+def is_torn(work: Work, step: Step, top: Path, found: State, wrong: set[str]) -> bool:
     """Whether all that is wrong after a write is that its end is missing, as where a file's blocks meet."""
-    opened = work.model.opened
-    if step.call != "write" or any(work.model.names.get(path) is not opened for path in wrong):
+    opened = work.model.opened.get(step.handle)
+    if opened is None or step.call not in ("write", "append"):
         return False
     for path in wrong:
+        if work.model.names.get(path) is not opened or not isinstance(found.get(path), bytes):
+            return False
         data = (top / path).read_bytes()
         end = step.offset + len(step.data)
         if not (step.offset <= len(data) < end == len(opened.data) and opened.data.startswith(data)):
@@ -53,12 +55,12 @@ def kept(seed_: int, steps: int, top: Path) -> int:
     best: tuple[int, int, set[str]] = len(found) + 1, 0, set()
     for done in range(steps + 2):  # the last one may have happened, and not been marked
         wrong = {path for path in state.keys() | found.keys() if state.get(path, "") != found.get(path, "")}
-        if not wrong or is_torn(work, step, top, wrong):
+        if not wrong or is_torn(work, step, top, found, wrong):
             return done
         best = min(best, (len(wrong), done, wrong))
         step = work.next()
         model = work.model
-        changed = [model.opened, model.names.get(step.path), model.names.get(step.other)]
+        changed = [model.opened.get(step.handle), model.names.get(step.path), model.names.get(step.other)]
         for path in state.keys() - model.names.keys():
             del state[path]
         for path, what in model.names.items():
@@ -67,7 +69,8 @@ def kept(seed_: int, steps: int, top: Path) -> int:
                     state[path] = digest(what.data)
             else:
                 state[path] = what
-    raise AssertionError(f"SEED={seed_}: after no step it was so; nearest: {best[1]} of {steps}, {sorted(best[2])[:5]}")
+    sizes = {path: (top / path).stat().st_size if path in found else None for path in sorted(best[2])[:5]}
+    raise AssertionError(f"SEED={seed_}: after no step it was so; nearest: {best[1]} of {steps}, but for {sizes}")
 
 
 @pytest.mark.timeout(3600 if LONG else 600)

@@ -174,10 +174,9 @@ async def test_many_at_once_take_entries_of_a_bounded_size() -> None:
     world = World(alone=True, log_data=True)
     count = 2 * LOG_DATA_ENTRY_BYTES // LOG_DATA_COMMIT_BYTES + 10
     async with world.mount() as volume:
-        handles = [
-            await written(volume, b"%d" % number, (b"%08d" % number) * (LOG_DATA_COMMIT_BYTES // 8))
-            for number in range(count)
-        ]
+        handles = [await written(volume, b"%d" % number, b"") for number in range(count)]
+        for number, handle in enumerate(handles):
+            await volume.write(handle, 0, (b"%08d" % number) * (LOG_DATA_COMMIT_BYTES // 8))
         async with trio.open_nursery() as nursery:
             for handle in handles:
                 nursery.start_soon(volume.fsync, handle)
