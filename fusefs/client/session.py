@@ -251,6 +251,7 @@ class Session:
         was answered. ``changing``: not before what is recalled was brought.
         """
         while True:
+            self.leases.held(self.now_s())  # where they have run out the kernel has to forget, before we ask for more
             await (self.recalls.quiet if changing else self.recalls.forgotten)(deadline)
             named = self.leases.term
             try:

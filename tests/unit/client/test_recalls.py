@@ -152,6 +152,31 @@ async def test_who_asks_waits_also_for_what_came_while_he_waited(changing: bool,
         assert trio.current_time() - begin == pytest.approx(1.5) and not kernel.at_work
 
 
+async def test_who_asks_again_after_the_leases_ran_out_waits_until_nothing_is_shown(autojump_clock: object) -> None:
+    """Nothing else may have noticed that they did: the machine was asleep. Leases that come with the answer would hold
+    for what the kernel shows still."""
+    world, kernel = World(alone=True), Slow()
+    async with world.mount() as volume:
+        volume.caches(kernel)
+        _, attr = await volume.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
+        await volume.syncfs()
+        await trio.sleep(0.01)
+        leases = volume._session.leases
+
+        def sleep(request: object) -> None:
+            if isinstance(request, api.Read):
+                at_work.append(kernel.at_work)
+                if len(at_work) == 1:
+                    leases.until_s = trio.current_time()
+                    raise FsError(Code.FENCED, "meanwhile leases were broken", hint=1)
+
+        at_work: list[int] = []
+        world.member.before.append(sleep)
+        begin = trio.current_time()
+        await volume._session.read(api.GetXattr(attr.ino, b"user.a"))
+        assert at_work == [0, 0] and trio.current_time() >= begin + 1.0
+
+
 def test_a_leader_that_does_not_hear_an_acknowledgement_holds_nothing_up() -> None:
     """It may have been stopped or cut off meanwhile, and another one leads."""
 
