@@ -208,18 +208,17 @@ def _grow(cluster: Cluster) -> None:
     """A fourth server comes and takes its share."""
     restart(cluster, "storage-4")
     wait_for(lambda: servers(cluster).get("storage-4", {}).get("state") == "serving", PATIENCE_S, "the fourth to serve")
-    run(FUSEFS, "rebalance", cluster.config, "--json", timeout_s=PATIENCE_S)
-    rows = servers(cluster).values()
-    for row in rows:
-        assert abs(row["groups"] - row["target_groups"]) <= 0.1 * row["target_groups"], row
+    done = run(FUSEFS, "rebalance", cluster.config, "--json", timeout_s=PATIENCE_S)
+    for row in json.loads(done.stdout)["servers"]:  # bytes are what is spread, the number of groups follows
+        assert abs(row["stored_bytes"] - row["target_bytes"]) <= 0.1 * row["target_bytes"], row
 
     def spread() -> bool:
         """What moved away is dropped soon after."""
-        counts = [row["blocks"] for row in servers(cluster).values()]
-        mean = sum(counts) / len(counts)
-        return all(abs(count - mean) <= 0.1 * mean for count in counts)
+        rows = servers(cluster).values()
+        each = sum(row["blocks"] for row in rows) / sum(row["groups"] for row in rows)
+        return all(abs(row["blocks"] - each * row["groups"]) <= 0.1 * row["blocks"] for row in rows)
 
-    wait_for(spread, PATIENCE_S, "blocks to be within 10 % of the weights")
+    wait_for(spread, PATIENCE_S, "every server to hold what its groups have, within 10 %")
 
 
 def _shrink(cluster: Cluster) -> None:
