@@ -404,8 +404,7 @@ class Session:
 
     async def finish(self, mutation: Mutation, deadline: float) -> tuple[api.Result, ...]:
         """Have a mutation executed and return its results. After TIMEOUT it may be tried again."""
-        if mutation.session != self.id:
-            raise FsError(Code.UNKNOWN_SESSION, "the session that this belongs to has ended")
+        self._check_session(mutation)
         if mutation.journal:
             return await self._bring(mutation, deadline)
         self.journal.complete()
@@ -474,6 +473,7 @@ class Session:
         term = self.leases.term if self.exclusive.term == self.leases.term else 0
         misses: list[FsError] = []
         while True:
+            self._check_session(mutation)  # it may have ended meanwhile: the window is another's then
             ticket = self.leases.ask(self.now_s())
             request = api.Submit(
                 mutation.session,
@@ -513,6 +513,10 @@ class Session:
                     self._brought.settled(attr.ino)
         self.abandon(mutation)
         return results
+
+    def _check_session(self, mutation: Mutation) -> None:
+        if mutation.session != self.id:
+            raise FsError(Code.UNKNOWN_SESSION, "the session that this belongs to has ended")
 
     def _refence(self, session: int, error: FsError) -> bool:
         """Leases were broken while this mount was not heard of, and its locks ended. Where it had none and had changed

@@ -208,8 +208,9 @@ class _Kernel:
             # After the loop nobody answers the kernel, so what is still mounted must go, then its descriptor.
             if self._is_ours():
                 table.unmount(self._plan.mount, lazy=True)
-            if self._notifier is not None and not self._notifier.close():
-                self._end_connection()  # or a thread of ours would wait for somebody who waits for us
+            self._end_connection()  # or a thread of ours might wait for somebody who waits for us
+            if self._notifier is not None:
+                self._notifier.close()
             pyfuse3.close(unmount=False)
             if self._guard is not None:
                 self._guard.end()

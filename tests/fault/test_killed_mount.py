@@ -1,9 +1,10 @@
-"""A mount is killed while the kernel waits for it on both sides: a program that holds the lock of a directory waits for
-an answer, and a thread of the mount, which has a name forgotten, waits for that lock. Nobody hangs."""
+"""A mount ends while the kernel waits for it on both sides: a program that holds a lock, of a directory or a page,
+waits for an answer, and a thread of the mount that has a name or a page forgotten waits for that lock. Nobody hangs."""
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fusefs.mount import table
-from tests.harness import need_fuse
+from tests.harness import cluster, need_fuse
 
 ENDED_S = 10.0
 
@@ -104,3 +105,44 @@ def test_who_waits_for_a_killed_mount_gets_an_error(tmp_path: Path, guarded: str
             if one is not None:
                 one.kill()
                 one.communicate(timeout=ENDED_S)
+
+
+MAPPER = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.ftruncate(fd, 65536)
+pages = mmap.mmap(fd, 65536)
+for number in range(1 << 30):
+    pages[number * 100 % 65536] = number % 256
+    pages.flush()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_who_has_mapped_a_file_that_mounts_contend_for_does_not_hang_when_they_end(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    """Threads of the mounts are having pages dropped nearly all the time, and wait for those that are written back."""
+    need_fuse()
+    with cluster(tmp_path / "data") as made:
+        mounts = [made.mount(tmp_path / name) for name in "ab"]
+        mappers = [
+            subprocess.Popen([sys.executable, "-c", MAPPER, str(mount / "mapped")], stderr=subprocess.DEVNULL)
+            for mount in mounts * 2
+        ]
+        try:
+            time.sleep(3)
+            assert all(mapper.poll() is None for mapper in mappers)
+            pidfds = [os.pidfd_open(made.mount_pid(mount)) for mount in mounts]
+            for pidfd in pidfds:
+                signal.pidfd_send_signal(pidfd, how)
+            for pidfd in pidfds:
+                poll = select.poll()
+                poll.register(pidfd, select.POLLIN)
+                assert poll.poll(1000 * 4 * ENDED_S), "the process of a mount has not ended"
+                os.close(pidfd)
+            assert within(ENDED_S, lambda: all(mapper.poll() is not None for mapper in mappers)), "a program hangs"
+        finally:
+            for mapper in mappers:
+                mapper.kill()
+                mapper.wait(ENDED_S)
