@@ -115,12 +115,12 @@ class Closing:
 
     def complete(self, file: File) -> None:
         """What the file's own task is to commit is seen by nobody else: all that was done before has to go before."""
-        if file.exclusive and not file.late:
+        if file.private:
             self._journal.complete()
 
     async def settle(self, file: File, deadline: float) -> None:
         """Return when the service knows all that the journal has of this file now, or that has to go before."""
-        if (file.exclusive and not file.late) or self._journal.concerns((file.ino,)):
+        if file.private or self._journal.concerns((file.ino,)):
             await self._journal.drain(deadline)
 
     async def surrender(self, inos: Optional[Collection[int]], deadline: float) -> None:

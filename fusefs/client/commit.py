@@ -191,7 +191,7 @@ class Committer:
         nobody else changes the file, and nothing else of it is under way."""
         runs: list[Run] = []
         for chunk, parts in _by_chunk(group.runs):
-            runs += [await self._whole(file, chunk, parts, deadline)] if chunk in group.crowded else parts
+            runs += [(await self._whole(file, chunk, parts, deadline))[1]] if chunk in group.crowded else parts
         group.encoded = await self._codec.encode([run.parts for run in runs])
         group.runs = runs
         await self._store(group, deadline)
@@ -201,18 +201,13 @@ class Committer:
         group.merged = True
         self.rewrites += 1
 
-    async def _whole(self, file: File, chunk: int, runs: Sequence[Run], deadline: float) -> Run:
+    async def _whole(self, file: File, chunk: int, runs: Sequence[Run], deadline: float) -> tuple[Attr, Run]:
+        """One run of all that a chunk has, and gets; and the attributes as of what it has."""
         start = chunk * BLOCK_BYTES_MAX
         attr, extents = await self._extents(file, start, start + BLOCK_BYTES_MAX, deadline)
-        return await self._overlay(attr, extents, start, runs, deadline)
-
-    async def _overlay(
-        self, attr: Attr, extents: Sequence[Extent], start: int, runs: Sequence[Run], deadline: float
-    ) -> Run:
-        """One run of all that a chunk has and gets."""
         end = max(runs[-1].end, min(attr.size, start + BLOCK_BYTES_MAX))
         pieces = [Piece(run.start, b"".join(run.parts), 0) for run in runs]
-        return Run(start, end, await self._reader.assemble(pieces, extents, start, end, deadline))
+        return attr, Run(start, end, await self._reader.assemble(pieces, extents, start, end, deadline))
 
     async def _store(self, group: Group, deadline: float) -> None:
         group.touched = await self._writer.put(group.encoded, deadline)
@@ -335,15 +330,15 @@ class Committer:
         return results[1:]
 
     def message(self, file: File, groups: Sequence[Group], base_version: int = 0) -> Commit:
-        append = file.append_base is not None and not groups[0].merged
+        base = None if groups[0].merged else file.append_base  # what begins before the end is no append
         return Commit(
             file.ino,
             tuple(extent for group in groups for extent in group.extents()),
             groups[-1].end,
             groups[-1].mtime_ns or file.mtime_ns,
             min(group.touched.epoch for group in groups),
-            append=append,
-            expected_size=file.append_base or 0 if append else 0,
+            append=base is not None,
+            expected_size=base or 0,
             base_version=base_version,
             pg_epoch=min(group.touched.pg_epoch for group in groups),
             data=b"".join([plain for group in groups for plain in group.data]),
@@ -374,13 +369,8 @@ class Committer:
                 self._reader.came(encoded.block, plain)
         if not in_journal(file):  # else what is known by right of the lease may be ahead of it
             file.note(committed.attr)
-        if file.append_base is not None and groups[0].merged:
-            for group in groups:
-                file.dirty.clean(group.start, group.end, group.generation)
-            file.append_base = groups[-1].end
-            return
         if file.append_base is not None:
-            start, end = file.append_base, groups[-1].end
+            start, end = groups[0].start if groups[0].merged else file.append_base, groups[-1].end
             for group in groups:
                 file.dirty.clean(group.start, group.end, group.generation)
             file.append_base = committed.offset + end - start
@@ -419,9 +409,7 @@ class Committer:
 
     async def _rewrite_chunk(self, file: File, chunk: int, part: Group, deadline: float) -> bool:
         """Read, overlay, put, and commit unless another mount changed the file meanwhile (False)."""
-        start = chunk * BLOCK_BYTES_MAX
-        attr, extents = await self._extents(file, start, start + BLOCK_BYTES_MAX, deadline)
-        whole = await self._overlay(attr, extents, start, part.runs, deadline)
+        attr, whole = await self._whole(file, chunk, part.runs, deadline)
         merged = Group([whole], part.generation)
         merged.encoded = await self._codec.encode([whole.parts])
         await self._store(merged, deadline)

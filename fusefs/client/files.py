@@ -72,6 +72,11 @@ class File:
         self.requests: deque[Flush] = deque()
 
     @property
+    def private(self) -> bool:
+        """Whether nobody else sees the file before the journal has brought what was written to it."""
+        return self.exclusive and not self.late
+
+    @property
     def idle_data(self) -> bool:
         """Whether there is nothing to write back, and nobody about to."""
         return not self.dirty and not self.running and not self.requests and not self.wishes

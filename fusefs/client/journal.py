@@ -124,7 +124,6 @@ class Journal:
         self._units: deque[tuple[int, bool]] = deque()  # number of the last entry, whether it must not be cut
         self._unit_end = 0  # the last entry of the newest of them
         self._ending = False  # a unit
-        self._hurried = False  # somebody waits for what is gathered
         self._answered = trio.lowlevel.ParkingLot()
         self._work = trio.Event()
         self._hurry = trio.Event()
@@ -286,10 +285,11 @@ class Journal:
                 if not self._hurry.is_set():
                     with trio.move_on_after(self.delay_s):
                         await self._hurry.wait()
-                self._hurried = self._hurry.is_set()
+                hurried = self._hurry.is_set()
                 self._hurry = trio.Event()
                 while self._entries:
                     try:
+                        self._end_unit(hurried=hurried)
                         await self._send_some()
                     except FsError as error:  # the session has ended, and clear was or will be called
                         log.info("the journal could not be sent: %s", error)
@@ -299,7 +299,7 @@ class Journal:
                         await trio.sleep(RETRY_S)
                     if not self._hurry.is_set() and len(self._entries) < HURRY_OPS:
                         break
-                    self._hurried = self._hurry.is_set()
+                    hurried = False  # who has come since has said so anew
                 if self._entries:
                     self._work.set()
                 else:
@@ -368,7 +368,6 @@ class Journal:
 
         A file that is new in this batch waits for its data: after a crash it is there with them or not at all.
         """
-        self._end_unit(hurried=self._hurried)
         units = iter(list(self._units))
         last, tight = next(units)
         batch: list[Entry] = []

@@ -155,7 +155,8 @@ class Session:
                 raise
             if error.code is Code.UNKNOWN_SESSION or not self._refence(asked, error):
                 self._lost(asked)
-            self._wake.set()  # for another session, or with the new fence
+            else:
+                self._wake.set()  # to renew with the new fence
             return
         reply = answer.body
         if asked != self.id:

@@ -60,8 +60,8 @@ class Guard:
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
-    def abort(self) -> None:
-        """End the connection: all who wait for it get an error."""
+    def end(self) -> None:
+        """End the connection, so that there is nothing to guard: all who wait for it get an error. Once."""
         if self._abort_fd is None:
             log.warning("the connection to the kernel cannot be aborted")
             return
@@ -69,13 +69,7 @@ class Guard:
             os.write(self._abort_fd, b"1")
         except OSError as error:
             log.warning("the connection to the kernel cannot be aborted", error=str(error))
-
-    def end(self) -> None:
-        """The connection has ended: there is nothing to guard."""
+        os.close(self._abort_fd)
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            self._process = None
-        if self._abort_fd is not None:
-            os.close(self._abort_fd)
-            self._abort_fd = None

@@ -208,12 +208,11 @@ class _Kernel:
             # After the loop nobody answers the kernel, so what is still mounted must go, then its descriptor.
             if self._is_ours():
                 table.unmount(self._plan.mount, lazy=True)
-            self._end_connection()  # or a thread of ours might wait for somebody who waits for us
+            if self._guard is not None:
+                self._guard.end()  # or a thread of ours might wait for somebody who waits for us
             if self._notifier is not None:
                 self._notifier.close()
             pyfuse3.close(unmount=False)
-            if self._guard is not None:
-                self._guard.end()
             if self._loop_of_ours is not None:
                 self._loop_of_ours.restore()
             self._operations.unmounted()
@@ -235,10 +234,6 @@ class _Kernel:
         self._device = mount.device if mount is not None else ""
         if self._device:
             self._guard = Guard(self._device)
-
-    def _end_connection(self) -> None:
-        if self._guard is not None:
-            self._guard.abort()
 
     @staticmethod
     def _too_early(name: str, request: Any, arguments: tuple[Any, ...]) -> None:

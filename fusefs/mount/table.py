@@ -140,11 +140,7 @@ def _connections() -> int:
     libc = ctypes.CDLL(None, use_errno=True)
 
     def call(number: int, *arguments: object) -> int:
-        result = int(libc.syscall(ctypes.c_long(number), *arguments))
-        if result < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-        return result
+        return _checked(libc.syscall(ctypes.c_long(number), *arguments))
 
     context = call(_SYS_FSOPEN, b"fusectl", _FSOPEN_CLOEXEC)
     try:
@@ -152,6 +148,14 @@ def _connections() -> int:
         return call(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0)
     finally:
         os.close(context)
+
+
+def _checked(result: int, path: str | None = None) -> int:
+    """What a call of libc has returned. OSError where it failed."""
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+    return result
 
 
 def abort(device: str) -> None:
@@ -224,9 +228,7 @@ def unmount(path: str, *, lazy: bool = False) -> None:
     """
     if os.geteuid() == 0:
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.umount2(os.fsencode(path), _MNT_DETACH if lazy else 0) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
+        _checked(libc.umount2(os.fsencode(path), _MNT_DETACH if lazy else 0), path)
         return
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", path]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -241,9 +243,7 @@ def sync(path: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if libc.syncfs(fd) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
+        _checked(libc.syncfs(fd), path)
     finally:
         os.close(fd)
 

@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fusefs.mount import table
-from tests.harness import cluster, need_fuse
+from tests.harness import cluster, need_fuse, wait_for
 
 ENDED_S = 10.0
 
@@ -60,15 +59,6 @@ trio.run(main)
 USER = "import os, sys; os.stat(sys.argv[1] + '/f'); os.fsync(os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY))"
 
 
-def within(seconds: float, done: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 @pytest.mark.parametrize("guarded", ["guarded", "alone"])
 def test_who_waits_for_a_killed_mount_gets_an_error(tmp_path: Path, guarded: str) -> None:
     """Where even the process beside it was killed, whoever wants the mount point next ends what is left."""
@@ -90,11 +80,12 @@ def test_who_waits_for_a_killed_mount_gets_an_error(tmp_path: Path, guarded: str
         process.kill()
         user.kill()
         if guarded == "alone":
-            assert not within(1.0, lambda: user.poll() is not None), "nothing waits for the mount: no power"
+            time.sleep(1.0)
+            assert user.poll() is None, "nothing waits for the mount: no power"
             assert table.is_dead(str(mount))
-        assert within(ENDED_S, lambda: process.poll() is not None), "the process of the mount has not ended"
-        assert within(ENDED_S, lambda: user.poll() is not None), "a program waits for ever"
-        assert within(ENDED_S, lambda: not os.path.exists(f"/proc/{guard}") or guard == "0")
+        process.wait(ENDED_S)
+        user.wait(ENDED_S)
+        wait_for(lambda: not os.path.exists(f"/proc/{guard}") or guard == "0", ENDED_S, "the guard to end")
         assert table.is_dead(str(mount)), "what was mounted there must not be mistaken for an empty directory"
     finally:
         entry = table.mounted_at(str(mount))
@@ -141,7 +132,8 @@ def test_who_has_mapped_a_file_that_mounts_contend_for_does_not_hang_when_they_e
                 poll.register(pidfd, select.POLLIN)
                 assert poll.poll(1000 * 4 * ENDED_S), "the process of a mount has not ended"
                 os.close(pidfd)
-            assert within(ENDED_S, lambda: all(mapper.poll() is not None for mapper in mappers)), "a program hangs"
+            for mapper in mappers:
+                mapper.wait(ENDED_S)
         finally:
             for mapper in mappers:
                 mapper.kill()

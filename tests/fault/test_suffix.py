@@ -12,6 +12,7 @@ from pathlib import Path
 import blake3
 import pytest
 
+from node.host.paths import fsync_directory
 from tests.fault.suffix_worker import File, Step, Work
 from tests.harness import LONG, cluster, need_fuse, seed
 
@@ -84,9 +85,7 @@ def test_what_a_killed_mount_loses_is_a_suffix(tmp_path: Path) -> None:
             top, done = mount / str(number), tmp_path / f"done-{number}"
             top.mkdir()
             done.touch()
-            fd = os.open(mount, os.O_RDONLY | os.O_DIRECTORY)
-            os.fsync(fd)
-            os.close(fd)
+            fsync_directory(mount)
             seed_ = rng.randrange(1 << 30)
             command = [sys.executable, "-m", "tests.fault.suffix_worker", str(seed_), str(top), str(done)]
             worker = subprocess.Popen(command, stderr=subprocess.DEVNULL)

@@ -14,7 +14,6 @@ from metadata import api
 from node.wire.errors import Code, FsError
 from node.wire.limits import BLOCK_BYTES_MAX
 from node.wire.types import ROOT_INO
-
 from storage import api as storage
 
 from .world import Gate, World, contents, seen
