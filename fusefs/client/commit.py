@@ -61,7 +61,7 @@ class Group:
         self.unsure: Optional[list[int]] = None  # chunks where the bound of extents does not settle it
         self.carrying = False  # their bytes shall travel with the commit where no chunk is crowded
         self.crowded: set[int] = set()  # chunks that would have too many extents
-        self.merged = False  # with what was there before, in chunks that would have had
+        self.placed = False  # it goes where it lies, though the file is appended to: nobody else moves its end
         self.done = trio.Event()
         self.error: Optional[FsError] = None
         self.mtime_ns = 0  # 0: the file's, when it is committed
@@ -198,7 +198,6 @@ class Committer:
         for chunk in group.crowded:
             file.extents[chunk] = 1
         group.crowded.clear()
-        group.merged = True
         self.rewrites += 1
 
     async def _whole(self, file: File, chunk: int, runs: Sequence[Run], deadline: float) -> tuple[Attr, Run]:
@@ -330,7 +329,7 @@ class Committer:
         return results[1:]
 
     def message(self, file: File, groups: Sequence[Group], base_version: int = 0) -> Commit:
-        base = None if groups[0].merged else file.append_base  # what begins before the end is no append
+        base = None if groups[0].placed else file.append_base
         return Commit(
             file.ino,
             tuple(extent for group in groups for extent in group.extents()),
@@ -370,7 +369,7 @@ class Committer:
         if not in_journal(file):  # else what is known by right of the lease may be ahead of it
             file.note(committed.attr)
         if file.append_base is not None:
-            start, end = groups[0].start if groups[0].merged else file.append_base, groups[-1].end
+            start, end = groups[0].start if groups[0].placed else file.append_base, groups[-1].end
             for group in groups:
                 file.dirty.clean(group.start, group.end, group.generation)
             file.append_base = committed.offset + end - start

@@ -59,6 +59,8 @@ class File:
         self.through = 0  # writes that are being committed before they return: not seen before that
         self.unsealed = False  # bytes were written that are not in the journal
         self.journaled = 0  # entries in the journal that are about the data
+        self.reserved = 0  # of these, those whose bytes are taken already: up to generation ``taken``
+        self.taken = 0
         self.watched = False  # made here in a directory that others look at
         self.fresh = False  # created or emptied here: a chunk that is not in ``extents`` has none
         # Write-back's own
@@ -85,6 +87,18 @@ class File:
     def idle(self) -> bool:
         """Whether nothing needs this object any more."""
         return not self.handles and self.idle_data
+
+    def reserve(self, generation: int) -> None:
+        """The journal has taken what is dirty up to a generation."""
+        self.running = True
+        self.reserved += 1
+        self.taken = generation
+
+    def release(self) -> bool:
+        """What it had taken once is committed, or given back; return whether nothing of it is reserved any more."""
+        self.reserved -= 1
+        self.running = self.reserved > 0
+        return not self.running
 
     def truncated(self, size: int) -> None:
         """The file has been cut or extended to ``size``."""

@@ -180,7 +180,7 @@ class Journal:
         entry.carry = carry
         file.unsealed = False
         file.journaled += 1
-        if file.journaled == 1:  # else an earlier entry will need the file, and it goes first
+        if file.reserved == file.journaled - 1:  # else an earlier entry has still to take its bytes
             entry.group = self.data.reserve(file, entry.generation, carry)
         alone = entry.group is None and not self._ending
         if alone:  # it may have to be brought outside of a batch
@@ -407,9 +407,10 @@ class Journal:
         """Write a file back outside a batch: much data, an append, or one that failed."""
         file = entry.file
         assert file is not None
-        if entry.group is not None:
-            entry.group = None
-            self.data.unreserve(file)
+        for other in self._entries:  # those behind it too: nobody else writes the file back until all are released
+            if other.file is file and other.group is not None:
+                other.group = None
+                self.data.unreserve(file)
         if file.dirty and file.dead is None and not (file.removed and not file.handles):
             try:
                 await self.data.flush_for_journal(file, entry.carry)

@@ -337,20 +337,22 @@ class WriteBack:
         return list(self._dirty)
 
     def reserve(self, file: File, generation: int, carry: bool) -> Optional[Group]:
-        """Put what is dirty, where one group is all there is and nobody else writes the file back; else None.
-        Until ``unreserve`` nobody does. With ``carry`` it may travel with its commit instead."""
-        if file.running or file.requests or file.dead is not None:
+        """Put what is dirty and not reserved, where that is one group and nobody else writes the file back; else
+        None. Until ``unreserve``, once for each, nobody does. With ``carry`` it may travel with its commit instead."""
+        if (file.running and not file.reserved) or file.requests or file.dead is not None:
             return None
         if file.append_base is not None and (self._closing is None or self._closing.size(file.ino) is None):
             return None  # it lands where the file ends, which others may move
         pieces = file.dirty.pieces(0, None, generation)
+        pieces = [piece for piece in pieces if not file.reserved or piece.generation > file.taken]
         if not 0 < sum(len(piece.data) for piece in pieces) <= BLOCK_BYTES_MAX:
             return None
         first, *others = groups_of(pieces, generation)
         if others:
             return None
         first.mtime_ns = file.mtime_ns
-        file.running = True
+        first.placed = file.append_base is not None
+        file.reserve(generation)
         if carry and self._committer.carry(file, first):
             first.done.set()
         else:
@@ -360,7 +362,7 @@ class WriteBack:
     async def _put(self, file: File, group: Group) -> None:
         try:
             await self._committer.put(file, group, self._step(file))
-            if group.crowded and file.exclusive:
+            if group.crowded and file.exclusive and file.reserved == 1:  # else not all is there that a chunk will have
                 await self._committer.merge(file, group, self._step(file))
         except FsError as error:
             group.error = error
@@ -384,8 +386,9 @@ class WriteBack:
             file.ledger.resolve()
 
     def unreserve(self, file: File) -> None:
-        """The file may be written back by others again."""
-        file.running = False
+        """The file may be written back by others again, once nothing of it is reserved."""
+        if not file.release():
+            return
         if file.requests:
             self._start(file)
         self._account(file)

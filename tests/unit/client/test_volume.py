@@ -134,6 +134,35 @@ async def test_what_replaces_bytes_while_they_are_synced_is_synced_in_their_plac
     world.check()
 
 
+@pytest.mark.parametrize("flags", [os.O_RDWR, os.O_RDWR | os.O_APPEND])
+async def test_a_file_that_is_written_and_closed_again_and_again_stays_in_its_place_each_time(flags: int) -> None:
+    """Each time its bytes of then are brought, between what was done before and after, in one entry."""
+    world = World(alone=True)
+    async with world.mount() as volume:
+        directory = (await volume.mkdir(ROOT_INO, b"d", 0o700, 0, 0)).ino
+        await volume.mknod(directory, b"first", 0o100644, 0, 0, 0)  # has inode numbers fetched
+        await trio.testing.wait_all_tasks_blocked()
+        slow = Gate(lambda request: isinstance(request, storage.Put))
+        world.store.before.append(slow)
+        handle, attr = await volume.create(directory, b"f", 0o644, flags, 0, 0)
+        for number in range(3):
+            await volume.write(handle, 0 if flags == os.O_RDWR else 4 * number, b"%d" % number * 4)
+            await volume.flush(handle)
+            await volume.mknod(directory, b"%d" % number, 0o100644, 0, 0, 0)
+        slow.opened.set()
+        await volume.syncfs()
+        batches = [request.ops for request in world.member.requests if isinstance(request, api.Submit)]
+        (batch,) = [ops for ops in batches if any(isinstance(op, api.Commit) for op in ops)]
+        assert [type(op) for op in batch] == [api.Make, *[api.Commit, api.Make] * 3]
+        for number, op in enumerate(batch[1::2]):
+            encoded, _ = world.store.blocks[op.extents[0].block]
+            plain = storage.decode_block(encoded, op.extents[0].block, 0, 4, 4)
+            assert bytes(plain) == b"%d" % number * 4
+        await volume.release(handle)
+        assert await contents(volume, attr.ino) == (b"2222" if flags == os.O_RDWR else b"000011112222")
+    world.check()
+
+
 async def test_holes_are_zeros_and_reads_end_at_the_end() -> None:
     world = World()
     async with world.mount() as volume:
