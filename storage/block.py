@@ -14,8 +14,8 @@ any thread; hashing and lz4 release the GIL.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from typing import NoReturn, Optional
+from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple, NoReturn, Optional, TypeVar
 
 import lz4.block
 from blake3 import blake3
@@ -37,6 +37,11 @@ TABLE_BYTES_MAX = HEADER.size + PIECES_MAX * ENTRY.size
 _TABLES = [struct.Struct("<" + "IQ" * count) for count in range(PIECES_MAX + 1)]
 
 assert TABLE_BYTES_MAX + BLOCK_BYTES_MAX <= BLOCK_STORED_BYTES_MAX
+
+
+T = TypeVar("T")
+# Yields what to read, each (length, offset), side by side where there are several; is sent their bytes in this order.
+Steps = Generator[Sequence[tuple[int, int]], Sequence[Buffer], T]
 
 
 def name(plaintext: Buffer) -> BlockId:
@@ -75,25 +80,11 @@ def decode(
     INVALID when the range is not inside the block. Do not modify the result: it may share memory with ``encoded``.
     """
     table = PieceTable(encoded, block_id)
-    if raw_length is not None and raw_length != table.length:
-        _corrupt(block_id, f"has {table.length} bytes, expected {raw_length}")
+    if raw_length is not None:
+        table.expected(raw_length)
     first, count = table.cover(offset, length)
-    length = length or table.length - offset
-    skip = offset - first * PIECE_BYTES
     start, end = table.place(first, count)
-    view = memoryview(encoded).cast("B")
-    if all(table.raw(index) for index in range(first, first + count)):  # plaintext lies there: no copy
-        for index in range(first, first + count):
-            table.stored(view, index)
-        plain: Buffer = view[start + skip : start + skip + length].toreadonly()
-    elif count == 1:
-        piece = table.plain(view, first)
-        plain = piece if len(piece) == length else memoryview(piece)[skip : skip + length]
-    else:
-        plain = _gather(table, view, first, count, skip, length)
-    if length == table.length and name(plain) != block_id:
-        _corrupt(block_id, "does not hash to its name")
-    return plain
+    return Pieces(table, first, count, memoryview(encoded).cast("B")[start:end]).plain(offset, length)
 
 
 def partial(encoded: Buffer, block_id: bytes, offset: int, length: int) -> bytes:
@@ -113,23 +104,63 @@ def place_raw(stored: int, length: int, offset: int, count: int) -> Optional[tup
     return start + offset - offset % PIECE_BYTES, start + min(length, -(-(offset + count) // PIECE_BYTES) * PIECE_BYTES)
 
 
+def as_a_whole(stored: int, length: int, offset: int, count: int) -> bool:
+    """Whether an encoded block is read as a whole for a part: all of it is wanted, or it is small."""
+    return stored <= 2 * PIECE_BYTES or (offset == 0 and count in (0, length))
+
+
+def read_pieces(
+    block_id: bytes, stored: int, length: int, offset: int, count: int, table: Optional[PieceTable] = None
+) -> Steps[Pieces]:
+    """Find the pieces that cover ``count`` bytes from ``offset`` (0: to its end) of a block of this length, whose
+    encoded form has ``stored`` bytes, and whose ``table`` may be known. The table is verified, pieces are not."""
+    if as_a_whole(stored, length, offset, count):
+        (encoded,) = yield [(stored, 0)]
+        table = PieceTable(encoded, block_id).expected(length)
+        first, covered = table.cover(offset, count)
+        start, end = table.place(first, covered)
+        return Pieces(table, first, covered, memoryview(encoded)[start:end])
+    found: Optional[Buffer] = None
+    if table is None:
+        head = min(TABLE_BYTES_MAX, stored), 0
+        raw = place_raw(stored, length, offset, count or length - offset)
+        if raw is not None:
+            beginning, found = yield [head, (raw[1] - raw[0], raw[0])]
+        else:
+            (beginning,) = yield [head]
+        table = PieceTable(beginning, block_id, prefix=True)
+    first, covered = table.expected(length).cover(offset, count)
+    start, end = table.place(first, covered)
+    if found is None:
+        (found,) = yield [(end - start, start)]
+    if len(found) != end - start:
+        _corrupt(block_id, f"is cut off in its pieces {first}+{covered}")
+    return Pieces(table, first, covered, found)
+
+
 def read_encoded(
     read: Callable[[int, int], bytes], hint: Callable[[int, int], None], block_id: bytes, stored: int, length: int,
     offset: int, count: int,
 ) -> bytes:
     """Return the encoded block, or the encoded partial block that covers ``count`` bytes from ``offset`` (0: to its
     end) of a block of this length, of which ``read`` gives (length, offset) of the encoded form. ``hint`` is told, in
-    the same way, what will be read in a moment. The table is verified, pieces are not."""
-    end = offset + count if count else length
-    if stored <= 2 * PIECE_BYTES or (offset == 0 and end == length):
+    the same way, what will be read in a moment. The table is verified where not all is read, pieces are not."""
+    if as_a_whole(stored, length, offset, count):
         return read(stored, 0)
-    raw = place_raw(stored, length, offset, end - offset)
-    if raw is not None:  # the disk works on the pieces while it is waited for the table
-        hint(raw[1] - raw[0], raw[0])
-    table = PieceTable(read(min(TABLE_BYTES_MAX, stored), 0), block_id, prefix=True)
-    first, covered = table.cover(offset, count)
-    start, behind = table.place(first, covered)
-    return table.head(first, covered) + read(behind - start, start)
+    return take(read_pieces(block_id, stored, length, offset, count), read, hint).encoded()
+
+
+def take(steps: Steps[T], read: Callable[[int, int], bytes], hint: Callable[[int, int], None]) -> T:
+    """Have the steps read one after the other."""
+    try:
+        wanted = next(steps)
+        while True:
+            for one in wanted[1:]:  # the disk works on them while the first is waited for
+                hint(*one)
+            wanted = steps.send([read(*one) for one in wanted])
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 def verify(encoded: Buffer, block_id: bytes, raw_length: int) -> None:
@@ -216,6 +247,12 @@ class PieceTable:
             _corrupt(self.block_id, f"piece {index} claims {stored} stored bytes for {full}")
         return stored
 
+    def expected(self, length: int) -> PieceTable:
+        """Return this table, having checked it against the plaintext length that it should be of."""
+        if self.length != length:
+            _corrupt(self.block_id, f"has {self.length} bytes, expected {length}")
+        return self
+
     @property
     def size(self) -> int:
         """The length of the whole encoded form, of the pieces that the header announces."""
@@ -248,17 +285,18 @@ class PieceTable:
         """Return the header and table of a partial block with these pieces."""
         return HEADER.pack(MAGIC, VERSION, HASH_BLAKE3, first, count, self.length, self._checksum) + self._table
 
-    def stored(self, view: memoryview, index: int) -> memoryview:
-        """Return the verified stored bytes of a piece that is here."""
+    def stored(self, view: memoryview, index: int, base: int = 0) -> memoryview:
+        """Return the verified stored bytes of a piece that is here. ``view`` begins ``base`` bytes into the encoded
+        form."""
         at = index - self.first
-        stored = view[self._offsets[at] : self._offsets[at + 1]]
+        stored = view[self._offsets[at] - base : self._offsets[at + 1] - base]
         if xxh3_64_intdigest(stored, index) != self._fields[2 * index + 1]:
             _corrupt(self.block_id, f"piece {index} is damaged")
         return stored
 
-    def plain(self, view: memoryview, index: int) -> Buffer:
-        """Return the plaintext of a piece that is here."""
-        stored = self.stored(view, index)
+    def plain(self, view: memoryview, index: int, base: int = 0) -> Buffer:
+        """Return the plaintext of a piece that is here; ``base`` as in ``stored``."""
+        stored = self.stored(view, index, base)
         if self.raw(index):
             return stored
         length = self.piece_length(index)
@@ -271,17 +309,50 @@ class PieceTable:
         return plain
 
 
-def _gather(table: PieceTable, view: memoryview, first: int, count: int, skip: int, length: int) -> bytearray:
-    """Decode neighbouring pieces into one buffer that begins ``skip`` bytes into the first."""
-    plain = bytearray(length)
-    room = memoryview(plain)
-    at = -skip
-    for index in range(first, first + count):
-        piece = memoryview(table.plain(view, index))
-        begin, end = max(at, 0), min(at + len(piece), length)
-        room[begin:end] = piece[begin - at : end - at]
-        at += len(piece)
-    return plain
+class Pieces(NamedTuple):
+    """Neighbouring pieces of an encoded block, as they are stored, not yet verified."""
+
+    table: PieceTable
+    first: int
+    number: int
+    stored: Buffer
+
+    def encoded(self) -> bytes:
+        """Return the partial block that consists of them."""
+        return b"".join((self.table.head(self.first, self.number), self.stored))
+
+    def plain(self, offset: int, length: int) -> Buffer:
+        """Return what ``decode`` does of the block that they belong to, having verified all of them."""
+        table, first, count = self.table, self.first, self.number
+        length = length or table.length - offset
+        skip = offset - first * PIECE_BYTES
+        view = memoryview(self.stored).cast("B")
+        base = table.place(first, count)[0]
+        plain: Buffer
+        if all(table.raw(index) for index in range(first, first + count)):  # plaintext lies there: no copy
+            for index in range(first, first + count):
+                table.stored(view, index, base)
+            plain = view[skip : skip + length].toreadonly()
+        elif count == 1:
+            piece = table.plain(view, first, base)
+            plain = piece if len(piece) == length else memoryview(piece)[skip : skip + length]
+        else:
+            plain = self._gather(view, base, skip, length)
+        if length == table.length and name(plain) != table.block_id:
+            _corrupt(table.block_id, "does not hash to its name")
+        return plain
+
+    def _gather(self, view: memoryview, base: int, skip: int, length: int) -> bytearray:
+        """Decode the pieces into one buffer that begins ``skip`` bytes into the first."""
+        plain = bytearray(length)
+        room = memoryview(plain)
+        at = -skip
+        for index in range(self.first, self.first + self.number):
+            piece = memoryview(self.table.plain(view, index, base))
+            begin, end = max(at, 0), min(at + len(piece), length)
+            room[begin:end] = piece[begin - at : end - at]
+            at += len(piece)
+        return plain
 
 
 def _pack(piece: Buffer, length: int) -> tuple[int, Buffer]:

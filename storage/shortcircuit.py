@@ -10,13 +10,13 @@ import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 from node.host.disk import SystemFile
 from node.wire.errors import Code, FsError
-from node.wire.limits import SHORT_CIRCUIT_FILES_MAX
+from node.wire.limits import PIECE_TABLES_MAX, SHORT_CIRCUIT_FILES_MAX
 from node.wire.types import Buffer
-from storage.block import decode, read_encoded
+from storage.block import PieceTable, Steps, as_a_whole, read_pieces, take
 from storage.records import SEGMENT_HEADER_BYTES, unpack_segment_header
 from storage.segments import segment_name
 
@@ -37,6 +37,7 @@ class SegmentReader:
         self._lock = threading.Lock()
         self._files: OrderedDict[int, SystemFile] = OrderedDict()  # the least recently read first
         self._read: set[int] = set()  # since the last ``tidy``
+        self._tables: OrderedDict[tuple[int, int], PieceTable] = OrderedDict()  # of blocks that were read in part
 
     def read(self, place: Located, block: bytes, offset: int, length: int) -> Buffer:
         """Return verified plaintext of a block that lies there.
@@ -52,8 +53,38 @@ class SegmentReader:
         def hint(count: int, at: int) -> None:
             file.fetch(place.offset + at, count)
 
-        encoded = read_encoded(read, hint, block, place.stored, place.length, offset, length)
-        return decode(encoded, block, offset, length, place.length)
+        return take(self._steps(place, block, offset, length), read, hint)
+
+    def steps(
+        self, place: Located, block: bytes, offset: int, length: int
+    ) -> Optional[tuple[SystemFile, Steps[Buffer]]]:
+        """Return what ``read`` would do, for a caller who reads by himself: the file, and the steps that end in the
+        plaintext; offsets count from the block's place. They raise the same. None where the file is not open, because
+        opening it may wait."""
+        with self._lock:
+            file = self._files.get(place.segment)
+            if file is None:
+                return None
+            self._read.add(place.segment)
+        return file, self._steps(place, block, offset, length)
+
+    def _steps(self, place: Located, block: bytes, offset: int, length: int) -> Steps[Buffer]:
+        key = place.segment, place.offset
+        with self._lock:
+            table = self._tables.pop(key, None)  # not put back where what follows fails
+        pieces = yield from read_pieces(block, place.stored, place.length, offset, length, table)
+        plain = pieces.plain(offset, length)
+        if not as_a_whole(place.stored, place.length, offset, length):
+            with self._lock:
+                self._tables[key] = pieces.table
+                if len(self._tables) > PIECE_TABLES_MAX:
+                    self._tables.popitem(last=False)
+        return plain
+
+    @property
+    def tables(self) -> int:
+        """How many tables of pieces are remembered."""
+        return len(self._tables)
 
     def check(self, place: Located) -> None:
         """Raise what ``read`` would where this file is not the store's, or not for this process to read."""

@@ -92,6 +92,10 @@ class SystemFile:
     def size(self) -> int:
         return os.fstat(self._fd).st_size
 
+    def fileno(self) -> int:
+        """The descriptor, open as long as anyone holds this object."""
+        return self._fd
+
     def removed(self) -> bool:
         """Whether the file has no name any more."""
         return not os.fstat(self._fd).st_nlink

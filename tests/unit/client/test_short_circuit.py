@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import trio
@@ -16,9 +17,12 @@ from fusefs.client import reader
 from fusefs.client.handles import Handle
 from fusefs.client.shortcircuit import ShortCircuit
 from fusefs.client.volume import Volume
+from node.host import diskreads
+from node.host.disk import SystemFile
+from node.host.uring import open_ring
 from node.wire.errors import Code
-from node.wire.limits import LOCATE_BLOCKS_MAX, MIB, SHORT_CIRCUIT_AGAIN_S, SHORT_CIRCUIT_PAUSE_S
-from node.wire.types import ROOT_INO
+from node.wire.limits import LOCATE_BLOCKS_MAX, MIB, PIECE_TABLE_BYTES, SHORT_CIRCUIT_AGAIN_S, SHORT_CIRCUIT_PAUSE_S
+from node.wire.types import ROOT_INO, Buffer
 from storage import api as storage
 from storage.segments import segment_name
 
@@ -91,6 +95,34 @@ async def test_a_block_is_asked_for_once_and_then_read_here(tmp_path: Path) -> N
         await check(volume, handle, 3 * MIB - 50)
         assert len(world.stores[1].gets) == gets
         assert short.reads > SIZE // MIB and short.failures == 0
+
+
+@pytest.mark.parametrize("kernel", ["does not", "does"])
+async def test_little_is_read_without_threads_where_the_kernel_does_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    if kernel == "does not":
+        monkeypatch.setattr(diskreads, "open_ring", lambda *_: None)
+    elif open_ring(1, 1.0) is None:
+        pytest.skip("this one does not let us have an io_uring")
+    world = World()
+    async with reading(world, tmp_path) as (volume, handle, short):
+        gets, threads = len(world.stores[1].gets), []
+        read = storage.SegmentReader.read
+
+        def in_a_thread(*args: Any) -> Buffer:
+            threads.append(args)
+            return read(*args)
+
+        for at in range(200_000, SIZE, MIB):
+            await check(volume, handle, at)  # opens the files
+        monkeypatch.setattr(storage.SegmentReader, "read", in_a_thread)
+        for start in (300_000, 400_000):  # places are found in what is read, and then remembered
+            for at in range(start, SIZE, MIB):
+                await check(volume, handle, at)
+        assert len(world.stores[1].gets) == gets and short.failures == 0
+        assert len(threads) == (0 if kernel == "does" else 2 * SIZE // MIB)
+        assert short.statistics()["places_bytes"] > 2 * SIZE // MIB * PIECE_TABLE_BYTES // 2
 
 
 async def test_whole_blocks_too(tmp_path: Path) -> None:
@@ -186,8 +218,9 @@ async def test_who_cannot_read_the_files_soon_stops_asking(tmp_path: Path, why: 
         assert short._avoided[1] > trio.current_time() + SHORT_CIRCUIT_AGAIN_S - 10
 
 
+@pytest.mark.parametrize("way", ["in a thread", "without"])
 async def test_a_disk_that_does_not_answer_costs_half_a_second_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     world = World()
     async with reading(world, tmp_path) as (volume, handle, short):
@@ -198,6 +231,14 @@ async def test_a_disk_that_does_not_answer_costs_half_a_second_once(
             with open(stuck, "rb"):  # waits until somebody writes
                 return b""
 
+        if way == "without":
+            writing = os.open(stuck, os.O_RDWR)  # nobody ever does
+            monkeypatch.setattr(SystemFile, "fileno", lambda _: writing)
+            for at in range(700_000, SIZE, MIB):
+                await check(volume, handle, at)  # and the files are open
+            assert short._reads._ring is not None or open_ring(1, 1.0) is None
+        else:
+            monkeypatch.setattr(storage.SegmentReader, "steps", lambda *_: None)
         monkeypatch.setattr(storage.SegmentReader, "read", read)
         begun = trio.current_time()
         async with trio.open_nursery() as nursery:

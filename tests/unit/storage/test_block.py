@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Callable
 from random import Random
 
 import lz4.block
@@ -98,6 +99,58 @@ def test_ranges_and_partials(data: st.DataObject) -> None:
     inner = data.draw(st.integers(0, len(expected) - 1))
     assert bytes(block.decode(part, name, offset + inner, 1)) == expected[inner : inner + 1]
     assert block.partial(part, name, offset, length) == part
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_reading_only_what_is_needed(data: st.DataObject) -> None:
+    size = data.draw(st.sampled_from(SIZES))
+    plain = data.draw(st.sampled_from([text, noise, mixed]))(size)
+    name, encoded = block.encode(plain)
+    offset = data.draw(st.integers(0, size - 1))
+    length = data.draw(st.integers(0, size - offset))
+    expected = plain[offset : offset + length] if length else plain[offset:]
+    table = block.PieceTable(encoded, name) if data.draw(st.booleans()) else None
+    asked: list[tuple[int, int]] = []
+    hinted: list[tuple[int, int]] = []
+
+    def read(count: int, at: int) -> bytes:
+        asked.append((count, at))
+        return encoded[at : at + count]
+
+    def hint(count: int, at: int) -> None:
+        hinted.append((count, at))
+
+    pieces = block.take(block.read_pieces(name, len(encoded), size, offset, length, table), read, hint)
+    assert bytes(pieces.plain(offset, length)) == expected
+    assert pieces.encoded() == block.partial(encoded, name, offset, length)
+    assert set(hinted) <= set(asked)
+    whole = len(encoded) <= 2 * PIECE_BYTES or len(expected) == size
+    assert len(asked) == (1 if whole or table is not None else 2)
+    covered = -(-(offset + len(expected)) // PIECE_BYTES) - offset // PIECE_BYTES
+    assert whole or sum(count for count, _ in asked) <= covered * PIECE_BYTES + block.TABLE_BYTES_MAX
+    part = block.read_encoded(read, hint, name, len(encoded), size, offset, length)
+    assert bytes(block.decode(part, name, offset, length)) == expected
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("make", [mixed, noise])  # whose place says the table, or the length
+def test_what_is_cut_off_while_it_is_read(make: Callable[[int], bytes], known: bool) -> None:
+    plain = make(7 * PIECE_BYTES)
+    name, encoded = block.encode(plain)
+    table = block.PieceTable(encoded, name) if known else None
+
+    def read(count: int, at: int) -> bytes:
+        return encoded[at : at + count - bool(at)]
+
+    for length, missing in ((len(plain), read), (len(plain) + 1, lambda count, at: encoded[at : at + count])):
+        with pytest.raises(FsError) as failure:
+            block.take(block.read_pieces(name, len(encoded), length, 5 * PIECE_BYTES, 10, table), missing, _nothing)
+        assert failure.value.code == Code.CORRUPT_BLOCK
+
+
+def _nothing(count: int, at: int) -> None:
+    pass
 
 
 def test_a_partial_block_is_not_the_whole() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from node.host.disk import SystemDisk
 from node.wire.errors import Code, FsError
 from node.wire.limits import PIECE_BYTES, SHORT_CIRCUIT_FILES_MAX
-from storage import api
+from storage import api, shortcircuit
+from storage.block import take
 from storage.catalog import MemoryCatalog
 from storage.records import SegmentHeader
 from storage.segments import segment_name
@@ -66,6 +68,44 @@ def test_any_part_of_any_block(store: BlockStore, reader: SegmentReader) -> None
         for offset in {0, size // 3, size - 1}:
             for length in {1, min(PIECE_BYTES, size - offset), size - offset}:
                 assert bytes(reader.read(where, name, offset, length)) == data[offset : offset + length]
+
+
+def step_by_step(reader: SegmentReader, where: api.Located, name: bytes, offset: int, length: int) -> bytes:
+    """As ``read``, for a caller who reads by himself."""
+    found = reader.steps(where, name, offset, length)
+    assert found is not None
+    file, steps = found
+    return bytes(take(steps, lambda count, at: file.pread(count, where.offset + at), lambda *_: None))
+
+
+def test_step_by_step(store: BlockStore, reader: SegmentReader) -> None:
+    assert reader.steps(place(store, NAMES[0]), NAMES[0], 0, 1) is None, "opening a file may wait"
+    for data, name in zip(DATAS, NAMES):
+        where, size = place(store, name), len(data)
+        reader.check(where)
+        for offset in {0, size // 3, size - 1}:
+            for length in {1, min(PIECE_BYTES, size - offset), size - offset}:
+                for _ in range(2):  # the second time it is known where the pieces are
+                    assert step_by_step(reader, where, name, offset, length) == data[offset : offset + length]
+
+
+def test_tables_that_are_remembered(store: BlockStore, reader: SegmentReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortcircuit, "PIECE_TABLES_MAX", 2)
+    for name in NAMES:
+        if (one := place(store, name)).stored <= 2 * PIECE_BYTES:
+            reader.read(one, name, 0, 1)
+    assert reader.tables == 0, "of a small block everything is read"
+    larger = [Random(seed).randbytes(1 << 20) for seed in range(3)]
+    for data in larger:
+        assert commit(store, put(data)) == [0]
+    where = [(name, place(store, name)) for name in map(api.name_block, larger)]
+    for name, one in where:
+        reader.read(one, name, 0, 10)
+        assert 0 < reader.tables <= 2
+    name, one = where[-1]
+    with pytest.raises(FsError):
+        reader.read(api.Located(one.segment, one.offset, one.stored, one.length + 1), name, 0, 10)
+    assert reader.tables == 1, "it was of no use"
 
 
 @pytest.mark.parametrize("length", [100, 1 << 20])
