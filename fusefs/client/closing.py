@@ -11,6 +11,7 @@ from typing import Optional
 import trio
 
 from fusefs.client.files import File, Files
+from fusefs.client.leases import OWN_MARGIN_S
 from fusefs.client.local import Local
 from fusefs.client.session import Session
 from fusefs.client.writeback import WriteBack
@@ -41,17 +42,19 @@ class Closing:
 
     def owned(self, ino: int) -> bool:
         """Whether bytes that are written to a file now may stay here until they are asked for."""
-        if self._session.recalls.giving(ino):
-            self._session.exclusive.given_late()
+        session = self._session
+        # Once the leases have ended nobody waits for what is given back: it might come over what others have written.
+        if session.recalls.giving(ino) and session.leases.left_s(session.now_s()) > OWN_MARGIN_S:
+            session.exclusive.given_late()
             return True
         if self._local.owned(ino) is None:
             return False
-        self._session.exclusive.changed()
+        session.exclusive.changed()
         return True
 
-    def late(self) -> bool:
-        """Whether bytes of mapped pages may stay though no lease says so: the kernel gives all of them back."""
-        if not self._session.recalls.giving_all:
+    def late(self, ino: int) -> bool:
+        """Whether bytes of mapped pages may stay though no lease says so: the kernel gives them back, and waits."""
+        if not self._session.recalls.giving_all and not self._session.recalls.giving(ino):
             return False
         self._session.exclusive.given_late()
         return True

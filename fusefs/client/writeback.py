@@ -128,7 +128,7 @@ class WriteBack:
         closing = self._closing
         if file.exclusive or (closing is not None and closing.owned(file.ino)):
             return True
-        file.late = paged and closing is not None and closing.late()
+        file.late = paged and closing is not None and closing.late(file.ino)
         return file.late
 
     async def _bring_late(self, file: File) -> None:

@@ -183,27 +183,31 @@ class Leasing:
 
     # --- before a mutation ------------------------------------------------------------------------------------
 
-    def withholds(self, call: Call, concerned: Concerned, session: int, then: Callable[[Call], None]) -> bool:
-        """Whether a mutation must not be proposed yet; then ``then(call)`` is called when it may be tried again.
+    def withholds(self, call: Call, concerned: Concerned, session: int, then: Callable[..., None]) -> bool:
+        """Whether a mutation must not be proposed yet; then ``then(call)`` is called when it may be tried again, with
+        ``told=True`` when what is ``written`` need not be looked at again.
 
         Others may have changed by themselves what it is about. And what a name means can only be told while nobody
-        else is changing the directory.
+        else is changing the directory. Who owes an acknowledgement for a file may have taken bytes from its programs
+        since it was recalled, which it brings before it acknowledges: they came before a change that begins now. (Those
+        that others are asked for later, while this one waits, are of the same time, and in any order: so nobody is
+        kept waiting for ever.)
         """
         table = self.table
         if table.in_grace:
             table.wait_grace(self._park(call, then))
             return True
-        if not table.others_own(session):
-            return False
-        busy = table.applying(concerned.guessed)
-        if busy:
-            table.wait_applied(busy, self._park(call, then))
-            return True
-        for recall in table.seize(concerned.inos, session, self._node.running_s):
-            self._send(*recall)
-        debts = table.unsaid(concerned.inos, session)
+        debts = table.debts(concerned.written, session)
+        if table.others_own(session):
+            busy = table.applying(concerned.guessed)
+            if busy:
+                table.wait_applied(busy, self._park(call, then))
+                return True
+            for recall in table.seize(concerned.inos, session, self._node.running_s):
+                self._send(*recall)
+            debts |= table.unsaid(concerned.inos, session)
         if debts:
-            table.wait(debts, self._park(call, then))
+            table.wait(debts, self._park(call, partial(then, told=True)))
             return True
         return False
 
@@ -247,16 +251,19 @@ class Leasing:
 
 
 class Concerned(NamedTuple):
-    """What a mutation is about. ``guessed``: directories in which it depends on what a name means now."""
+    """What a mutation is about. ``guessed``: directories in which it depends on what a name means now. ``written``:
+    files whose bytes it changes, or copies, or their size or time."""
 
     inos: tuple[int, ...]
     guessed: tuple[int, ...]
+    written: tuple[int, ...] = ()
 
 
 def concerned(ops: Sequence[api.Op], child: Callable[[int, bytes], int]) -> Concerned:
     """The inodes that operations are about, in the state as it is. ``child`` tells what a name means."""
     inos: dict[int, None] = {}
     guessed: dict[int, None] = {}
+    written: dict[int, None] = {}
     names: dict[tuple[int, bytes], int] = {}  # as these operations leave them
 
     def look(parent: int, name: bytes) -> int:
@@ -282,10 +289,16 @@ def concerned(ops: Sequence[api.Op], child: Callable[[int, bytes], int]) -> Conc
             names[op.new_parent, op.new_name] = moved
             names[op.parent, op.name] = other
         elif isinstance(op, api.CloneRange):
-            inos.update({op.source: None, op.target: None})
+            both = {op.source: None, op.target: None}
+            inos.update(both)
+            written.update(both)
         else:
             inos.update({ino: None for field in ("ino", "parent") if (ino := getattr(op, field, 0))})
-    return Concerned(tuple(inos), tuple(guessed))
+            if isinstance(op, (api.Commit, api.PunchHole)) or (
+                isinstance(op, api.SetAttr) and (op.size is not None or op.mtime_ns is not None)
+            ):
+                written[op.ino] = None
+    return Concerned(tuple(inos), tuple(guessed), tuple(written))
 
 
 def spoken_of(queries: Sequence[api.Query], results: Sequence[api.Result]) -> list[int]:

@@ -105,8 +105,9 @@ class Service:
         else:
             self._submit(call)
 
-    def _submit(self, call: Call) -> None:
-        """Propose a mutation when nobody can have changed by himself what it is about."""
+    def _submit(self, call: Call, *, told: bool = False) -> None:
+        """Propose a mutation when nobody can have changed by himself what it is about. ``told``: what others had taken
+        when it came has arrived."""
         request: api.Submit = call.request
         table = self.leasing.table
         if self.node.role is not Role.LEADER:
@@ -114,6 +115,8 @@ class Service:
         if not table.term:
             raise FsError(Code.RETRY, "the new leader does not know yet what the last one has acknowledged")
         about = concerned(request.ops, self.machine.child)
+        if told:
+            about = about._replace(written=())
         if self.leasing.withholds(call, about, request.session, self._submit):
             return
         table.pend(request.session, about.inos)

@@ -203,6 +203,62 @@ def test_who_writes_on_and_on_gives_the_file_back() -> None:
     with_two_mounts(scene)
 
 
+@pytest.mark.parametrize("later", ["written", "cut", "copied"])
+def test_what_is_taken_while_a_recall_is_served_comes_before_what_begins_then(later: str) -> None:
+    """The recall was of a lease that others had too, so the service takes their changes before it is acknowledged."""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        first.caches(Slow())
+        handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
+        await first.write(handle, 0, b"old")
+        truth.leasing.table._cool_s = 100.0  # nobody has it exclusively from now on
+        theirs = await second.open(attr.ino, os.O_RDWR)
+        assert bytes(await second.read(theirs, 0, 5)) == b"old"
+        assert bytes(await first.read(handle, 0, 5)) == b"old"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(second.setattr, attr.ino, mode=0o640))  # which recalls it
+            while not first._session.recalls.giving(attr.ino):  # noqa: ASYNC110
+                await trio.sleep(0.001)
+            await first.write(handle, 0, b"taken")
+            assert first._session.recalls.giving(attr.ino), "it waited for the kernel, which may wait for it"
+            if later == "copied":
+                copy, copied = await second.create(ROOT_INO, b"g", 0o600, os.O_RDWR, 0, 0)
+                await second.copy(theirs, 0, copy, 0, 5)
+            elif later == "cut":
+                await second.setattr(attr.ino, size=2)
+            else:
+                await second.write(theirs, 0, b"later")
+        if later == "copied":
+            assert bytes(await second.read(copy, 0, 5)) == b"taken"
+        else:
+            for volume, opened in ((first, handle), (second, theirs)):
+                assert bytes(await volume.read(opened, 0, 5)) == (b"ta" if later == "cut" else b"later")
+
+    with_two_mounts(scene)
+
+
+def test_nothing_is_taken_that_nobody_waits_for() -> None:
+    """A recall is being served, and its leases have ended."""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        first.caches(Slow())
+        handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
+        await second.getattr(attr.ino)
+        await first.getattr(attr.ino)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(second.setattr, attr.ino, mode=0o640))  # which recalls it
+            while not first._session.recalls.giving(attr.ino):  # noqa: ASYNC110
+                await trio.sleep(0.001)
+            first._session.leases.drop_all()
+            begin = trio.current_time()
+            await first.write(handle, 8192, b"of a page", paged=True)
+            assert trio.current_time() - begin < 0.1, "it waited for the kernel, which waits for it"
+            await first.write(handle, 0, b"new")
+            assert not handle.file.dirty, "who looks now is not made to wait for it"
+
+    with_two_mounts(scene)
+
+
 @pytest.mark.parametrize("paged_first", [False, True])
 def test_who_has_lost_all_leases_keeps_nothing_that_is_written(paged_first: bool) -> None:
     """Only what comes from mapped pages stays then, while the kernel gives them back; and no other bytes along with

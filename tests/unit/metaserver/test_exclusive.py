@@ -169,7 +169,36 @@ def test_what_a_mutation_is_about() -> None:
     moved = [api.Rename(1, b"a", 2, b"c"), api.Remove(2, b"c")]
     assert concerned(moved, child) == Concerned((1, 10, 2), (1, 2)), "names are as the operation before left them"
     assert concerned([api.Link(12, 1, b"z"), api.SetAttr(13, mode=0)], child) == Concerned((12, 1, 13), ())
-    assert concerned([api.CloneRange(1, 0, 2, 0, 5)], child) == Concerned((1, 2), ())
+    assert concerned([api.CloneRange(1, 0, 2, 0, 5)], child) == Concerned((1, 2), (), (1, 2))
+    written = [api.Commit(1, (), 0, 0, 0), api.PunchHole(2, 0, 1), api.SetAttr(3, size=0), api.SetAttr(4, mtime_ns=1)]
+    assert concerned(written, child) == Concerned((1, 2, 3, 4), (), (1, 2, 3, 4))
+
+
+def test_who_changes_bytes_waits_for_those_that_others_are_giving_back() -> None:
+    """Once: what they are asked for meanwhile is of the same time."""
+    node: Any = SimpleNamespace(core=SimpleNamespace(term=1), running_s=0.0, full=False)
+    leasing = Leasing(node, SimpleNamespace(sessions=list), lambda *_: True)  # type: ignore[arg-type]
+    leasing.begin()
+    table = leasing.table
+    calls: list[tuple[Any, bool]] = []
+
+    def again(call: Any, *, told: bool = False) -> None:
+        calls.append((call, told))
+
+    def withheld(op: api.Op, session: int) -> bool:
+        call: Any = SimpleNamespace()
+        return leasing.withholds(call, concerned([op], lambda *_: 0), session, again)
+
+    for session in (A, B, C):
+        assert table.grant(session, [INO], 0.0)
+    recall = table.recall(A, (INO,))
+    assert not withheld(api.SetAttr(INO, mode=0), B), "bytes have nothing to do with it"
+    assert not withheld(api.SetAttr(INO, size=0), A), "its own come in order"
+    assert withheld(api.SetAttr(INO, size=0), B)
+    table.recall(C, (INO,))
+    assert not calls
+    table.acknowledge(*recall[:2])
+    assert [told for _, told in calls] == [True]
 
 
 def test_what_a_journal_has_made_is_recalled_where_it_cannot_be_leased() -> None:
