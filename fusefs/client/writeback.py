@@ -46,11 +46,7 @@ class WriteBack:
     """Dirty bytes of all files."""
 
     def __init__(
-        self,
-        files: Files,
-        committer: Committer,
-        nursery: trio.Nursery,
-        options: ClientOptions,
+        self, files: Files, committer: Committer, nursery: trio.Nursery, options: ClientOptions,
         now_ns: Callable[[], int],
     ) -> None:
         self._files = files
@@ -139,11 +135,14 @@ class WriteBack:
 
     async def _given_back(self, file: File) -> None:
         """Wait until the recalls of a file have been served; nothing of that waits for who writes."""
+        await self._until(lambda: not file.recalls, "another mount asks for this file, and it could not be brought")
+
+    async def _until(self, over: Callable[[], bool], story: str) -> None:
         with trio.move_on_after(self._options.request_timeout_s):
-            while file.recalls:
+            while not over():
                 await self._moved.park()
-        if file.recalls:
-            raise FsError(Code.TIMEOUT, "another mount asks for this file, and it could not be brought in time")
+        if not over():
+            raise FsError(Code.TIMEOUT, f"{story} in time")
 
     async def _through(self, handle: Handle) -> None:
         """Commit what was written; an error is told to who wrote it, now. Until then nobody here sees it either: what
@@ -159,10 +158,8 @@ class WriteBack:
             self._moved.unpark_all()
 
     async def written_through(self, file: File) -> None:
-        """Wait for writes that are committing now, whatever becomes of them."""
-        with trio.move_on_after(self._options.request_timeout_s):
-            while file.through:
-                await self._moved.park()
+        """Wait for writes that are committing now, whatever becomes of them. TIMEOUT: they still do."""
+        await self._until(lambda: not file.through, "what is being written could not be committed")
 
     def recalled(self, files: Iterable[File]) -> None:
         """Exclusive leases of these are being given back: nobody writes to them meanwhile."""

@@ -237,6 +237,28 @@ def test_what_is_taken_while_a_recall_is_served_comes_before_what_begins_then(la
     with_two_mounts(scene)
 
 
+def test_what_takes_for_ever_to_commit_is_not_shown_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stuck(self: WriteBack, file: File, **rest: Any) -> None:
+        await trio.sleep_forever()
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
+        await first.write(handle, 0, b"old")
+        truth.leasing.table._cool_s = 100.0  # nobody has it exclusively from now on
+        await second.getattr(attr.ino)
+        async with trio.open_nursery() as nursery:
+            monkeypatch.setattr(WriteBack, "flush", stuck)
+            nursery.start_soon(first.write, handle, 0, b"new")
+            await trio.sleep(0.1)
+            with pytest.raises(FsError) as failure:
+                await first.read(handle, 0, 3)
+            assert failure.value.code is Code.TIMEOUT
+            monkeypatch.undo()
+            nursery.cancel_scope.cancel()
+
+    with_two_mounts(scene)
+
+
 def test_nothing_is_taken_that_nobody_waits_for() -> None:
     """A recall is being served, and its leases have ended."""
 
