@@ -330,12 +330,12 @@ class Operations(pyfuse3.Operations):
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self.files[fh]
-        paged = True  # where nobody says
-        if self.paged is not None and (paged := self.paged()):  # before anything is awaited
+        paged = self.paged is not None and self.paged()  # before anything is awaited
+        if paged:
             handle = handle.placed()
-        written = await self.volume.write(handle, off, buf, paged=paged)
+        written = await self.volume.write(handle, off, buf, paged=paged or self.paged is None)
         self.kernel.grown(handle.ino, off + written)
-        if handle.direct:
+        if handle.direct and not paged:  # the kernel does that, and a recall would wait for pages that wait for this
             await self.volume.strip(handle, handle.uid)
         self.profile.operations["write"].bytes += written
         return written

@@ -219,3 +219,34 @@ def test_a_file_that_two_mounts_change_can_be_mapped(work: Path, other: Path) ->
             mapped[:4] = b"here"
             mapped.flush()
         assert (work / "f").read_bytes()[:8] == b"here%04d" % (i % 10000)
+
+
+def test_two_mounts_store_in_one_mapped_file(work: Path, other: Path) -> None:
+    """Each in a page of its own; nothing waits until somebody gives up."""
+    rounds = 40
+    (work / "f").write_bytes(bytes(65536))
+    mappings = []
+    for path in (work, other):
+        for changed in (work, other):  # what was recalled a moment ago is opened for direct I/O
+            (changed / "f").chmod(0o640)
+        with open(path / "f", "r+b") as f:
+            mappings.append(mmap.mmap(f.fileno(), 0))
+    children = []
+    for place, mapped in enumerate(mappings):
+        if pid := os.fork():
+            children.append(pid)
+            continue
+        slow = 0
+        for i in range(1, rounds + 1):  # mmap.flush keeps other threads from running: so these are processes
+            mapped[place * 8192] = i
+            began = time.monotonic()
+            mapped.flush(place * 8192, 4096)
+            slow += time.monotonic() - began > 0.9
+        os._exit(min(slow, 100))
+    slow = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    for mapped in mappings:
+        mapped.close()
+    assert max(slow) < 5, f"{slow} of {rounds}"
+    for path in (work, other):
+        content = (path / "f").read_bytes()
+        assert (content[0], content[8192]) == (rounds, rounds)

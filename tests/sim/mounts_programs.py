@@ -77,8 +77,13 @@ class Mount:
         local = self.volume._local
         done = local.done
         result = execute(op)
+        session = self.volume._session
         if local.done > done:
-            self.sea.changed_here(self.volume._session.id, op, result)
+            self.sea.changed_here(session.id, op, result)
+            ino = op.ino if isinstance(op, api.Link) else result.ino if isinstance(op, api.Rename) else 0
+            attr = session.leases.attr(ino, session.now_s())
+            if attr is not None and stat.S_ISREG(attr.mode):  # what is still being written goes before the new name
+                self.sea.sized_here(session.id, ino, attr.size)
         return result
 
     def _stays(self, stays: Callable[[File, bool], bool], file: File, paged: bool = False) -> bool:

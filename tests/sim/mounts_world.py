@@ -255,6 +255,12 @@ class Sea(Truth):
         for key, value in changes:
             self._note_here(session, key, value)
 
+    def sized_here(self, session: int, ino: int, size: int) -> None:
+        """A mount shows a file as so long, of which nobody else is shown anything sooner."""
+        if size != self.history.newest((ino, SIZE)):
+            self._note_here(session, (ino, SIZE), size)
+            self.sized.setdefault(session, set()).add(size)
+
     def _note_here(self, session: int, key: Key, value: int) -> None:
         self.history.note(key, value)
         self.changed.setdefault(session, {})[key] = None

@@ -238,6 +238,23 @@ async def test_files_are_known_by_number_until_released() -> None:
     assert caught.value.errno == errno.EBADF
 
 
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("paged", [True, False])
+async def test_nothing_is_asked_while_a_mapped_page_is_written_back(paged: bool, told: bool) -> None:
+    """A recall waits for the page, and whoever asks waits for the recall. Of direct writes the kernel leaves it to us
+    to take setuid away, also where nobody tells what a write is."""
+    opened = handle(5)
+    opened.flags, opened.direct = os.O_RDWR, True
+    opened.placed = lambda: opened
+    operations, volume = mounted(write=3)
+    operations.paged = (lambda: paged) if told else None
+    number = operations.files.add(opened)
+    assert await operations.write(number, 0, b"abc") == 3
+    asked = [call[0] for call in volume.calls]
+    assert asked == (["write"] if paged and told else ["write", "strip"])
+    assert volume.calls[0][-1] == {"paged": paged or not told}
+
+
 async def test_pages_survive_a_reopen_of_unchanged_data() -> None:
     operations, volume = mounted(lookup=attr(5, version=1), open=handle(5))
     keeps = []
