@@ -26,6 +26,7 @@ from node.host.ports import free_ports
 FUSEFS = str(Path(sys.executable).parent / "fusefs")
 CI = os.environ.get("CI") == "true"
 LONG = bool(os.environ.get("LONG"))
+SETTLED_S, SETTLE_TIMEOUT_S = 3.0, 90.0  # what is stored stays the same for so long, and what that may take
 AUDIT_AT_END = False  # clusters made from now on are audited when they are cleaned up
 
 
@@ -130,6 +131,21 @@ class Cluster:
         done = run(FUSEFS, "status", self.config, "--json", check=False)
         result: dict[str, Any] = json.loads(done.stdout)
         return result
+
+    def stored_bytes(self) -> int:
+        """What is stored on all servers, as they have told."""
+        return int(self.status()["volume"]["stored_bytes"] or 0)
+
+    def settled_bytes(self) -> int:
+        """The same when no more comes: servers tell a moment later, and the log gives what it has a second later."""
+        last, since = self.stored_bytes(), time.monotonic()
+        deadline = since + SETTLE_TIMEOUT_S
+        while time.monotonic() < since + SETTLED_S:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+            if (now := self.stored_bytes()) != last:
+                last, since = now, time.monotonic()
+        return last
 
     def log(self, name: str) -> str:
         return (self.directory / "log" / f"{name}.log").read_text(errors="replace")

@@ -6,7 +6,6 @@ import json
 import os
 import sysconfig
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from tests.harness import FUSEFS, Cluster, cluster, need_fuse, run, wait_for
 PIECE_BYTES = 64 << 10
 TREE_BYTES = 8 << 20
 PATIENCE_S = 90.0
-SETTLED_S = 3.0
 FAST = {"metadata": {"gc_interval": "1s"}, "storage": {"quarantine": "1s", "heartbeat_interval": "300ms"}}
 
 
@@ -56,38 +54,22 @@ def write(top: Path, datas: list[bytes]) -> None:
             os.fsync(file.fileno())
 
 
-def stored(cluster: Cluster) -> int:
-    return int(cluster.status()["volume"]["stored_bytes"] or 0)
-
-
-def settled(cluster: Cluster) -> int:
-    """What is stored when no more comes: servers tell a moment later, and the log gives what it has a second later."""
-    last, since = stored(cluster), time.monotonic()
-    deadline = since + PATIENCE_S
-    while time.monotonic() < since + SETTLED_S:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-        if (now := stored(cluster)) != last:
-            last, since = now, time.monotonic()
-    return last
-
-
 def test_what_files_cost(cluster: Cluster, tmp_path: Path) -> None:
     mount = cluster.mount(tmp_path / "m")
     datas = texts()
     wanted = sum(map(compressed, datas))
     assert wanted < 0.6 * sum(map(len, datas)), "the texts do not compress: the test has no power"
-    empty = stored(cluster)
+    empty = cluster.stored_bytes()
     write(mount / "first", datas)
-    once = settled(cluster)
+    once = cluster.settled_bytes()
     assert 0.9 * wanted < once - empty <= 1.1 * wanted
     print(f"{(once - empty) / wanted:.3f} times what lz4 makes of it")
     for name in ("second", "third"):
         write(mount / name, datas)
     assert [(mount / "third" / str(at)).read_bytes() for at in range(len(datas))] == datas
-    assert settled(cluster) - once < 0.02 * wanted, "copies of a file cost something"
+    assert cluster.settled_bytes() - once < 0.02 * wanted, "copies of a file cost something"
     run("rm", "-r", *[mount / name for name in ("first", "second", "third")])
-    wait_for(lambda: stored(cluster) <= empty + (64 << 10), PATIENCE_S, "everything to come back")
+    wait_for(lambda: cluster.stored_bytes() <= empty + (64 << 10), PATIENCE_S, "everything to come back")
     report = json.loads(run(FUSEFS, "fsck", cluster.config, "--json").stdout)
     assert report["clean"] and report["blocks"] == 0
     segments = cluster.directory / "storage-1" / "segments"
