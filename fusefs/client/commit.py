@@ -7,7 +7,7 @@ the same commit, and groups are committed in file order, so that no reader sees 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Optional
 
@@ -27,7 +27,7 @@ from fusefs.client.writer import Touched, Writer
 from metadata.api import Attr, AttrResult, Commit, Committed, Extent, Failed, GetAttr, Op, Result
 from node.wire.errors import Code, FsError
 from node.wire.limits import (
-    BLOCK_BYTES_MAX, COMPACT_EXTENTS_MIN, EXTENTS_PER_CHUNK_MAX, GROUP_BYTES_MAX, PUT_BLOCKS_MAX,
+    BLOCK_BYTES_MAX, COMPACT_EXTENTS_MIN, EXTENTS_PER_CHUNK_MAX, GROUP_BYTES_MAX, PUT_BLOCKS_MAX, REWRITTEN_CHUNKS_MAX,
 )
 from node.wire.types import Buffer
 
@@ -393,38 +393,66 @@ class Committer:
     # --- chunks with too many extents ---------------------------------------------------------------------------
 
     async def _rewrite(self, file: File, group: Group, deadline: float) -> None:
-        """Commit a group chunk by chunk; each crowded chunk becomes one block of its old and new bytes."""
+        """Commit a group in file order, some chunks at a time; crowded ones become one block of old and new bytes."""
         at = 0
+        parts: dict[int, Group] = {}
+        crowded: list[int] = []  # of them
         for chunk, runs in _by_chunk(group.runs):
-            part = Group(runs, group.generation)
+            part = parts[chunk] = Group(runs, group.generation)
             part.encoded, at = group.encoded[at : at + len(runs)], at + len(runs)
             part.touched = group.touched
-            if chunk not in group.crowded:
-                await self._commit(file, [part], (), deadline)
-                continue
-            while not await self._rewrite_chunk(file, chunk, part, deadline):
-                pass
-            file.extents[chunk] = 1
+            if chunk in group.crowded:
+                crowded.append(chunk)
+            if len(crowded) == REWRITTEN_CHUNKS_MAX:
+                await self._rewrite_some(file, parts, crowded, deadline)
+                parts, crowded = {}, []
+        if parts:
+            await self._rewrite_some(file, parts, crowded, deadline)
 
-    async def _rewrite_chunk(self, file: File, chunk: int, part: Group, deadline: float) -> bool:
-        """Read, overlay, put, and commit unless another mount changed the file meanwhile (False)."""
-        attr, whole = await self._whole(file, chunk, part.runs, deadline)
-        merged = Group([whole], part.generation)
-        merged.encoded = await self._codec.encode([whole.parts])
-        await self._store(merged, deadline)
-        self.rewrites += 1
-        # Clean only what this group took: the rest of the chunk may have been written meanwhile, or lie under a cut
-        commit = self.message(file, [merged], attr.data_version)
+    async def _rewrite_some(
+        self, file: File, parts: Mapping[int, Group], crowded: Sequence[int], deadline: float
+    ) -> None:
+        if not crowded:
+            await self._commit(file, list(parts.values()), (), deadline)
+            return
+        while not await self._overlay(file, parts, crowded, deadline):
+            pass
+        file.extents.update(dict.fromkeys(crowded, 1))
+
+    async def _overlay(
+        self, file: File, parts: Mapping[int, Group], crowded: Sequence[int], deadline: float
+    ) -> bool:
+        """Read crowded chunks, overlay, put, and commit with the others unless another mount changed the file meanwhile
+        (False)."""
+        found: dict[int, tuple[Attr, Run]] = {}
+
+        async def read(chunk: int) -> None:
+            found[chunk] = await self._whole(file, chunk, parts[chunk].runs, deadline)
+
+        await together(*[partial(read, chunk) for chunk in crowded])
+        versions = {attr.data_version for attr, _ in found.values()}
+        if len(versions) > 1:
+            return False
+        merged = {chunk: Group([run], parts[chunk].generation) for chunk, (_, run) in found.items()}
+        encoded = await self._codec.encode([run.parts for _, run in found.values()])
+        touched = await self._writer.put(encoded, deadline)
+        for part, block in zip(merged.values(), encoded):
+            part.encoded, part.touched = [block], touched
+        self.rewrites += len(merged)
+        # Clean only what these groups took: the rest of a chunk may have been written meanwhile, or lie under a cut
+        commit = self.message(file, [merged.get(chunk, part) for chunk, part in parts.items()], versions.pop())
         first = (await self.execute(file, (commit,), deadline))[0]
         if isinstance(first, Failed):
+            if trio.current_time() >= deadline or first.code not in (Code.STALE_EPOCH, Code.VERSION_MISMATCH):
+                raise_failed(first)
             if first.code == Code.STALE_EPOCH:
                 await self._session.learn_epochs(deadline)
-                return False
-            if first.code == Code.VERSION_MISMATCH and trio.current_time() < deadline:
-                return False
-            raise_failed(first)
+                for chunk, part in parts.items():
+                    if chunk not in crowded:
+                        await self._store(part, deadline)  # a put of what is there is a touch
+            return False
         self.commits += 1
-        self.landed(file, [part], expect(first, Committed))
+        self.landed(file, list(parts.values()), expect(first, Committed))
         return True
 
     async def _rewrite_end(self, file: File, deadline: float) -> None:

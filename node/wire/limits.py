@@ -70,6 +70,7 @@ CATALOG_COMMIT_S = 5.0
 # Extents
 INLINE_EXTENTS_MAX = 16
 EXTENTS_PER_CHUNK_MAX = 64  # a writer that would leave more rewrites the chunk instead
+REWRITTEN_CHUNKS_MAX = 8  # at a time, in one commit
 COMMIT_EXTENTS_MAX = 4096
 LOG_DATA_COMMIT_BYTES = 16 * KIB  # plaintext that a commit may bring along in the log entry
 LOG_DATA_ENTRY_BYTES = 1 * MIB  # that all commits of one entry may

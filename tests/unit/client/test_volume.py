@@ -12,11 +12,11 @@ import trio.testing
 
 from metadata import api
 from node.wire.errors import Code, FsError
-from node.wire.limits import BLOCK_BYTES_MAX
+from node.wire.limits import BLOCK_BYTES_MAX, REWRITTEN_CHUNKS_MAX
 from node.wire.types import ROOT_INO
 from storage import api as storage
 
-from .world import Gate, World, contents, seen
+from .world import Gate, World, contents, seen, submits
 
 MIB = BLOCK_BYTES_MAX
 
@@ -420,6 +420,43 @@ async def test_many_small_overwrites_of_one_chunk_are_rewritten() -> None:
             model[at : at + 100] = b"z" * 100
         await volume.fsync(handle)
         assert volume.statistics()["write_back"]["rewrites"] >= 2
+        await volume.release(handle)
+        assert await contents(volume, attr.ino) == bytes(model)
+    world.check()
+
+
+@pytest.mark.parametrize("delayed", [False, True])
+async def test_chunks_are_rewritten_some_at_a_time(delayed: bool) -> None:
+    """Along with the others of a flush, in a few commits. ``delayed``: what was touched before has to be touched again
+    before the first of them."""
+    world = World()
+    chunks, dense = 12, [chunk for chunk in range(12) if chunk % 4]
+    model = bytearray(random.Random(4).randbytes(chunks * MIB))
+    async with world.mount() as volume:
+        handle, attr = await volume.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+        for at in range(0, len(model), MIB):
+            await volume.write(handle, at, bytes(model[at : at + MIB]))
+        await volume.release(handle)
+        handle = await volume.open(attr.ino, os.O_RDWR)
+        for chunk in range(chunks):
+            for number in range(70 if chunk in dense else 2):
+                at, data = chunk * MIB + number * 9000, b"%04d" % number
+                await volume.write(handle, at, data)
+                model[at : at + 4] = data
+        before = len(world.ops(api.Commit))
+        gate = Gate(submits(api.Commit))
+        if delayed:
+            world.member.before.append(gate)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(volume.fsync, handle)
+            if delayed:
+                await gate.reached.wait()
+                for _ in range(2):
+                    world.advance_epoch()
+                gate.opened.set()
+        commits = world.ops(api.Commit)[before:]
+        assert len(commits) <= -(-len(dense) // REWRITTEN_CHUNKS_MAX) + 1 + delayed
+        assert volume.statistics()["write_back"]["rewrites"] >= len(dense)
         await volume.release(handle)
         assert await contents(volume, attr.ino) == bytes(model)
     world.check()
