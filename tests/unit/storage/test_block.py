@@ -78,15 +78,20 @@ def test_lz4_must_save_a_sixteenth() -> None:
     assert len(block.encode(enough)[1]) < PIECE_BYTES - 5000
 
 
-@given(st.data())
-@settings(max_examples=150, deadline=None)
-def test_ranges_and_partials(data: st.DataObject) -> None:
+def ranged(data: st.DataObject) -> tuple[int, bytes, bytes, int, int, bytes]:
+    """A block (size, name, encoded), a range of it (offset, length), and the bytes there."""
     size = data.draw(st.sampled_from(SIZES))
     plain = data.draw(st.sampled_from([text, noise, mixed]))(size)
     name, encoded = block.encode(plain)
     offset = data.draw(st.integers(0, size - 1))
     length = data.draw(st.integers(0, size - offset))
-    expected = plain[offset : offset + length] if length else plain[offset:]
+    return size, name, encoded, offset, length, plain[offset : offset + length] if length else plain[offset:]
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_ranges_and_partials(data: st.DataObject) -> None:
+    size, name, encoded, offset, length, expected = ranged(data)
     assert bytes(block.decode(encoded, name, offset, length)) == expected
     part = block.partial(encoded, name, offset, length)
     assert bytes(block.decode(part, name, offset, length, size)) == expected
@@ -104,12 +109,7 @@ def test_ranges_and_partials(data: st.DataObject) -> None:
 @given(st.data())
 @settings(max_examples=150, deadline=None)
 def test_reading_only_what_is_needed(data: st.DataObject) -> None:
-    size = data.draw(st.sampled_from(SIZES))
-    plain = data.draw(st.sampled_from([text, noise, mixed]))(size)
-    name, encoded = block.encode(plain)
-    offset = data.draw(st.integers(0, size - 1))
-    length = data.draw(st.integers(0, size - offset))
-    expected = plain[offset : offset + length] if length else plain[offset:]
+    size, name, encoded, offset, length, expected = ranged(data)
     table = block.PieceTable(encoded, name) if data.draw(st.booleans()) else None
     asked: list[tuple[int, int]] = []
     hinted: list[tuple[int, int]] = []
