@@ -201,9 +201,12 @@ class Committer:
         self.rewrites += 1
 
     async def _whole(self, file: File, chunk: int, runs: Sequence[Run], deadline: float) -> tuple[Attr, Run]:
-        """One run of all that a chunk has, and gets; and the attributes as of what it has."""
+        """One run of all that a chunk has, and gets; and the attributes as of what it has: of the service, whose data
+        version the journal may be ahead of."""
         start = chunk * BLOCK_BYTES_MAX
-        attr, extents = await self._extents(file, start, start + BLOCK_BYTES_MAX, deadline)
+        attr, extents = await self._reader.committed(
+            file.ino, start, start + BLOCK_BYTES_MAX, deadline, journal=True
+        )
         end = max(runs[-1].end, min(attr.size, start + BLOCK_BYTES_MAX))
         pieces = [Piece(run.start, b"".join(run.parts), 0) for run in runs]
         return attr, Run(start, end, await self._reader.assemble(pieces, extents, start, end, deadline))
@@ -461,7 +464,7 @@ class Committer:
         if not attr.size % BLOCK_BYTES_MAX:
             return
         start, end = attr.size - attr.size % BLOCK_BYTES_MAX, attr.size
-        attr, extents = await self._extents(file, start, end, deadline)
+        attr, extents = await self._reader.committed(file.ino, start, end, deadline, journal=True)
         whole = Run(start, end, await self._reader.assemble([], extents, start, end, deadline))
         encoded = await self._codec.encode([whole.parts])
         touched = await self._writer.put(encoded, deadline)

@@ -109,7 +109,7 @@ class Reader:
         if missed is None:
             attr, extents = await self.extents(file.ino, offset, end, deadline, ahead=ahead, wide=True)
         else:
-            attr, extents = await self._committed(file.ino, offset, end, deadline)
+            attr, extents = await self.committed(file.ino, offset, end, deadline)
             if [extent for extent in extents if extent.offset < end] == missed.extents:
                 raise FsError(missed.error.code, missed.error.detail)
         if len(extents) >= COMPACT_EXTENTS_MIN:
@@ -181,12 +181,13 @@ class Reader:
             known = self._known(ino, offset, end, until)
             if known is not None:
                 return known
-        return await self._committed(ino, offset, end, deadline, until=until, journal=journal)
+        return await self.committed(ino, offset, end, deadline, until=until, journal=journal)
 
-    async def _committed(
+    async def committed(
         self, ino: int, offset: int, end: int, deadline: float, *, until: int = 0, journal: bool = False
     ) -> tuple[Attr, list[Extent]]:
-        """As ``extents``, from the service; of what lies beyond, up to ``until``, as much as comes by itself."""
+        """As ``extents``, as the service has it, which what leases say may be ahead of; of what lies beyond, up to
+        ``until``, as much as comes by itself."""
         extents: list[Extent] = []
         at, until = offset, max(until, end)
         while True:

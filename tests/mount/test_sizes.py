@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import time
 from pathlib import Path
 
 from tests.harness import LONG, run, seed
@@ -151,3 +152,23 @@ def test_directory_of_thousands(work: Path) -> None:
     assert seen == names, "removing entries while reading must not hide others"
     run("rm", "-rf", work)
     assert not work.exists()
+
+
+def test_random_overwrites_of_a_file_that_are_synced(work: Path) -> None:
+    """As a database does; its pieces are put together again and again while it goes on."""
+    rng = random.Random(5)
+    model = bytearray(8 * MIB)
+    with open(work / "f", "w+b", buffering=0) as file:
+        file.truncate(len(model))
+        for _ in range(60):
+            for _ in range(rng.choice((1, 50, 400))):
+                offset, data = rng.randrange(len(model) - 4096), rng.randbytes(rng.choice((8, 512, 4096)))
+                os.pwrite(file.fileno(), data, offset)
+                model[offset : offset + len(data)] = data
+            began = time.monotonic()
+            if rng.random() < 0.5:
+                os.fsync(file.fileno())
+            offset = rng.randrange(len(model) - 70_000)
+            assert os.pread(file.fileno(), 70_000, offset) == model[offset : offset + 70_000]
+            assert time.monotonic() - began < 20
+    assert (work / "f").read_bytes() == model

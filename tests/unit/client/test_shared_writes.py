@@ -259,6 +259,31 @@ def test_what_takes_for_ever_to_commit_is_not_shown_before(monkeypatch: pytest.M
     with_two_mounts(scene)
 
 
+def test_crowded_chunks_are_rewritten_behind_the_journal() -> None:
+    """What is told of the file is ahead of the service then, its data version too."""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        model = bytearray(random.Random(1).randbytes(3 << 20))
+        handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
+        await first.write(handle, 0, bytes(model))
+        await first.fsync(handle)
+        for number in range(4):  # more than fits into an entry of the journal, and chunk 1 gets crowded
+            for offset in [(1 << 20) + 9000 * n + 100 * number for n in range(70)]:
+                await first.write(handle, offset, b"%04d" % number)
+                model[offset : offset + 4] = b"%04d" % number
+            for offset in (0, 2 << 20):
+                model[offset : offset + 800_000] = bytes([number]) * 800_000
+                await first.write(handle, offset, bytes([number]) * 800_000)
+            began = trio.current_time()
+            await first.fsync(handle)
+            assert trio.current_time() - began < 5.0
+        assert first.statistics()["write_back"]["rewrites"] > 1
+        theirs = await second.open(attr.ino, os.O_RDONLY)
+        assert bytes(await second.read(theirs, 0, len(model))) == model
+
+    with_two_mounts(scene)
+
+
 def test_nothing_is_taken_that_nobody_waits_for() -> None:
     """A recall is being served, and its leases have ended."""
 
