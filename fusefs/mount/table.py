@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from fusefs.mount.state import find_state
 from node.host.identity import is_ending
+from node.host.libc import LIBC, checked, syscall
 from node.host.logging import get_logger
 from node.wire.errors import Code, FsError
 
@@ -137,25 +137,12 @@ def open_abort(device: str) -> int | None:
 
 def _connections() -> int:
     """Open the kernel's filesystem of FUSE connections, mounted nowhere. OSError where that is not allowed."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def call(number: int, *arguments: object) -> int:
-        return _checked(libc.syscall(ctypes.c_long(number), *arguments))
-
-    context = call(_SYS_FSOPEN, b"fusectl", _FSOPEN_CLOEXEC)
+    context = syscall(_SYS_FSOPEN, b"fusectl", _FSOPEN_CLOEXEC)
     try:
-        call(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
-        return call(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0)
+        syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        return syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0)
     finally:
         os.close(context)
-
-
-def _checked(result: int, path: str | None = None) -> int:
-    """What a call of libc has returned. OSError where it failed."""
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
-    return result
 
 
 def abort(device: str) -> None:
@@ -227,8 +214,7 @@ def unmount(path: str, *, lazy: bool = False) -> None:
     ``lazy`` takes it out of the tree at once; those who use it keep it until they are done.
     """
     if os.geteuid() == 0:
-        libc = ctypes.CDLL(None, use_errno=True)
-        _checked(libc.umount2(os.fsencode(path), _MNT_DETACH if lazy else 0), path)
+        checked(LIBC.umount2(os.fsencode(path), _MNT_DETACH if lazy else 0), path)
         return
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", path]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -240,10 +226,9 @@ def unmount(path: str, *, lazy: bool = False) -> None:
 
 def sync(path: str) -> None:
     """Have the kernel write back what it holds of the filesystem mounted at ``path``."""
-    libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _checked(libc.syncfs(fd), path)
+        checked(LIBC.syncfs(fd), path)
     finally:
         os.close(fd)
 

@@ -117,7 +117,7 @@ class Service:
         about = concerned(request.ops, self.machine.child)
         if told:
             about = about._replace(written=())
-        if self.leasing.withholds(call, about, request.session, self._submit):
+        if self.leasing.withholds(call, about, request.session, partial(self._submit, told=told)):
             return
         table.pend(request.session, about.inos)
         term = table.term

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 from node.host.disk import SystemFile
+from node.host.libc import syscall
 
 _SETUP, _ENTER = 425, 426  # the same numbers on every architecture
 _OFFSET_RINGS, _OFFSET_ENTRIES = 0, 0x1000_0000
@@ -52,7 +53,6 @@ class _Under(NamedTuple):
     pinned: object
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
 _unfinished: list[Ring] = []  # closed with reads under way: the kernel may still write to their memory
 
 
@@ -104,11 +104,7 @@ class Ring:
 
     @staticmethod
     def _call(number: int, *args: int) -> int:
-        result: int = _libc.syscall(number, *(ctypes.c_ulong(arg) for arg in args))
-        if result < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-        return result
+        return syscall(number, *map(ctypes.c_ulong, args))
 
     def fileno(self) -> int:
         return self._fd

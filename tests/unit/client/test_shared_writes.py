@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import random
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -203,29 +205,43 @@ def test_who_writes_on_and_on_gives_the_file_back() -> None:
     with_two_mounts(scene)
 
 
+async def looked_at(truth: Truth, first: Volume, second: Volume, flags: int = os.O_RDWR) -> tuple[Handle, Handle]:
+    """A file of the first mount that the second one has looked at, so that nobody has it exclusively from now on; open
+    on both, on the second with ``flags``."""
+    handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
+    await first.write(handle, 0, b"old")
+    truth.leasing.table._cool_s = 100.0
+    theirs = await second.open(attr.ino, flags)
+    assert bytes(await second.read(theirs, 0, 5)) == b"old"
+    return handle, theirs
+
+
+@asynccontextmanager
+async def recalled(first: Volume, second: Volume, ino: int) -> AsyncIterator[None]:
+    """The second mount's change of a file has it recalled from the first, whose kernel is being made to forget it."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(second.setattr, ino, mode=0o640))
+        while not first._session.recalls.giving(ino):  # noqa: ASYNC110
+            await trio.sleep(0.001)
+        yield
+
+
 @pytest.mark.parametrize("later", ["written", "cut", "copied"])
 def test_what_is_taken_while_a_recall_is_served_comes_before_what_begins_then(later: str) -> None:
     """The recall was of a lease that others had too, so the service takes their changes before it is acknowledged."""
 
     async def scene(truth: Truth, first: Volume, second: Volume) -> None:
         first.caches(Slow())
-        handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
-        await first.write(handle, 0, b"old")
-        truth.leasing.table._cool_s = 100.0  # nobody has it exclusively from now on
-        theirs = await second.open(attr.ino, os.O_RDWR)
-        assert bytes(await second.read(theirs, 0, 5)) == b"old"
+        handle, theirs = await looked_at(truth, first, second)
         assert bytes(await first.read(handle, 0, 5)) == b"old"
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(second.setattr, attr.ino, mode=0o640))  # which recalls it
-            while not first._session.recalls.giving(attr.ino):  # noqa: ASYNC110
-                await trio.sleep(0.001)
+        async with recalled(first, second, handle.ino):
             await first.write(handle, 0, b"taken")
-            assert first._session.recalls.giving(attr.ino), "it waited for the kernel, which may wait for it"
+            assert first._session.recalls.giving(handle.ino), "it waited for the kernel, which may wait for it"
             if later == "copied":
-                copy, copied = await second.create(ROOT_INO, b"g", 0o600, os.O_RDWR, 0, 0)
+                copy, _ = await second.create(ROOT_INO, b"g", 0o600, os.O_RDWR, 0, 0)
                 await second.copy(theirs, 0, copy, 0, 5)
             elif later == "cut":
-                await second.setattr(attr.ino, size=2)
+                await second.setattr(handle.ino, size=2)
             else:
                 await second.write(theirs, 0, b"later")
         if later == "copied":
@@ -242,10 +258,7 @@ def test_what_takes_for_ever_to_commit_is_not_shown_before(monkeypatch: pytest.M
         await trio.sleep_forever()
 
     async def scene(truth: Truth, first: Volume, second: Volume) -> None:
-        handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
-        await first.write(handle, 0, b"old")
-        truth.leasing.table._cool_s = 100.0  # nobody has it exclusively from now on
-        await second.getattr(attr.ino)
+        handle, _ = await looked_at(truth, first, second)
         async with trio.open_nursery() as nursery:
             monkeypatch.setattr(WriteBack, "flush", stuck)
             nursery.start_soon(first.write, handle, 0, b"new")
@@ -292,10 +305,7 @@ def test_nothing_is_taken_that_nobody_waits_for() -> None:
         handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
         await second.getattr(attr.ino)
         await first.getattr(attr.ino)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(second.setattr, attr.ino, mode=0o640))  # which recalls it
-            while not first._session.recalls.giving(attr.ino):  # noqa: ASYNC110
-                await trio.sleep(0.001)
+        async with recalled(first, second, attr.ino):
             first._session.leases.drop_all()
             begin = trio.current_time()
             await first.write(handle, 8192, b"of a page", paged=True)
@@ -313,11 +323,7 @@ def test_who_has_lost_all_leases_keeps_nothing_that_is_written(paged_first: bool
 
     async def scene(truth: Truth, first: Volume, second: Volume) -> None:
         first.caches(Slow())
-        handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
-        await first.write(handle, 0, b"old")
-        truth.leasing.table._cool_s = 100.0  # nobody has it exclusively from now on
-        theirs = await second.open(attr.ino, os.O_RDONLY)
-        assert bytes(await second.read(theirs, 0, 3)) == b"old"
+        handle, theirs = await looked_at(truth, first, second, os.O_RDONLY)
         first._session.leases.drop_all()
         await trio.sleep(0.1)
         if paged_first:
