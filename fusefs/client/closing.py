@@ -40,23 +40,29 @@ class Closing:
         file = self._files.get(ino)
         return file is not None and file.changing > 0
 
-    def owned(self, ino: int) -> bool:
+    def owned(self, file: File) -> bool:
         """Whether bytes that are written to a file now may stay here until they are asked for."""
-        session = self._session
+        session, ino = self._session, file.ino
         # Once the leases have ended nobody waits for what is given back: it might come over what others have written.
-        if session.recalls.giving(ino) and session.leases.left_s(session.now_s()) > OWN_MARGIN_S:
+        # And what is brought for the recall would wait for a commit under way, whose answer may wait for a recall of
+        # the same kind.
+        under_way = file.through or file.paging
+        if session.recalls.giving(ino) and not under_way and session.leases.left_s(session.now_s()) > OWN_MARGIN_S:
             session.exclusive.given_late()
+            file.shown = False
             return True
         if self._local.owned(ino) is None:
             return False
         session.exclusive.changed()
         return True
 
-    def late(self, ino: int) -> bool:
+    def late(self, file: File) -> bool:
         """Whether bytes of mapped pages may stay though no lease says so: the kernel gives them back, and waits."""
-        if not self._session.recalls.giving_all and not self._session.recalls.giving(ino):
+        recalls = self._session.recalls
+        if not recalls.giving_all and not (recalls.giving(file.ino) and not file.through and not file.paging):
             return False
         self._session.exclusive.given_late()
+        file.shown = False
         return True
 
     def size(self, ino: int) -> Optional[int]:
@@ -99,7 +105,7 @@ class Closing:
         for file in self._writeback.unwritten():
             if not file.unsealed or file is but or file.dirty.bytes > BLOCK_BYTES_MAX or file.retry_at > now:
                 continue
-            if file.recalls or file.through or file.removed or (file.running and not file.journaled):
+            if file.recalls or file.through or file.paging or file.removed or (file.running and not file.journaled):
                 continue
             sealed += self.seal(file, carry=carry)
         return sealed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Optional
 
 from fusefs.client.closing import Closing
 from fusefs.client.files import File, Files
@@ -13,7 +14,7 @@ from fusefs.client.namespace import Namespace
 from fusefs.client.reader import Reader
 from fusefs.client.session import Session
 from fusefs.client.writeback import WriteBack
-from metadata.api import Attr, SetAttr
+from metadata.api import Attr, AttrResult, GetAttr, SetAttr
 from node.wire.errors import Code, FsError
 from node.wire.types import Buffer
 
@@ -86,7 +87,7 @@ class FileIO:
             return None
         return self._reader.at_hand(file.ino, version, size)
 
-    async def read(self, handle: Handle, offset: int, length: int) -> Buffer:
+    async def read(self, handle: Handle, offset: int, length: int, *, held: bool = False) -> Buffer:
         file = handle.file
         if file.dead is not None:
             raise FsError(file.dead.code, file.dead.detail)
@@ -98,14 +99,14 @@ class FileIO:
             await self._writeback.flush(file)  # where appends land is known only then
         # What is in the buffer of appends now was written since, and may land elsewhere than it is believed to.
         placed = file.append_base is None or not file.dirty
-        data = await self._reader.read(file, handle, offset, length, placed=placed)
+        data = await self._reader.read(file, handle, offset, length, placed=placed, held=held)
         if file.dead is not None:  # since then: others may have changed what was locked here
             raise FsError(file.dead.code, file.dead.detail)
         return data
 
-    async def write(self, handle: Handle, offset: int, data: bytes, *, paged: bool = False) -> int:
+    async def write(self, handle: Handle, offset: int, data: bytes, *, paged: Optional[bool] = False) -> int:
         await self._writeback.write(handle, offset, data, paged=paged)
-        if handle.flags & os.O_DSYNC:  # O_SYNC includes it
+        if handle.flags & os.O_DSYNC and not paged:  # O_SYNC includes it
             await self.flush(handle)
         return len(data)
 
@@ -137,15 +138,26 @@ class FileIO:
         file = handle.file
         self._closing.seal(file, carry=durable)
         await self._session.journal.drain(self._session.deadline())
-        if file.idle_data:
-            self._writeback.check(handle)
-            return
-        try:
-            await self._writeback.flush(file, carry=durable)
-        except FsError:
-            handle.seen = file.ledger.mark()  # this one is told now
-            raise
+        if not file.idle_data:
+            try:
+                await self._writeback.flush(file, carry=durable)
+            except FsError:
+                handle.seen = file.ledger.mark()  # this one is told now
+                raise
+        if not file.shown:
+            await self._show(file)
         self._writeback.check(handle)
+
+    async def _show(self, file: File) -> None:
+        """Return when nobody sees any more what was before that which was brought for a recall: the service has
+        answered that at once. Whoever asks it waits for those who have not forgotten."""
+        file.shown = True
+        try:
+            await self._session.query(GetAttr(file.ino), AttrResult)
+        except FsError as error:
+            file.shown = error.code in (Code.STALE, Code.UNKNOWN_SESSION)
+            if not file.shown:
+                raise
 
     async def release(self, handle: Handle) -> None:
         if handle.closed:

@@ -57,6 +57,8 @@ class File:
         self.changing = 0  # of these, those that change the file: what is told of it after them is not known before
         self.recalls = 0  # of that lease under way: new bytes wait until it has been given back
         self.through = 0  # writes that are being committed before they return: not seen before that
+        self.paging = 0  # writes of mapped pages that are being committed, and have returned
+        self.shown = True  # not: others may still see what was before a commit of ours that waited for nobody
         self.unsealed = False  # bytes were written that are not in the journal
         self.journaled = 0  # entries in the journal that are about the data
         self.reserved = 0  # of these, those whose bytes are taken already: up to generation ``taken``

@@ -74,9 +74,11 @@ class Reader:
         self._wide: OrderedDict[int, float] = OrderedDict()  # file -> when much was asked for last
         self._expected: OrderedDict[int, float] = OrderedDict()  # and when it was asked where its blocks lie
 
-    async def read(self, file: File, handle: Handle, offset: int, length: int, *, placed: bool = True) -> Buffer:
+    async def read(
+        self, file: File, handle: Handle, offset: int, length: int, *, placed: bool = True, held: bool = False
+    ) -> Buffer:
         """Return [offset, offset + length), shorter only at the end of the file. Not ``placed``: without what is dirty,
-        because its place is not known."""
+        because its place is not known. ``held``: as in Session.read."""
         noted = _noted(file, offset, length, placed)
         if sum(len(piece.data) for piece in noted[0]) == length:
             return join([piece.data for piece in noted[0]])
@@ -87,7 +89,7 @@ class Reader:
         missed: Optional[Missed] = None
         while True:
             try:
-                return await self._read(file, noted, offset, length, ahead, deadline, missed)
+                return await self._read(file, noted, offset, length, ahead, deadline, missed, held)
             except Missed as error:  # nothing may reference it by now, and what came with a log entry is gone then
                 missed = error
                 noted = _noted(file, offset, length, placed)
@@ -101,15 +103,16 @@ class Reader:
         ahead: int,
         deadline: float,
         missed: Optional[Missed],
+        held: bool,
     ) -> Buffer:
         """As ``read``. Raises Missed where a block cannot be had, and what it ``missed`` before where that is still
         what the file consists of."""
         end = offset + length
         pieces, dirty_end = noted
         if missed is None:
-            attr, extents = await self.extents(file.ino, offset, end, deadline, ahead=ahead, wide=True)
+            attr, extents = await self.extents(file.ino, offset, end, deadline, ahead=ahead, wide=True, held=held)
         else:
-            attr, extents = await self.committed(file.ino, offset, end, deadline)
+            attr, extents = await self.committed(file.ino, offset, end, deadline, held=held)
             if [extent for extent in extents if extent.offset < end] == missed.extents:
                 raise FsError(missed.error.code, missed.error.detail)
         if len(extents) >= COMPACT_EXTENTS_MIN:
@@ -163,11 +166,12 @@ class Reader:
         ahead: int = 0,
         wide: bool = False,
         journal: bool = False,
+        held: bool = False,
     ) -> tuple[Attr, list[Extent]]:
         """Return attributes and the extents that meet [offset, end), perhaps some of ``ahead`` chunks beyond.
 
         Where they are leased, and with ``wide``, more is asked for than is needed now: all of a file that is not large,
-        much of a large one. ``journal``: as in Session.read.
+        much of a large one. ``journal`` and ``held``: as in Session.read.
         """
         until = end + ahead * BLOCK_BYTES_MAX
         known = self._known(ino, offset, end, until)
@@ -177,21 +181,23 @@ class Reader:
         if wide and ahead and self._may_widen(ino, AHEAD_EVERY_S):
             until = end + EXTENTS_AHEAD_CHUNKS * BLOCK_BYTES_MAX
         elif wide and not ahead and (around := self._around(ino, offset)) is not None:
-            await self._session.query(GetExtents(ino, *around), Extents, deadline)
+            await self._session.query(GetExtents(ino, *around), Extents, deadline, held=held)
             known = self._known(ino, offset, end, until)
             if known is not None:
                 return known
-        return await self.committed(ino, offset, end, deadline, until=until, journal=journal)
+        return await self.committed(ino, offset, end, deadline, until=until, journal=journal, held=held)
 
     async def committed(
-        self, ino: int, offset: int, end: int, deadline: float, *, until: int = 0, journal: bool = False
+        self, ino: int, offset: int, end: int, deadline: float, *, until: int = 0, journal: bool = False,
+        held: bool = False,
     ) -> tuple[Attr, list[Extent]]:
         """As ``extents``, as the service has it, which what leases say may be ahead of; of what lies beyond, up to
         ``until``, as much as comes by itself."""
         extents: list[Extent] = []
         at, until = offset, max(until, end)
         while True:
-            page = await self._session.query(GetExtents(ino, at, until - at), Extents, deadline, journal=journal)
+            query = GetExtents(ino, at, until - at)
+            page = await self._session.query(query, Extents, deadline, journal=journal, held=held)
             extents.extend(page.extents)
             if not page.more or not page.extents:
                 return page.attr, extents

@@ -29,6 +29,8 @@ from node.wire.limits import SURRENDER_S_MAX
 log = logging.getLogger(__name__)
 
 ACKNOWLEDGE_S = 2.0
+HELD_S, HELD_S_MAX = 0.001, 0.005  # while the kernel holds a page: until the service is asked again
+FORGET_AGAIN_MAX = 16  # pages that are read again and again while they are recalled
 
 
 class Kernel(Protocol):
@@ -56,7 +58,8 @@ class Kernel(Protocol):
 class _Task:
     """A recall or a loss of leases under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, inos: Collection[int]) -> None:
+        self.inos = inos  # that are recalled
         self.forgotten = trio.Event()  # by the kernel
         self.done = trio.Event()
         self.patience = trio.current_time() + SURRENDER_S_MAX  # until then others wait for what is brought
@@ -88,6 +91,7 @@ class Recalls:
         self._running: dict[int, _Task] = {}
         self._serving: set[tuple[int, int]] = set()  # (session, number) of recalls
         self._giving: dict[int, int] = {}  # inode -> recalls for which the kernel still forgets it
+        self._passed: dict[int, None] = {}  # of these, those of which it was shown something meanwhile
         self.giving_all = 0  # losses of all leases for which it does
         self._number = 0
         self._failed = 0
@@ -98,7 +102,7 @@ class Recalls:
         if isinstance(message, api.Recall) and (message.session, message.number) not in self._serving:
             self._serving.add((message.session, message.number))
             self._leases.recall(message.inos, trio.current_time())
-            self._nursery.start_soon(self._recalled, member, message, self._begin())
+            self._nursery.start_soon(self._recalled, member, message, self._begin(message.inos))
 
     def _dropped(self) -> None:
         if self.kernel is not None:
@@ -124,6 +128,21 @@ class Recalls:
         Not so where all is forgotten, because leases are gone: who has acknowledged a recall before has no claim."""
         return ino in self._giving
 
+    def passes(self, held: Collection[int]) -> bool:
+        """Whether an answer about what is ``held``, which no lease covers, is good enough, because the kernel is being
+        made to forget that: then it does so once more."""
+        passed = [ino for ino in held if ino in self._giving]
+        self._passed.update(dict.fromkeys(passed))
+        return bool(passed)
+
+    async def acknowledged(self, inos: Collection[int]) -> None:
+        """Wait, not for long, for what the kernel has forgotten of these to be acknowledged."""
+        with trio.move_on_after(HELD_S_MAX):
+            for task in list(self._running.values()):
+                if task.forgotten.is_set() and any(ino in task.inos for ino in inos):
+                    await task.done.wait()
+            await trio.sleep(HELD_S)
+
     @contextmanager
     def _give(self, inos: Collection[int]) -> Iterator[None]:
         for ino in inos:
@@ -135,6 +154,7 @@ class Recalls:
                 self._giving[ino] -= 1
                 if not self._giving[ino]:
                     del self._giving[ino]
+                    self._passed.pop(ino, None)
 
     async def quiet(self, deadline: float) -> None:
         """Wait for what is under way now, and as ``forgotten``. TIMEOUT at the deadline."""
@@ -142,25 +162,30 @@ class Recalls:
             await _happens(task.done, deadline)
         await self.forgotten(deadline)
 
-    async def forgotten(self, deadline: float) -> None:
+    async def forgotten(self, deadline: float, held: Collection[int] = ()) -> None:
         """Return when the kernel has nothing left to forget, not of recalls that came meanwhile either: whoever asks
         next may name a new term, and be told what is newer. For what is still brought it waits only where that has
-        taken longer than others have to wait for it. TIMEOUT at the deadline."""
-        while (event := self._holds_up()) is not None:
+        taken longer than others have to wait for it. TIMEOUT at the deadline.
+
+        A recall of what is ``held`` is not waited for: it waits for a page that the kernel does not give back before it
+        has the answer. Of others' changes that page may show a part, for a moment, before the rest of the file does."""
+        while (event := self._holds_up(held)) is not None:
             await _happens(event, deadline)
 
-    def _holds_up(self) -> Optional[trio.Event]:
+    def _holds_up(self, held: Collection[int]) -> Optional[trio.Event]:
         now_s = trio.current_time()
         for task in self._running.values():
+            if held and not task.forgotten.is_set() and any(ino in task.inos for ino in held):
+                continue
             if not task.forgotten.is_set():
                 return task.forgotten
             if now_s >= task.patience:
                 return task.done
         return None
 
-    def _begin(self) -> int:
+    def _begin(self, recalled: Collection[int] = ()) -> int:
         self._number += 1
-        self._running[self._number] = _Task()
+        self._running[self._number] = _Task(recalled)
         return self._number
 
     def _end(self, number: int) -> None:
@@ -186,7 +211,7 @@ class Recalls:
         try:
             if self.kernel is not None:
                 with self._give(message.inos):
-                    await self.kernel.forget(message.inos)
+                    await self._forget_recalled(self.kernel, message.inos)
             self._running[number].forgotten.set()
             await self._surrender(message.inos)
             caller = self._members.get(member)
@@ -195,6 +220,14 @@ class Recalls:
         finally:
             self._serving.discard((message.session, message.number))
             self._end(number)
+
+    async def _forget_recalled(self, kernel: Kernel, inos: Collection[int]) -> None:
+        for _ in range(FORGET_AGAIN_MAX):
+            for ino in inos:
+                self._passed.pop(ino, None)
+            await kernel.forget(inos)
+            if not any(ino in self._passed for ino in inos):
+                break
 
     async def _acknowledge(self, caller: Caller, message: api.Recall) -> None:
         """Tell whoever recalled, once: it recalls again where it does not hear of it. Trying on would hold up all that

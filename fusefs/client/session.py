@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Optional, TypeVar
@@ -243,17 +243,17 @@ class Session:
 
     async def _ask(
         self, request: Callable[[], msgspec.Struct], deadline: float, misses: Optional[list[FsError]] = None,
-        tickets: Optional[list[Ticket]] = None, changing: bool = False,
+        tickets: Optional[list[Ticket]] = None, changing: bool = False, held: Collection[int] = (),
     ) -> Answer:
         """Ask the leader, in the name of the term that we know; where that has passed, adopt the new one and ask again.
 
         Naming the term is a promise that nothing is cached under an earlier leader's lease. A new leader waits for it
         from every session before it answers anybody. ``tickets`` gets one for each request sent, the last one for what
-        was answered. ``changing``: not before what is recalled was brought.
+        was answered. ``changing``: not before what is recalled was brought. ``held``: as in ``Recalls.forgotten``.
         """
         while True:
             self.leases.held(self.now_s())  # where they have run out the kernel has to forget, before we ask for more
-            await (self.recalls.quiet if changing else self.recalls.forgotten)(deadline)
+            await (self.recalls.quiet(deadline) if changing else self.recalls.forgotten(deadline, held))
             named = self.leases.term
             try:
                 if self.exclusive.term not in (0, named):
@@ -274,25 +274,26 @@ class Session:
         return api.Read(self.id, queries, self.leases.on, self.leases.term, self._fence)
 
     async def read(
-        self, *queries: api.Query, deadline: Optional[float] = None, journal: bool = False
+        self, *queries: api.Query, deadline: Optional[float] = None, journal: bool = False, held: bool = False
     ) -> tuple[api.Result, ...]:
         """Answer queries from one state, as new as any mutation acknowledged before. Results may be Failed.
 
-        ``journal``: on behalf of the journal, so without waiting for it.
-        """
+        ``journal``: on behalf of the journal, so without waiting for it. ``held``: the kernel holds a page until it has
+        the answer, and a recall of these inodes waits for that."""
         deadline = deadline or self.deadline()
         if journal:
-            return await self._read_for_journal(queries, deadline)
+            return self._whole(await self._leader.call(api.Read(self.id, queries, journal=True), deadline), queries)
         along = self.leases.again.along(queries, trio.current_time())
         if along:
             with trio.move_on_after(ALONG_S):
-                results = await self._read(queries + along, deadline)
+                results = await self._read(queries + along, deadline, held)
                 self.on_again(results[len(queries) :])
                 return results[: len(queries)]
-        return await self._read(queries, deadline)
+        return await self._read(queries, deadline, held)
 
-    async def _read(self, queries: tuple[api.Query, ...], deadline: float) -> tuple[api.Result, ...]:
+    async def _read(self, queries: tuple[api.Query, ...], deadline: float, held: bool) -> tuple[api.Result, ...]:
         again = 0
+        held_inos = tuple(named(queries)) if held else ()
         while True:
             await self.ready(deadline, changing=False)
             if self.journal.concerns(named(queries)):
@@ -300,7 +301,7 @@ class Session:
             asked = self.id
             tickets: list[Ticket] = []
             try:
-                answer = await self._ask(partial(self._reading, queries), deadline, tickets=tickets)
+                answer = await self._ask(partial(self._reading, queries), deadline, tickets=tickets, held=held_inos)
             except FsError as error:
                 if error.code not in _ENDED:
                     raise
@@ -314,9 +315,12 @@ class Session:
                 if not self.before(deadline):
                     raise FsError(Code.TIMEOUT, "an inode was changed here again and again while it was asked for")
                 continue
-            if self._learn(ticket, about, answer.body) or again == ASKED_AGAIN_MAX:
-                return results
             again += 1
+            believed = self._learn(ticket, about, answer.body, held and self.leases.on)
+            if believed or again > ASKED_AGAIN_MAX or self.recalls.passes(held_inos):
+                return results
+            if held:
+                await self.recalls.acknowledged(held_inos)
 
     def _older(self, ticket: Ticket, queries: tuple[api.Query, ...], results: tuple[api.Result, ...]) -> bool:
         """Whether answers lack what was changed here by right of exclusive leases."""
@@ -325,9 +329,6 @@ class Session:
         inos = subjects(queries, results)
         return self.journal.concerns(inos) or self.leases.overtaken(ticket, inos)
 
-    async def _read_for_journal(self, queries: tuple[api.Query, ...], deadline: float) -> tuple[api.Result, ...]:
-        return self._whole(await self._leader.call(api.Read(self.id, queries, journal=True), deadline), queries)
-
     def _whole(self, answer: Answer, queries: tuple[api.Query, ...]) -> tuple[api.Result, ...]:
         """The results of a Read; bytes that came along are handed on."""
         results = whole(answer.body.results, len(queries))
@@ -335,9 +336,9 @@ class Session:
             self.on_data(block, plain)
         return results
 
-    def _learn(self, ticket: Ticket, queries: tuple[api.Query, ...], reply: api.ReadReply) -> bool:
+    def _learn(self, ticket: Ticket, queries: tuple[api.Query, ...], reply: api.ReadReply, held: bool) -> bool:
         """Remember what may be. False: a recall met the answer, which may be of a state that others must not see yet;
-        whoever asks again is answered when all have acknowledged."""
+        whoever asks again is answered when all have acknowledged. What is ``held`` stays mapped: it takes a lease."""
         if self.leases.granted(ticket, reply.lease_term, self.now_s()):
             learn(self.leases, ticket, queries, reply.results)
             if reply.shared is not None and self.journal.enabled:
@@ -345,13 +346,11 @@ class Session:
                 fresh = [ino for ino in inos if self.leases.fresh(ticket, ino)]
                 self.leases.own(ticket, fresh, frozenset(reply.shared), frozenset(reply.locked), self.now_s())
             return True
-        return not self.leases.recalled_since(ticket, subjects(queries, reply.results))
+        return not held and not self.leases.recalled_since(ticket, subjects(queries, reply.results))
 
-    async def query(
-        self, query: api.Query, kind: type[R], deadline: Optional[float] = None, *, journal: bool = False
-    ) -> R:
+    async def query(self, query: api.Query, kind: type[R], deadline: Optional[float] = None, **how: bool) -> R:
         """Answer one query; raises what it failed with."""
-        return expect((await self.read(query, deadline=deadline, journal=journal))[0], kind)
+        return expect((await self.read(query, deadline=deadline, **how))[0], kind)
 
     async def submit(
         self,

@@ -262,19 +262,21 @@ class Volume:
         """What a file consists of, where all of it is here and it is of this data version and size."""
         return self._fileio.at_hand(handle, version, size)
 
-    async def read(self, handle: Handle, offset: int, length: int) -> Buffer:
-        """Read; shorter than asked only at the end of the file. Holes are zeros. IO: a block cannot be had whole."""
-        return await self._fileio.read(handle, offset, length)
+    async def read(self, handle: Handle, offset: int, length: int, *, held: bool = False) -> Buffer:
+        """Read; shorter than asked only at the end of the file. Holes are zeros. IO: a block cannot be had whole.
+        ``held``: the kernel holds a page meanwhile, and a recall may wait for that."""
+        return await self._fileio.read(handle, offset, length, held=held)
 
     async def strip(self, handle: Handle, uid: int) -> None:
         """Take setuid, setgid and capabilities from a file that this user has written to, where the kernel has not
         seen to that."""
         await self._fileio.strip(handle, uid)
 
-    async def write(self, handle: Handle, offset: int, data: bytes, *, paged: bool = False) -> int:
+    async def write(self, handle: Handle, offset: int, data: bytes, *, paged: Optional[bool] = False) -> int:
         """Write and return len(data): from then on every mount sees it. ``data`` is kept, not copied. With O_APPEND
-        ``offset`` is only a hint. It is durable too where others can see the file, else after fsync. ``paged``: it may
-        be of pages that programs have mapped, and that must not wait for the service.
+        ``offset`` is only a hint. It is durable too where others can see the file, else after fsync. ``paged``: it is
+        of pages that programs have mapped, which must not wait for the service: others see it after the next fsync.
+        None: it may be.
 
         Waits above the dirty bound. Raises the error of earlier write-back of this file once for each handle.
         """

@@ -21,16 +21,16 @@ from fusefs.client.files import File, Files, Flush
 from fusefs.client.handles import Handle
 from fusefs.client.options import ClientOptions
 from fusefs.client.pipeline import Pipeline
+from fusefs.client.streaming import EAGER_BYTES, next_complete
 from metadata.api import Commit, Committed, Failed, Op, PunchHole, Result, SetAttr
 from node.wire.errors import Code, FsError
-from node.wire.limits import BLOCK_BYTES_MAX, FILE_BYTES_MAX, GROUP_BYTES_MAX, MIB
+from node.wire.limits import BLOCK_BYTES_MAX, FILE_BYTES_MAX
 
 if TYPE_CHECKING:
     from fusefs.client.closing import Closing
 
 log = logging.getLogger(__name__)
 
-EAGER_BYTES = 8 * MIB  # dirty in one file: from here on incomplete chunks go out too
 RETRY_S = 5.0  # after a failure, until anything but a close or fsync tries again
 TICK_S = 0.25
 GRACE_S = 1.0  # for the work task to say what went wrong, beyond its own deadline
@@ -66,23 +66,24 @@ class WriteBack:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    async def write(self, handle: Handle, offset: int, data: bytes, *, paged: bool = False) -> None:
-        """Buffer bytes; wait while there are too many. Raises what this handle must still be told. ``paged``: they may
-        be of mapped pages, which the kernel writes back because it was told to forget them.
+    async def write(self, handle: Handle, offset: int, data: bytes, *, paged: Optional[bool] = False) -> None:
+        """Buffer bytes; wait while there are too many. Raises what this handle must still be told. ``paged``: they are
+        of mapped pages, which the kernel writes back, maybe because it was told to forget them. None: they may be.
 
         Where others can see the file they see these bytes when this returns: it has committed them. Only an exclusive
-        lease lets them stay here, because then others are not shown the file before it was asked back.
+        lease lets them stay here, because then others are not shown the file before it was asked back. Those of mapped
+        pages others see after the next fsync.
         """
         file = handle.file
         self.check(handle)
         if self._bytes >= self._options.dirty_bytes_max:
             await self._wait_for_room(handle)
-        while file.recalls or (file.late and not paged) or (file.append_base is not None) != handle.append:
+        while file.recalls or (file.late and paged is False) or (file.append_base is not None) != handle.append:
             if file.recalls:  # else who writes on and on could never give it back
                 await self._given_back(file)
                 self.check(handle)
                 continue
-            if file.late and not paged:
+            if file.late and paged is False:
                 await self._bring_late(file)
                 self.check(handle)
                 continue
@@ -105,12 +106,16 @@ class WriteBack:
             self._dirty[file] = None
         file.dirty.write(offset, data)
         file.unsealed = True
-        file.exclusive = self.stays(file, paged)
+        file.exclusive = self.stays(file, paged is not False)
         file.mtime_ns = self._now_ns()
         file.behind = file.behind or offset < file.position
         self._account(file)
         if not file.exclusive and self._options.write_through:
-            await self._through(handle)
+            if paged:
+                file.paging += 1
+                self._nursery.start_soon(self._page, file)
+            else:
+                await self._through(handle)
             return
         end = offset + len(data)
         if file.dirty.bytes >= BLOCK_BYTES_MAX and not file.running and (
@@ -122,9 +127,9 @@ class WriteBack:
     def stays(self, file: File, paged: bool = False) -> bool:
         """Whether bytes that are written to a file now may stay here until they are asked for."""
         closing = self._closing
-        if file.exclusive or (closing is not None and closing.owned(file.ino)):
+        if file.exclusive or (closing is not None and closing.owned(file)):
             return True
-        file.late = paged and closing is not None and closing.late(file.ino)
+        file.late = paged and closing is not None and closing.late(file)
         return file.late
 
     async def _bring_late(self, file: File) -> None:
@@ -156,6 +161,16 @@ class WriteBack:
         finally:
             handle.file.through -= 1
             self._moved.unpark_all()
+
+    async def _page(self, file: File) -> None:
+        """Commit what the kernel has written back of mapped pages: it keeps them locked until it is answered, and a
+        recall waits for such. Programs have been shown those bytes before, and are told of an error by fsync."""
+        try:
+            await self.flush(file)
+        except FsError as error:
+            log.info("pages of inode %d are not written back yet: %s", file.ino, error)
+        finally:
+            file.paging -= 1
 
     async def written_through(self, file: File) -> None:
         """Wait for writes that are committing now, whatever becomes of them. TIMEOUT: they still do."""
@@ -464,14 +479,14 @@ class WriteBack:
         if file.dead is not None or file.retry_at > trio.current_time():
             return False
         file.position, file.behind = 0, False
-        first = self._next_complete(file)
+        first = next_complete(file)
         if first is None:
             file.position = 0
             return False
         ready: deque[Group] = deque([first])
         try:
             await self._committer.settle(file, self._step(file))
-            await self._drain(file, lambda: ready.popleft() if ready else self._next_complete(file), ())
+            await self._drain(file, lambda: ready.popleft() if ready else next_complete(file), ())
         except FsError as error:
             self._failed(file, error)
         finally:
@@ -485,30 +500,6 @@ class WriteBack:
         """The deadline of a step that begins now. Much data may take many steps: those who wait go on waiting."""
         file.moving_until = self._deadline()
         return file.moving_until
-
-    def _next_complete(self, file: File) -> Optional[Group]:
-        """The next chunks that a sequential writer has left, behind what is under way; None: let others go first.
-
-        As many as there are: while the window is full, more collect, and travel at the price of one.
-        """
-        if file.requests or file.behind or file.dead is not None:
-            return None
-        begin = stop = file.position
-        while stop - begin < GROUP_BYTES_MAX:
-            start, end = file.dirty.run(stop)
-            if start == end or (start != stop and stop != begin):
-                break
-            cut = chunking.chunk_end(start)
-            if end < cut and (file.dirty.bytes <= EAGER_BYTES or file.dirty.end <= cut):
-                break
-            begin = start if stop == begin else begin
-            stop = cut
-        if stop == begin:
-            return None
-        generation = file.dirty.seal()
-        group = next(groups_of(file.dirty.pieces(begin, stop), generation))
-        file.position = group.end  # not ``stop``: what does not fit into one group is the beginning of the next
-        return group
 
     async def _drain(
         self, file: File, take: Callable[[], Optional[Group]], ops: tuple[Op, ...], carry: bool = False

@@ -20,8 +20,10 @@ it can.
 
 Pages that programs have mapped for writing may hold bytes that we know nothing of (rule 8). So of files that are open
 for reading and writing, which mapping takes, the pages go too when their lease is recalled: the kernel writes back what
-is dirty, and is served meanwhile. That waits for pages that are being read or are held back by a truncation, and those
-may wait for us; then the recall goes on without them, and they come later, like any other write.
+is dirty, and is answered at once. That waits for pages that are being read. Who reads does not wait for the recall, is
+answered again by the service until a lease covers what it has read (``Session.read``, ``held``), and where the recall
+has met it the pages go once more. What still holds pages may wait for us, a truncation or write(2) that is being
+committed; then the recall goes on without them, and they come later.
 
 Void means also that a read which had asked goes on with the size and the pages that were there before. So attributes
 that were sent a moment ago are given time to arrive before they are recalled, attributes whose time is over are not
@@ -60,7 +62,8 @@ LISTINGS_MAX = 16_384
 ARRIVAL_S = 0.002  # for a reply to reach who asked
 PROOF_S = 0.05  # until a reply that no lock orders has arrived for certain
 PAGES_S = 1.0  # for the kernel to write back what programs have changed in mapped pages
-LOCKED_S = 0.02  # the same where requests are under way that may have them locked
+READ_S = 0.25  # the same where pages are being read: who reads may wait for a mount that waits for such a one
+LOCKED_S = 0.02  # and where requests are under way that may wait for us
 NAMES_MAX = 1024  # taken back one by one in one recall; more of them would cost others more than the epoch costs us
 WANTED_S = 0.25  # the kernel is told nothing for so long of what was recalled, or made where others look
 CONTENDED_S = 3.0  # a file is opened for direct I/O for so long after a recall
@@ -81,8 +84,13 @@ class Mapped(Protocol):
 
     def all(self) -> list[int]: ...
 
+    def read(self, ino: int) -> bool:
+        """Whether pages of the inode are being read."""
+        ...
+
     def locked(self, ino: int) -> bool:
-        """Whether a request is under way for which the kernel may hold pages of the inode back."""
+        """Whether another request is under way for which the kernel may hold pages of it back, and which may wait for a
+        recall."""
         ...
 
     async def drop(self, inos: list[int]) -> None:
@@ -333,7 +341,7 @@ class KernelCache:
         # can have written: it is told nothing then, which would make its question void.
         read = [ino for ino in self._view.paged(told) if ino not in mapped]
         self._view.doubt(read)
-        if self._mapped is not None and not any(map(self._mapped.locked, read)):
+        if self._mapped is not None and not any(self._mapped.locked(ino) or self._mapped.read(ino) for ino in read):
             await self._arrive({ino: told[ino] for ino in read})
             await self._forget_pages(read, LOCK_S, LOCK_S / 10)
         await self._forget_attrs(told)
@@ -354,6 +362,7 @@ class KernelCache:
     async def _forget_pages(self, inos: list[int], patience_s: float, locked_s: float) -> None:
         """Have pages written back and dropped, for as long as that can be waited for: shorter while requests are under
         way that may have them locked. What is not done stays in doubt."""
+        read_s = READ_S
         if not inos or self._mapped is None:
             return
         done = trio.Event()
@@ -365,12 +374,15 @@ class KernelCache:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drop, self._mapped)
             patience = trio.current_time() + patience_s
-            while not done.is_set() and trio.current_time() < patience and locked_s > 0:
+            while not done.is_set() and trio.current_time() < patience and locked_s > 0 and read_s > 0:
                 began = trio.current_time()
                 with trio.move_on_after(LOOK_S):
                     await done.wait()
+                took_s = min(trio.current_time() - began, 2 * LOOK_S)  # on a busy machine the thread waits too
                 if any(map(self._mapped.locked, inos)):
-                    locked_s -= trio.current_time() - began
+                    locked_s -= took_s
+                elif any(map(self._mapped.read, inos)):
+                    read_s -= took_s
             nursery.cancel_scope.cancel()  # the thread goes on, for nobody
         if done.is_set():
             self._view.dropped(inos)

@@ -34,7 +34,8 @@ class Mappable:
         self._dropper = dropper
         self._committing = committing
         self._open: dict[int, int] = {}  # inode -> handles
-        self.holding = Busy()  # inodes by requests for which the kernel has pages locked, or writes none back
+        self.reading = Busy()  # inodes by requests for which the kernel has pages locked
+        self._truncating = Busy()  # and by those while which it writes none back
 
     def opened(self, handle: Handle) -> None:
         if handle.flags & os.O_ACCMODE == os.O_RDWR:
@@ -58,14 +59,17 @@ class Mappable:
         if not really:
             yield
             return
-        self.holding.enter(ino)
+        self._truncating.enter(ino)
         try:
             yield
         finally:
-            self.holding.leave(ino)
+            self._truncating.leave(ino)
+
+    def read(self, ino: int) -> bool:
+        return self.reading.any_of((ino,))
 
     def locked(self, ino: int) -> bool:
-        return self.holding.any_of((ino,)) or self._committing(ino)
+        return self._truncating.any_of((ino,)) or self._committing(ino)
 
     async def drop(self, inos: list[int]) -> None:
         for ino in inos:

@@ -316,11 +316,12 @@ class Operations(pyfuse3.Operations):
     @handler
     async def read(self, fh: int, off: int, size: int) -> Any:
         handle, came_s = self.files[fh], self._crossings.now_s()
-        self.mappable.holding.enter(handle.ino)
+        self.mappable.reading.enter(handle.ino)
+        held = not handle.direct or bool(self.mappable.among((handle.ino,)))
         try:
-            data = await self.volume.read(handle, off, size)
+            data = await self.volume.read(handle, off, size, held=held)
         finally:
-            self.mappable.holding.leave(handle.ino)
+            self.mappable.reading.leave(handle.ino)
         if len(data) < size and not handle.direct:
             if self.kernel.refuses(handle.ino, off, off + size, len(data), came_s):
                 raise FsError(Code.INTERRUPTED, "the file was made shorter meanwhile")
@@ -333,7 +334,7 @@ class Operations(pyfuse3.Operations):
         paged = self.paged is not None and self.paged()  # before anything is awaited
         if paged:
             handle = handle.placed()
-        written = await self.volume.write(handle, off, buf, paged=paged or self.paged is None)
+        written = await self.volume.write(handle, off, buf, paged=None if self.paged is None else paged)
         self.kernel.grown(handle.ino, off + written)
         if handle.direct and not paged:  # the kernel does that, and a recall would wait for pages that wait for this
             await self.volume.strip(handle, handle.uid)

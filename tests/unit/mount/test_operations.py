@@ -252,7 +252,7 @@ async def test_nothing_is_asked_while_a_mapped_page_is_written_back(paged: bool,
     assert await operations.write(number, 0, b"abc") == 3
     asked = [call[0] for call in volume.calls]
     assert asked == (["write"] if paged and told else ["write", "strip"])
-    assert volume.calls[0][-1] == {"paged": paged or not told}
+    assert volume.calls[0][-1] == {"paged": paged if told else None}
 
 
 async def test_pages_survive_a_reopen_of_unchanged_data() -> None:

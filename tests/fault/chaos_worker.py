@@ -1,0 +1,364 @@
+"""One program that goes on whatever becomes of its mount, and knows what it must find there.
+
+    python -m tests.fault.chaos_worker KIND MOUNT JOURNAL NUMBER SEED
+
+It ends at SIGTERM, after what it is doing. Lines of the journal, which lies on another filesystem:
+
+    done KIND NAME VALUE          it was told that this is durable
+    going KIND NAME               about to be removed
+    failed BEGAN ENDED WHAT       a call, or a program, failed; times are of the monotonic clock
+    slow BEGAN ENDED WHAT         it took longer than it should
+    wrong WHAT                    it was not what it must be, whatever happened
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email
+import hashlib
+import mmap
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.fault.healing_worker import content, read_anew, write
+from tests.harness import wait_for
+
+SLOW_S = 5.0
+PAGE = 4096
+PAGES = 256  # of a database
+RECORD = 64
+TREE = Path(email.__file__).parent
+BACK_S = 90.0
+NAME = "chaos"  # the directory on the mount
+
+
+class Wrong(Exception):
+    """What was found can never have been."""
+
+
+class Journal:
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def note(self, *words: object) -> None:
+        os.write(self._fd, (" ".join(map(str, words)).replace("\n", "|") + "\n").encode())
+
+
+def done(journals: list[Path], kind: str) -> dict[str, int]:
+    """The last value of each name that was told to be durable."""
+    found: dict[str, int] = {}
+    for journal in journals:
+        for line in journal.read_text().splitlines():
+            what, *words = line.split(" ", 3)
+            if what == "done" and words[0] == kind:
+                found[words[1]] = int(words[2])
+            elif what == "going" and words[0] == kind:
+                found.pop(words[1], None)
+    return found
+
+
+def page_of(index: int, version: int) -> bytes:
+    head = struct.pack("<QQ", index, version)
+    return head + hashlib.shake_128(head).digest(PAGE - len(head))
+
+
+def record_of(number: int, serial: int) -> bytes:
+    head = b"%02d %010d " % (number, serial)
+    return head + hashlib.sha256(head).hexdigest()[: RECORD - len(head) - 1].encode() + b"\n"
+
+
+def value_of(name: str, version: int) -> bytes:
+    return b"%d\n" % version + hashlib.shake_128(b"%s %d" % (name.encode(), version)).digest(version * 7919 % 60_000)
+
+
+def version_in(name: str, data: bytes) -> int:
+    """Which version a file that is replaced is; Wrong where it is none."""
+    version = int(data.split(b"\n", 1)[0] or b"0")
+    if data != value_of(name, version):
+        raise Wrong(f"{name}: {len(data)} bytes are not version {version}")
+    return version
+
+
+def check_pages(path: Path, told: dict[str, int]) -> dict[int, int]:
+    """Read a database anew: each page is whole and no older than was told. Return what each is."""
+    found = {}
+    data = read_anew(path)
+    for index in range(PAGES):
+        page = data[index * PAGE : (index + 1) * PAGE]
+        _, version = struct.unpack("<QQ", page[:16]) if len(page) == PAGE else (0, 0)
+        least = told.get(f"{path.name}/{index}", 0)
+        if version < least or page not in (page_of(index, version), bytes(PAGE), b""):
+            raise Wrong(f"{path.name}: page {index} is {page[:16].hex()}, and was version {least}")
+        found[index] = version
+    return found
+
+
+def check_records(data: bytes, told: dict[str, int], who: int = -1) -> None:
+    """Every record is whole, none comes twice, those of one program are in their order, and what was told is there."""
+    seen: dict[int, list[int]] = {}
+    if len(data) % RECORD:
+        raise Wrong(f"records: {len(data)} bytes")
+    for at in range(0, len(data), RECORD):
+        record = data[at : at + RECORD]
+        if b"\0" in record:
+            raise Wrong(f"records: zeros at {at} of {len(data)}: {record!r}")
+        number, serial = int(record[:2]), int(record[3:13])
+        if record != record_of(number, serial):
+            raise Wrong(f"records: torn at {at}: {record!r}")
+        serials = seen.setdefault(number, [0])
+        if serial <= serials[-1]:
+            raise Wrong(f"records: {serial} of {number} after {serials[-1]}")
+        serials.append(serial)
+    for name in told:
+        number, serial = map(int, name.split("/"))
+        if who in (-1, number) and serial not in seen.get(number, ()):
+            raise Wrong(f"records: {serial} of {number} is lost")
+
+
+class Worker:
+    """A step of each kind is what a user's program does, with its checks."""
+
+    def __init__(self, kind: str, mount: Path, journal: Path, number: int, rng: random.Random) -> None:
+        self.top, self.number, self.rng, self.kind = mount / NAME, number, rng, kind
+        self.path, self.journal = journal, Journal(journal)
+        self.journals = [journal.with_name(f"{kind}-{number}") for number in (1, 2)]
+        self.other = 3 - number
+        self.serial = 0
+        self.versions: dict[int, int] = {}  # of pages, as this program has written them
+        self.checked = False  # what this program works on, since the mount came back
+
+    def told(self) -> dict[str, int]:
+        return done([one for one in self.journals if one.exists()], self.kind)
+
+    def run(self, *command: str | Path) -> None:
+        """Run a program; OSError where it fails."""
+        ended = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
+        if ended.returncode:
+            raise OSError(f"{command[:4]} exited with {ended.returncode}: {(ended.stdout + ended.stderr)[-300:]!r}")
+
+    @contextlib.contextmanager
+    def watched(self, what: str) -> Iterator[None]:
+        """Note what fails or takes long."""
+        began, failure = time.monotonic(), ""
+        try:
+            yield
+        except OSError as error:
+            failure = f"{error}"
+            raise
+        finally:
+            ended = time.monotonic()
+            if failure:
+                self.journal.note("failed", began, ended, what, failure)
+            elif ended - began > SLOW_S:
+                self.journal.note("slow", began, ended, what)
+
+    # --- one step of each kind ---------------------------------------------------------------------------------
+
+    def files(self) -> None:
+        """New files, synced; and one of anybody's read back."""
+        self.serial += 1
+        name = f"{self.number}-{self.serial}"
+        write(self.top / name, content(name))
+        self.journal.note("done files", name, self.serial)
+        held = list(self.told())
+        if self.rng.random() < 0.2:
+            mine = self.rng.choice([one for one in held if one.startswith(f"{self.number}-")])
+            self.journal.note("going files", mine)
+            os.unlink(self.top / mine)
+        name = self.rng.choice(held)
+        try:
+            if read_anew(self.top / name) != content(name):
+                raise Wrong(f"{name} has other bytes")
+        except FileNotFoundError:
+            if name in self.told() and (self.top / ".").exists():
+                raise Wrong(f"{name} is gone") from None
+
+    def database(self) -> None:
+        """Pages overwritten at random, synced."""
+        path = self.top / f"database-{self.number}"
+        if not self.versions:
+            with open(path, "ab"):
+                pass
+            os.truncate(path, PAGES * PAGE)
+            self.versions = check_pages(path, self.told())
+            self.serial = max(self.serial, *self.versions.values())
+        with open(path, "r+b", buffering=0) as file:
+            for _ in range(20):
+                self.serial += 1
+                pages = self.rng.sample(range(PAGES), self.rng.choice((1, 5, 30)))
+                for index in pages:
+                    self.versions[index] = self.serial
+                    assert os.pwrite(file.fileno(), page_of(index, self.serial), index * PAGE) == PAGE
+                if self.rng.random() < 0.5:
+                    index = self.rng.randrange(PAGES)
+                    wanted = page_of(index, self.versions[index]) if self.versions[index] else bytes(PAGE)
+                    if os.pread(file.fileno(), PAGE, index * PAGE) != wanted:
+                        raise Wrong(f"{path.name}: page {index} is not what this program has written")
+                os.fdatasync(file.fileno())
+                for index in pages:
+                    self.journal.note("done database", f"{path.name}/{index}", self.serial)
+
+    def records(self) -> None:
+        """Both mounts append to one file."""
+        path = self.top / "records"
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            for _ in range(5):
+                self.serial += 1
+                record = record_of(self.number, self.serial)
+                assert os.write(fd, record) == RECORD
+                os.fsync(fd)
+                self.journal.note("done records", f"{self.number}/{self.serial}", 1)
+            told = self.told()
+            data = os.pread(fd, 1 << 24, 0)
+        finally:
+            os.close(fd)
+        check_records(data, told)
+
+    def replaced(self) -> None:
+        """A file replaced by rename, synced; the other mount's is looked at, too."""
+        self.serial += 1
+        mine, theirs = f"replaced-{self.number}", f"replaced-{self.other}"
+        write(self.top / f".{mine}", value_of(mine, self.serial))
+        os.rename(self.top / f".{mine}", self.top / mine)
+        fd = os.open(self.top, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        self.journal.note("done replaced", mine, self.serial)
+        for name in (mine, theirs):
+            least = self.told().get(name, 0)
+            if not least:
+                continue
+            try:
+                data = (self.top / name).read_bytes()
+            except FileNotFoundError:
+                if (self.top / ".").exists():
+                    raise Wrong(f"{name} never ceased to exist, and is not there") from None
+                raise
+            if (version := version_in(name, data)) < least:
+                raise Wrong(f"{name} is version {version}, and {least} was there before")
+
+    def mapped(self) -> None:
+        """Two mounts write to pages of one mapped file. Where a mount dies a program that looks is killed by SIGBUS."""
+        path = self.top / "mapped"
+        with open(path, "ab"):
+            pass
+        if path.stat().st_size < 16 * PAGE:
+            os.truncate(path, 16 * PAGE)
+        self.serial += 10
+        child = os.fork()
+        if not child:
+            try:
+                self._map(path)
+                os._exit(0)
+            except OSError as error:
+                os._exit(min(error.errno or 255, 200))
+            except Wrong as error:
+                self.journal.note("wrong", error)
+            finally:
+                os._exit(255)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status:
+            raise OSError(f"a program that maps the file ended with {status}")
+
+    def _map(self, path: Path) -> None:
+        with open(path, "r+b") as file, mmap.mmap(file.fileno(), 16 * PAGE) as mapped:
+            for step in range(10):
+                told = self.told()
+                for name, least in told.items():
+                    (found,) = struct.unpack_from("<Q", mapped, int(name) * PAGE)
+                    if found < least:
+                        raise Wrong(f"mapped: page {name} is {found}, and {least} was there before")
+                page = self.rng.randrange(8) * 2 + self.number - 1
+                struct.pack_into("<Q", mapped, page * PAGE, self.serial + step)
+                mapped.flush(page * PAGE, PAGE)
+                self.journal.note("done mapped", page, self.serial + step)
+
+    def copies(self) -> None:
+        """cp, diff, tar and rm of a small tree."""
+        where = self.top / f"copies-{self.number}"
+        self.run("rm", "-rf", where)
+        os.mkdir(where)
+        self.run("cp", "-r", TREE, where / "one")
+        self.run("diff", "-r", TREE, where / "one")
+        self.run("sh", "-ec", f"cd '{where}'; tar cf one.tar one; mkdir two; tar xf one.tar -C two")
+        self.run("diff", "-r", where / "one", where / "two/one")
+
+    def commits(self) -> None:
+        """Commits to a repository, which stays whole: what a mount loses is the end of what was done on it."""
+        where = self.top / f"repository-{self.number}"
+        if not self.checked or self.rng.random() < 0.2:
+            if not where.exists():
+                os.mkdir(where)
+            self.run("find", where, "-name", "*.lock", "-delete")
+            self.run("git", "init", "-q", where)
+            head = subprocess.run(["git", "-C", where, "rev-parse", "-q", "--verify", "HEAD"], capture_output=True)
+            if not head.returncode:
+                self.run("git", "-C", where, "reset", "-q", "--hard")
+                self.run("git", "-C", where, "fsck", "--full", "--strict")
+            self.checked = True
+        self.serial += 1
+        name = f"{self.rng.randrange(20)}.txt"
+        (where / name).write_bytes(self.rng.randbytes(self.rng.choice((10, 5000, 100_000))).hex().encode())
+        self.run("git", "-C", where, "add", name)
+        who = "-c", "user.name=a", "-c", "user.email=a@localhost"
+        self.run("git", "-C", where, *who, "commit", "-qm", f"{self.serial}")
+
+    # --- all of it ---------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        try:
+            with self.watched(self.kind):
+                getattr(self, self.kind)()
+        except Wrong as wrong:
+            self.journal.note("wrong", wrong)
+        except OSError:
+            self.versions.clear()
+            self.checked = False
+            wait_for(self._is_back, BACK_S, "the mount to come back")
+
+    def _is_back(self) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(os.listdir(self.top)) or True
+        return False
+
+
+def verify(top: Path, journals: list[Path]) -> int:
+    """What must be there in the end, on a fresh mount. Returns how many words that they were given were checked."""
+    files = done(journals, "files")
+    for name in files:
+        assert read_anew(top / name) == content(name), name
+    database = done(journals, "database")
+    for path in {top / name.split("/")[0] for name in database}:
+        check_pages(path, database)
+    records, replaced, mapped = (done(journals, kind) for kind in ("records", "replaced", "mapped"))
+    check_records((top / "records").read_bytes(), records)
+    for name, version in replaced.items():
+        assert version_in(name, (top / name).read_bytes()) >= version, name
+    data = (top / "mapped").read_bytes()
+    for page, version in mapped.items():
+        assert struct.unpack_from("<Q", data, int(page) * PAGE)[0] >= version, f"mapped: page {page}"
+    return sum(map(len, (files, database, records, replaced, mapped)))
+
+
+def main() -> None:
+    kind, mount, journal, number, seed = sys.argv[1:]
+    worker = Worker(kind, Path(mount), Path(journal), int(number), random.Random(int(seed)))
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    while not told:
+        worker.step()
+        time.sleep(worker.rng.uniform(0, 0.05))
+
+
+if __name__ == "__main__":
+    main()
