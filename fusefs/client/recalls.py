@@ -91,7 +91,8 @@ class Recalls:
         self._running: dict[int, _Task] = {}
         self._serving: set[tuple[int, int]] = set()  # (session, number) of recalls
         self._giving: dict[int, int] = {}  # inode -> recalls for which the kernel still forgets it
-        self._passed: dict[int, None] = {}  # of these, those of which it was shown something meanwhile
+        self._owing: dict[int, int] = {}  # inode -> recalls that are not being acknowledged yet
+        self._passed: dict[int, int] = {}  # how often the kernel was shown something of it meanwhile
         self.giving_all = 0  # losses of all leases for which it does
         self._number = 0
         self._failed = 0
@@ -129,11 +130,25 @@ class Recalls:
         return ino in self._giving
 
     def passes(self, held: Collection[int]) -> bool:
-        """Whether an answer about what is ``held``, which no lease covers, is good enough, because the kernel is being
-        made to forget that: then it does so once more."""
-        passed = [ino for ino in held if ino in self._giving]
-        self._passed.update(dict.fromkeys(passed))
+        """Whether an answer about what is ``held``, which no lease covers, is good enough, because a recall of it is
+        not acknowledged yet, so that nobody sees anything newer: then the kernel forgets it once more before."""
+        passed = [ino for ino in held if ino in self._owing]
+        for ino in passed:
+            self._passed[ino] = self._passed.get(ino, 0) + 1
         return bool(passed)
+
+    @contextmanager
+    def _owe(self, inos: Collection[int]) -> Iterator[None]:
+        for ino in inos:
+            self._owing[ino] = self._owing.get(ino, 0) + 1
+        try:
+            yield
+        finally:
+            for ino in inos:
+                self._owing[ino] -= 1
+                if not self._owing[ino]:
+                    del self._owing[ino]
+                    self._passed.pop(ino, None)
 
     async def acknowledged(self, inos: Collection[int]) -> None:
         """Wait, not for long, for what the kernel has forgotten of these to be acknowledged."""
@@ -154,7 +169,6 @@ class Recalls:
                 self._giving[ino] -= 1
                 if not self._giving[ino]:
                     del self._giving[ino]
-                    self._passed.pop(ino, None)
 
     async def quiet(self, deadline: float) -> None:
         """Wait for what is under way now, and as ``forgotten``. TIMEOUT at the deadline."""
@@ -209,11 +223,12 @@ class Recalls:
 
     async def _recalled(self, member: int, message: api.Recall, number: int) -> None:
         try:
-            if self.kernel is not None:
+            with self._owe(message.inos):
                 with self._give(message.inos):
-                    await self._forget_recalled(self.kernel, message.inos)
-            self._running[number].forgotten.set()
-            await self._surrender(message.inos)
+                    seen = await self._forget_recalled(message.inos)
+                self._running[number].forgotten.set()
+                await self._surrender(message.inos)
+                await self._forget_recalled(message.inos, seen)
             caller = self._members.get(member)
             if caller is not None:  # else it is a member no more, and cannot lead
                 await self._acknowledge(caller, message)
@@ -221,13 +236,16 @@ class Recalls:
             self._serving.discard((message.session, message.number))
             self._end(number)
 
-    async def _forget_recalled(self, kernel: Kernel, inos: Collection[int]) -> None:
+    async def _forget_recalled(self, inos: Collection[int], seen: Optional[list[int]] = None) -> Optional[list[int]]:
+        """Have the kernel forget, until it was shown nothing meanwhile. Returns what of ``_passed`` it has forgotten;
+        ``seen``: that of before, so that it need not where nothing has changed."""
         for _ in range(FORGET_AGAIN_MAX):
-            for ino in inos:
-                self._passed.pop(ino, None)
-            await kernel.forget(inos)
-            if not any(ino in self._passed for ino in inos):
+            passed = [self._passed.get(ino, 0) for ino in inos]
+            if seen == passed or self.kernel is None:
                 break
+            seen = passed
+            await self.kernel.forget(inos)
+        return seen
 
     async def _acknowledge(self, caller: Caller, message: api.Recall) -> None:
         """Tell whoever recalled, once: it recalls again where it does not hear of it. Trying on would hold up all that

@@ -317,10 +317,12 @@ class Session:
                 continue
             again += 1
             believed = self._learn(ticket, about, answer.body, held and self.leases.on)
-            if believed or again > ASKED_AGAIN_MAX or self.recalls.passes(held_inos):
+            if believed or self.recalls.passes(held_inos):
                 return results
-            if held:
+            if held and self.before(deadline):
                 await self.recalls.acknowledged(held_inos)
+            elif held or again > ASKED_AGAIN_MAX:
+                return results
 
     def _older(self, ticket: Ticket, queries: tuple[api.Query, ...], results: tuple[api.Result, ...]) -> bool:
         """Whether answers lack what was changed here by right of exclusive leases."""

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import email
+import fcntl
 import hashlib
 import mmap
 import os
 import random
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -31,6 +33,7 @@ from tests.fault.healing_worker import content, read_anew, write
 from tests.harness import wait_for
 
 SLOW_S = 5.0
+HUNG_S = 60.0
 PAGE = 4096
 PAGES = 256  # of a database
 RECORD = 64
@@ -120,6 +123,16 @@ def check_records(data: bytes, told: dict[str, int], who: int = -1) -> None:
         number, serial = map(int, name.split("/"))
         if who in (-1, number) and serial not in seen.get(number, ()):
             raise Wrong(f"records: {serial} of {number} is lost")
+
+
+def check_table(base: sqlite3.Connection, told: dict[str, int]) -> None:
+    """The database is whole, and has what was told."""
+    ((said,),) = base.execute("PRAGMA integrity_check")
+    if said != "ok":
+        raise Wrong(f"sqlite: {said}")
+    lost = told.keys() - {f"{number}/{serial}" for number, serial in base.execute("SELECT number, serial FROM t")}
+    if lost:
+        raise Wrong(f"sqlite: {sorted(lost)} are lost")
 
 
 class Worker:
@@ -283,6 +296,38 @@ class Worker:
                 mapped.flush(page * PAGE, PAGE)
                 self.journal.note("done mapped", page, self.serial + step)
 
+    def counter(self) -> None:
+        """Both mounts count under a lock: no number comes twice."""
+        fd = os.open(self.top / "counter", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            for _ in range(5):
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                value, least = int(os.pread(fd, PAGE, 0) or b"0"), max(self.told().values(), default=0)
+                if value < least:
+                    raise Wrong(f"the counter is {value}, and {least} was there before")
+                assert os.pwrite(fd, b"%016d" % (value + 1), 0) == 16
+                os.fsync(fd)
+                self.journal.note("done counter", value + 1, value + 1)
+                fcntl.flock(fd, fcntl.LOCK_UN)
+        finally:
+            os.close(fd)
+
+    def sqlite(self) -> None:
+        """Both mounts insert into one table."""
+        try:
+            with contextlib.closing(sqlite3.connect(self.top / "sqlite", timeout=HUNG_S, isolation_level=None)) as base:
+                base.execute("CREATE TABLE IF NOT EXISTS t (number, serial, text, PRIMARY KEY (number, serial))")
+                for _ in range(3):
+                    self.serial += 1
+                    base.execute("INSERT INTO t VALUES (?, ?, ?)", (self.number, self.serial, "x" * 300))
+                    self.journal.note("done sqlite", f"{self.number}/{self.serial}", 1)
+                told = self.told()
+                check_table(base, told)
+        except sqlite3.DatabaseError as error:
+            if "malformed" in str(error):
+                raise Wrong(f"sqlite: {error}") from None
+            raise OSError(f"sqlite: {error}") from None
+
     def copies(self) -> None:
         """cp, diff, tar and rm of a small tree."""
         where = self.top / f"copies-{self.number}"
@@ -344,6 +389,12 @@ def verify(top: Path, journals: list[Path]) -> int:
     check_records((top / "records").read_bytes(), records)
     for name, version in replaced.items():
         assert version_in(name, (top / name).read_bytes()) >= version, name
+    lines = [line for one in journals for line in one.read_text().splitlines()]
+    counted = [int(line.split()[2]) for line in lines if line.startswith("done counter")]
+    assert len(counted) == len(set(counted)), "two have counted to the same number"
+    assert int((top / "counter").read_bytes()) >= max(counted)
+    with contextlib.closing(sqlite3.connect(top / "sqlite")) as base:
+        check_table(base, done(journals, "sqlite"))
     data = (top / "mapped").read_bytes()
     for page, version in mapped.items():
         assert struct.unpack_from("<Q", data, int(page) * PAGE)[0] >= version, f"mapped: page {page}"

@@ -17,14 +17,13 @@ from pathlib import Path
 import pytest
 
 from node.wire.limits import SESSION_LEASE_S
-from tests.fault.chaos_worker import NAME, verify
+from tests.fault.chaos_worker import HUNG_S, NAME, verify
 from tests.harness import FUSEFS, LONG, Cluster, cluster, need_fuse, run, seed, wait_for
 
-KINDS = ("files", "database", "records", "replaced", "mapped", "copies", "commits")
+KINDS = ("files", "database", "records", "replaced", "mapped", "counter", "sqlite", "copies", "commits")
 ROUNDS = 20 if LONG else 1
 CALM_S = (0.5, 3.0)
 EXCUSED_S = 15.0  # after a mount is back, what was lost is told at the next fsync or close
-HUNG_S = 60.0
 
 
 class Faults:

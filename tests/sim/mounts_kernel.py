@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, Optional
 
 import trio
 
 from fusefs.client.volume import Volume
+from fusefs.mount.caching import LOOK_S, READ_S
 from metadata import api
 from node.wire.errors import Code, FsError
 from tests.unit.client.test_leases import META, Call, Link
@@ -100,6 +101,8 @@ class Kernel:
         self._versions: dict[int, int] = {}  # file -> data version, told last
         self._pages: dict[int, tuple[int, int]] = {}  # file -> data version told when they were read, what is in it
         self._writes = 0
+        self._filled: dict[int, int] = {}  # file -> what programs see in a page of it that they have mapped
+        self._held: dict[int, int] = {}  # file -> reads under way for such a page
 
     def attr(self, ino: int) -> Optional[int]:
         value, until_s = self._attrs.get(ino, (0, 0.0))
@@ -117,6 +120,28 @@ class Kernel:
         """What programs see in their memory. Where the mount was stopped for too long that may be old (rule 6)."""
         leased = trio.current_time() < self._volume._session.leases.until_s
         return self._mapped if leased and self._wire.runs else {}
+
+    def filled(self) -> dict[int, int]:
+        """The same of the contents of files."""
+        leased = trio.current_time() < self._volume._session.leases.until_s
+        return self._filled if leased and self._wire.runs else {}
+
+    async def fill(self, ino: int, read: Callable[[], Awaitable[int]]) -> int:
+        """A program looks at a page that it has mapped. Until the mount has answered it is locked."""
+        writes = self._writes
+        self._held[ino] = self._held.get(ino, 0) + 1
+        try:
+            value = await read()
+            if writes == self._writes:
+                self._filled[ino] = value
+            return value
+        finally:
+            self._held[ino] -= 1
+
+    def stores(self, ino: int, value: int) -> None:
+        """A program changes such a page."""
+        self.writes(ino)
+        self._filled[ino] = value
 
     def told(self, attr: api.Attr, *, new: bool = True) -> None:
         """The mount answers with attributes now; in answers about what the kernel knew they are given no time."""
@@ -152,6 +177,7 @@ class Kernel:
     def writes(self, ino: int) -> None:
         self._writes += 1
         self._pages.pop(ino, None)
+        self._filled.pop(ino, None)
 
     def renames(self, *keys: tuple[int, bytes]) -> None:
         for key in keys:
@@ -164,6 +190,12 @@ class Kernel:
     async def forget(self, inos: Collection[int]) -> None:
         await self._pass()
         for ino in inos:
+            end_s = trio.current_time() + READ_S
+            while self._held.get(ino) and trio.current_time() < end_s:  # noqa: ASYNC110
+                await trio.sleep(LOOK_S)
+            if self._held.get(ino):
+                self._writes += 1  # it goes on without that page, which is dropped when it comes
+            self._filled.pop(ino, None)
             self._attrs.pop(ino, None)
             self._mapped.pop(ino, None)
             self._pages.pop(ino, None)
@@ -175,6 +207,8 @@ class Kernel:
         self._names.clear()
         self._mapped.clear()
         self._pages.clear()
+        self._filled.clear()
+        self._writes += 1
 
     def yields(self, ino: int) -> bool:
         return self.expire((ino,)) and not any(key[0] == ino for key in self._names)

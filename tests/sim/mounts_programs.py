@@ -20,6 +20,7 @@ from metadata import api
 from node.wire.errors import Code, FsError
 from node.wire.limits import LEASE_CACHE_BYTES, RECLAIM_AFTER_S
 from storage.api import name_block
+from tests.sim.checkers import Violation
 from tests.sim.mounts_kernel import Kernel, Wire
 
 if TYPE_CHECKING:
@@ -148,6 +149,18 @@ class Mount:
         history = self.sea.history
         for ino, value in self.kernel.mapped().items():
             history.saw(ino, history.floor(ino), value, self._at("mapped"))
+        for ino, value in self.kernel.filled().items():
+            self._saw_page(ino, value)
+
+    def _saw_page(self, ino: int, value: int) -> None:
+        """What is in a mapped page is not older than what was synced; its own mount shows it sooner than others."""
+        sea = self.sea
+        values, synced = sea.history.of((ino, DATA)), sea.synced.get(ino, 0)
+        if value in sea.failed or value in sea.unsynced or synced not in values:
+            return
+        if value not in values[values.index(synced) :]:
+            story = f"{self._at('page')}: {ino} is {value}, but {synced} of {values} is synced"
+            raise Violation("nothing stale is mapped", story)
 
     async def make(self, parent: int, name: bytes) -> None:
         await self._make(parent, name, partial(self.volume.mknod, parent, name, FILE, 0, 0, 0))
@@ -277,6 +290,44 @@ class Mount:
             await self._write(handle)
             await self.volume.flush(handle)
 
+    async def look_at_page(self, parent: int, name: bytes) -> None:
+        """Map a file and look at it."""
+        handle = await self._open(parent, name, os.O_RDWR)
+        if handle is None:
+            return
+
+        async def read() -> int:
+            return int.from_bytes(bytes(await self.volume.read(handle, 0, BYTES, held=True)), "big")
+
+        async with self._released(handle):
+            await self.wire.running()
+            await self.kernel.fill(handle.ino, read)
+
+    async def store(self, parent: int, name: bytes) -> None:
+        """Map a file, change it, and wait until that is durable."""
+        handle = await self._open(parent, name, os.O_RDWR)
+        if handle is None:
+            return
+        sea, key, value = self.sea, (handle.ino, DATA), self.sea.next_value()
+        plain = value.to_bytes(BYTES, "big")
+        async with self._released(handle), self._locks[handle.ino]:
+            sea.contents[name_block(plain)] = value
+            floor = sea.history.floor(key)
+            sea.unsynced.add(value)
+            self.kernel.stores(handle.ino, value)
+            try:
+                await self.volume.write(handle, 0, plain, paged=True)
+                await self.volume.fsync(handle)
+            except FsError:
+                sea.doomed(handle.ino, value)
+                self.kernel.writes(handle.ino)
+                raise
+            finally:
+                sea.unsynced.discard(value)
+            if value not in sea.failed:
+                sea.history.saw(key, floor, value, self._at("storing"))
+                sea.sync(handle.ino, value)
+
     async def _write(self, handle: Handle) -> None:
         async with self._locks[handle.ino]:
             await self._write_locked(handle)
@@ -328,7 +379,7 @@ class Mount:
                 plain = bytes(await self.volume.read(handle, 0, BYTES))
                 value, where = int.from_bytes(plain, "big"), "reading"
                 kernel.reads(ino, asked, value)
-            if value not in self.sea.failed:
+            if value not in self.sea.failed and value not in self.sea.unsynced:
                 history.saw((ino, DATA), floor, value, self._at(where))
 
     def _at(self, where: str) -> str:
@@ -345,12 +396,13 @@ class Mount:
         at_home = [
             self.look, self.stat, self.stat, self.make, self.make, self.copy, self.make_directory, self.set, self.set,
             self.remove, self.remove, self.remove, self.move, self.link,
-            self.write, self.write, self.write, self.read, self.read, self.read, self.resize,
+            self.write, self.write, self.write, self.read, self.read, self.read, self.resize, self.store,
+            self.look_at_page,
         ]  # fmt: skip
         moving = (self.make, self.copy, self.make_directory, self.move)
         away = [
             self.stat, self.set, self.set, self.set, self.make, self.copy, self.remove, self.write, self.write,
-            self.read, self.read, self.resize,
+            self.read, self.read, self.resize, self.store, self.look_at_page, self.look_at_page,
         ]  # fmt: skip
         for _ in range(ROUNDS):
             await trio.sleep(rng.choice((0.01, 0.1, 1.0, 1.0)) * rng.random())

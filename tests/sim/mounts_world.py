@@ -51,6 +51,8 @@ class Sea(Truth):
         self.known: set[Key] = set()  # inodes that the leader ever had
         self.contents: dict[bytes, int] = {}  # names of blocks, and what is in them
         self.begun: dict[int, int] = {}  # what is being written through, and what was there when that began
+        self.synced: dict[int, int] = {}  # file -> what was in it when a program heard that this is durable
+        self.unsynced: set[int] = set()  # what programs have stored in mapped pages, and not heard of
         self.failed: set[int] = set()  # what could not be written, as programs were told, or will be
         self.unwritten: set[int] = set()  # and the files
         self.written: dict[int, set[int]] = {}  # session -> what it has taken from programs and not brought
@@ -227,6 +229,13 @@ class Sea(Truth):
         """What a program has written is lost: it was refused, or its mount is fenced and will hear of it."""
         self.failed.add(value)
         self.unwritten.add(ino)
+
+    def sync(self, ino: int, value: int) -> None:
+        """A program has heard that others see this, or what came later."""
+        values = self.history.of((ino, DATA))
+        known = self.synced.get(ino, 0)
+        if value in values and (known not in values or values.index(value) >= values.index(known)):
+            self.synced[ino] = value
 
     def wrote_here(self, session: int, ino: int, value: int) -> None:
         """A mount has taken what a program wrote, and keeps it."""

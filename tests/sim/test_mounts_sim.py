@@ -12,6 +12,7 @@ import trio
 from fusefs.client.exclusive import Exclusive
 from fusefs.client.leases import Leases
 from fusefs.client.recalls import Recalls
+from fusefs.client.session import Session
 from fusefs.client.writeback import WriteBack
 from metadata.leases import LeaseTable
 from tests.harness import LONG, seed
@@ -60,6 +61,13 @@ def without_a_look(expire: Callable[..., bool]) -> Callable[..., bool]:
     return shows_nothing
 
 
+def without_a_cover(learn: Callable[..., bool]) -> Callable[..., bool]:
+    def learn_any(self: Session, ticket: object, queries: object, reply: object, _held: bool) -> bool:
+        return learn(self, ticket, queries, reply, False)
+
+    return learn_any
+
+
 WEAKENINGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "recall what a journal has made": lambda patch: patch.setattr(LeaseTable, "unleased", lambda *_: ()),
     "bring before the acknowledgement": lambda patch: patch.setattr(Exclusive, "recalled", nothing),
@@ -70,10 +78,14 @@ WEAKENINGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "tell a new leader what is kept": lambda patch: patch.setattr(LeaseTable, "reclaim", lambda *_: True),
     "show what is written when it is committed": lambda patch: patch.setattr(WriteBack, "written_through", nothing),
     "late answers": lambda patch: patch.setattr(Leases, "fresh", lambda self, ticket, ino: True),
+    "cover what is mapped": lambda patch: patch.setattr(Session, "_learn", without_a_cover(Session._learn)),
 }
 RARE: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "forget before the term is named": lambda patch: patch.setattr(Recalls, "forgotten", nothing),
     "look what the kernel shows": lambda patch: patch.setattr(Kernel, "expire", without_a_look(Kernel.expire)),
+    "forget once more what was read meanwhile": lambda patch: patch.setattr(
+        Recalls, "passes", lambda self, held: any(ino in self._owing for ino in held)
+    ),
     "end by a fence": lambda patch: patch.setattr(LeaseTable, "_silence", LeaseTable.drop),
 }
 
