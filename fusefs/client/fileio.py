@@ -89,8 +89,7 @@ class FileIO:
 
     async def read(self, handle: Handle, offset: int, length: int, *, held: bool = False) -> Buffer:
         file = handle.file
-        if file.dead is not None:
-            raise FsError(file.dead.code, file.dead.detail)
+        file.check()
         if length <= 0:
             return b""
         if file.through:
@@ -100,8 +99,7 @@ class FileIO:
         # What is in the buffer of appends now was written since, and may land elsewhere than it is believed to.
         placed = file.append_base is None or not file.dirty
         data = await self._reader.read(file, handle, offset, length, placed=placed, held=held)
-        if file.dead is not None:  # since then: others may have changed what was locked here
-            raise FsError(file.dead.code, file.dead.detail)
+        file.check()  # since then: others may have changed what was locked here
         return data
 
     async def write(self, handle: Handle, offset: int, data: bytes, *, paged: Optional[bool] = False) -> int:

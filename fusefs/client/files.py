@@ -44,6 +44,7 @@ class File:
         self.handles = 0
         self.removed = False  # its last name is gone; release it after the last handle
         self.dead: Optional[FsError] = None  # the session has ended: every use raises this
+        self.told = False  # and somebody was
         self.dirty = Dirty()
         self.ledger = Ledger()
         self.mtime_ns = 0  # of the last write
@@ -74,6 +75,12 @@ class File:
         self.behind = False  # written below what is under way
         self.position = 0  # up to where background write-back has taken bytes
         self.requests: deque[Flush] = deque()
+
+    def check(self) -> None:
+        """Raise what every use of a dead file raises."""
+        if self.dead is not None:
+            self.told = True
+            raise FsError(self.dead.code, self.dead.detail)
 
     @property
     def private(self) -> bool:

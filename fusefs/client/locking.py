@@ -45,10 +45,11 @@ _Key = tuple[bool, int]  # flock or fcntl, the kernel's number of the owner
 class _Owner:
     """Who may hold locks on one file."""
 
-    __slots__ = ("handles", "pending", "holds")
+    __slots__ = ("handles", "pending", "holds", "pids")
 
     def __init__(self) -> None:
         self.handles: set[Handle] = set()
+        self.pids: set[int] = set()  # who asked
         self.pending = 0  # requests under way
         self.holds = False
 
@@ -70,6 +71,7 @@ class Locking:
         self._turns: dict[int, trio.Event] = {}
         self._tickets = 0
         self._counts = {"locks": 0, "unlocks": 0, "waits": 0, "asked": 0, "here": 0, "handed_over": 0}
+        self.on_lost: Callable[[Collection[int], Collection[Handle]], None] = lambda pids, handles: None
         session.leases.on_end = self.hand_over
         session.holds_locks = lambda: bool(self._owners)
 
@@ -114,6 +116,7 @@ class Locking:
         self._counts["locks"] += 1
         known = self._owner(handle.ino, (flock, owner))
         known.handles.add(handle)
+        known.pids.add(pid)
         known.pending += 1
         self._tickets += 1
         ticket = self._tickets if wait is not None else 0
@@ -202,6 +205,10 @@ class Locking:
 
     def lost(self) -> None:
         """The session has ended, and all locks with it."""
+        for owners in self._owners.values():
+            for known in owners.values():
+                if known.holds:
+                    self.on_lost(known.pids, known.handles)
         self._owners.clear()
         self._tables.clear()
         for left in self._left.values():
@@ -296,8 +303,7 @@ class Locking:
     # --- how ------------------------------------------------------------------------------------------------------
 
     def _check(self, handle: Handle) -> None:
-        if handle.file.dead is not None:
-            raise FsError(handle.file.dead.code, handle.file.dead.detail)
+        handle.file.check()
         if handle.file.incarnation != self._session.incarnation:
             raise FsError(Code.IO, "the session that had this file open has ended")
 

@@ -92,6 +92,7 @@ class Session:
         self._room = trio.lowlevel.ParkingLot()
         self._opened = trio.Event()
         self._wake = trio.Event()
+        self._locked = 0  # the last session with which locks ended
         self._orphans_after = 0
         self._fence = 0
         self.room_bytes = 0
@@ -173,18 +174,16 @@ class Session:
 
     async def close(self) -> None:
         """End the session, so that nothing waits for its expiry. Never raises for a service that is away."""
-        if not self._opened.is_set():
-            return
-        self._opened = trio.Event()
-        try:
-            await self._leader.call(api.CloseSession(self.id), trio.current_time() + CLOSE_TIMEOUT_S)
-        except FsError as error:
-            log.warning("session of %s is left to expire: %s", self._mount, error)
+        if self._opened.is_set():
+            self._opened = trio.Event()
+            try:
+                await self._leader.call(api.CloseSession(self.id), trio.current_time() + CLOSE_TIMEOUT_S)
+            except FsError as error:
+                log.warning("session of %s is left to expire: %s", self._mount, error)
 
     async def _open(self) -> None:
-        request = api.OpenSession(
-            self._random_bytes(16), self._options.host, self._mount, self._options.version, self._options.process
-        )
+        mine = self._options
+        request = api.OpenSession(self._random_bytes(16), mine.host, self._mount, mine.version, mine.process)
         reply = (await self.call(request)).body
         self.id = reply.session
         self._fence = reply.fence
@@ -207,6 +206,7 @@ class Session:
         log.error("session %d of %s has expired; its open files and unwritten data are lost", session, self._mount)
         self._opened = trio.Event()
         self._wake.set()
+        self._locked = session if self.holds_locks() else self._locked
         self.leases.renounce()
         self.journal.clear()
         self.exclusive.term = 0
@@ -380,6 +380,8 @@ class Session:
             except FsError as error:
                 if error.code not in _ENDED or incarnation is not None or mutation.doubtful:
                     raise
+                if mutation.session == self._locked:  # whoever asks may believe in a lock
+                    raise FsError(Code.IO, "locks have ended with the session") from None
             finally:
                 self.abandon(mutation)
 
@@ -535,9 +537,8 @@ class Session:
 
     async def keep(self, inos: Sequence[int], deadline: float) -> None:
         """Name the newest term to the service, and tell it what was changed here and is not brought yet."""
-        await self._leader.call(
-            api.RenewSession(self.id, self._orphans_after, self.leases.term, tuple(inos), self._fence), deadline
-        )
+        told = api.RenewSession(self.id, self._orphans_after, self.leases.term, tuple(inos), self._fence)
+        await self._leader.call(told, deadline)
 
     async def learn_epochs(self, deadline: float) -> None:
         """Hear of the newest epochs; waits for nothing else."""

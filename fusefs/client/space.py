@@ -180,8 +180,7 @@ class Space:
     # --- how ------------------------------------------------------------------------------------------------------
 
     def _check(self, file: File) -> None:
-        if file.dead is not None:
-            raise FsError(file.dead.code, file.dead.detail)
+        file.check()
 
     async def _attr(self, file: File) -> Attr:
         return (await self._session.query(GetAttr(file.ino), AttrResult)).attr

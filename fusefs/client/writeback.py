@@ -198,8 +198,7 @@ class WriteBack:
 
     def check(self, handle: Handle) -> None:
         """Raise an error of write-back that this handle has not been told of."""
-        if handle.file.dead is not None:
-            raise FsError(handle.file.dead.code, handle.file.dead.detail)
+        handle.file.check()
         error = handle.file.ledger.pending(handle.seen)
         handle.seen = handle.file.ledger.mark()
         if error is not None:

@@ -22,6 +22,7 @@ from fusefs.mount.handles import HandleTable
 from fusefs.mount.incapable import Incapable
 from fusefs.mount.kernel import KernelView
 from fusefs.mount.mapped import Dropper, Mappable
+from fusefs.mount.misled import Misled
 from fusefs.mount.names import Busy
 from fusefs.mount.profile import Profile
 from metadata.api import RENAME_EXCHANGE, RENAME_NOREPLACE, Attr
@@ -77,6 +78,7 @@ class Operations(pyfuse3.Operations):
         self.incapable: Incapable | None = None  # set where something is made of it
         self.keep_listing: Callable[[bool], None] | None = None  # has the kernel keep the listing that is opened next
         self.unmasked: Callable[[], bool] = bool  # says whether the kernel leaves the umask to us
+        self.misled = Misled()
 
     # --- replies --------------------------------------------------------------------------------------------------
 
@@ -96,6 +98,11 @@ class Operations(pyfuse3.Operations):
         """This thread asks for something: the kernel has looked at whatever it was answered before."""
         if self.cache is not None:
             self.cache.proven(ctx.pid)
+
+    def _changes(self, ctx: pyfuse3.RequestContext) -> None:
+        """The same of what it asks to be changed by name."""
+        self._heard(ctx)
+        self.misled.changes(ctx.pid)
 
     def _umask(self, ctx: pyfuse3.RequestContext) -> int:
         return int(ctx.umask) if self.unmasked() else 0
@@ -176,7 +183,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        self._heard(ctx)
+        self._changes(ctx)
         with self.mappable.truncating(inode, fields.update_size):
             changed = await self.volume.setattr(
                 inode,
@@ -202,7 +209,7 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        self._heard(ctx)
+        self._changes(ctx)
         self._creating(parent_inode, name)
         attr = await self.volume.mknod(parent_inode, name, mode, rdev, ctx.uid, ctx.gid, self._umask(ctx))
         return await self._entry(parent_inode, name, attr)
@@ -211,26 +218,26 @@ class Operations(pyfuse3.Operations):
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        self._heard(ctx)
+        self._changes(ctx)
         self._creating(parent_inode, name)
         attr = await self.volume.mkdir(parent_inode, name, mode, ctx.uid, ctx.gid, self._umask(ctx))
         return await self._entry(parent_inode, name, attr)
 
     @locked
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        self._heard(ctx)
+        self._changes(ctx)
         await self.volume.unlink(parent_inode, name)
 
     @locked
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        self._heard(ctx)
+        self._changes(ctx)
         await self.volume.rmdir(parent_inode, name)
 
     @locked
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        self._heard(ctx)
+        self._changes(ctx)
         self._creating(parent_inode, name)
         attr = await self.volume.symlink(parent_inode, name, target, ctx.uid, ctx.gid)
         return await self._entry(parent_inode, name, attr)
@@ -245,7 +252,7 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        self._heard(ctx)
+        self._changes(ctx)
         wanted = 0
         if flags & pyfuse3.RENAME_NOREPLACE:
             wanted |= RENAME_NOREPLACE
@@ -269,7 +276,7 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        self._heard(ctx)
+        self._changes(ctx)
         self._creating(new_parent_inode, new_name)
         self.busy.enter(new_parent_inode)
         try:
@@ -292,7 +299,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        self._heard(ctx)
+        self._changes(ctx)
         self.files.check_room()
         self._creating(parent_inode, name)
         handle, attr = await self.volume.create(parent_inode, name, mode, flags, ctx.uid, ctx.gid, self._umask(ctx))
@@ -305,7 +312,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         self.files.check_room()
-        self._heard(ctx)
+        (self._changes if flags & os.O_ACCMODE else self._heard)(ctx)
         with self.mappable.truncating(inode, bool(flags & os.O_TRUNC)):
             handle = await self.volume.open(inode, flags, ctx.uid)
         handle.uid = ctx.uid
@@ -427,7 +434,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        self._heard(ctx)
+        self._changes(ctx)
         _check_xattr(name)
         if self.incapable is not None:
             self.incapable.forget((inode,))
@@ -461,7 +468,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        self._heard(ctx)
+        self._changes(ctx)
         _check_xattr(name)
         await self.volume.removexattr(inode, name)
 

@@ -180,6 +180,7 @@ class _Kernel:
         self._crossings = Crossings()
         self._dropper = PageDropper(self._crossings)
         self._operations = Operations(volume, self._dropper, self._crossings)
+        volume.locking.on_lost = self._operations.misled.lost
         volume.losses(self._dropper.drop)
         self._notifier: Notifier | None = None
         self._pruner: Pruner | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,3 +84,46 @@ def test_locks_outlive_leaders_and_end_with_their_mount(tmp_path: Path) -> None:
                 assert taken(b / "lockf", "lockf"), "nobody may take the locks of a mount that may live"
                 run(FUSEFS, "mount", made.config, a)
                 wait_for(said["lockf", "waiter"].exists, 150, "the locks of a dead mount to end")
+
+
+CHANGES = """
+import errno, fcntl, os, sys
+with open(sys.argv[1], "r+b") as file:
+    getattr(fcntl, sys.argv[2])(file, fcntl.LOCK_EX)
+    print("locked", flush=True)
+    for _ in range(2):
+        sys.stdin.readline()
+        try:
+            os.unlink(sys.argv[3])
+            print("removed", flush=True)
+        except OSError as error:
+            print(errno.errorcode[error.errno], flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["flock", "lockf"])
+def test_who_has_lost_a_lock_hears_of_it_before_changing_names(tmp_path: Path, how: str) -> None:
+    """What it removes by name would be the work of whoever has the lock now."""
+    need_fuse()
+    with cluster(tmp_path / "data") as made:
+        a, b = made.mount(tmp_path / "a"), made.mount(tmp_path / "b")
+        (a / "lock").write_bytes(b"x")
+        command = [sys.executable, "-c", CHANGES, str(a / "lock"), how, str(a / "journal")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as holder:
+            assert holder.stdin is not None and holder.stdout is not None
+            assert holder.stdout.readline() == "locked\n"
+            pid = made.mount_pid(a)
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                with open(b / "lock", "r+b") as file:
+                    getattr(fcntl, how)(file, fcntl.LOCK_EX)
+                    (b / "journal").write_bytes(b"of who has the lock now")
+                    holder.stdin.write("\n")
+                    os.kill(pid, signal.SIGCONT)
+                    assert holder.stdout.readline() == "EIO\n"
+                    assert (b / "journal").read_bytes() == b"of who has the lock now"
+                    holder.stdin.write("\n")
+                    assert holder.stdout.readline() == "removed\n", "it has been told"
+            finally:
+                os.kill(pid, signal.SIGCONT)
+        assert holder.returncode == 1, "close(2) tells it as well"
