@@ -323,9 +323,7 @@ class Worker:
                     self.journal.note("done sqlite", f"{self.number}/{self.serial}", 1)
                 told = self.told()
                 check_table(base, told)
-        except sqlite3.DatabaseError as error:
-            if "malformed" in str(error):
-                raise Wrong(f"sqlite: {error}") from None
+        except sqlite3.DatabaseError as error:  # it calls a database malformed, too, where it cannot be read
             raise OSError(f"sqlite: {error}") from None
 
     def copies(self) -> None:
