@@ -46,8 +46,8 @@ class Closing:
         # Once the leases have ended nobody waits for what is given back: it might come over what others have written.
         # And what is brought for the recall would wait for a commit under way, whose answer may wait for a recall of
         # the same kind.
-        under_way = file.through or file.paging
-        if session.recalls.giving(ino) and not under_way and session.leases.left_s(session.now_s()) > OWN_MARGIN_S:
+        giving = session.recalls.giving(ino) and not file.committing
+        if giving and session.leases.left_s(session.now_s()) > OWN_MARGIN_S:
             session.exclusive.given_late()
             file.shown = False
             return True
@@ -59,7 +59,7 @@ class Closing:
     def late(self, file: File) -> bool:
         """Whether bytes of mapped pages may stay though no lease says so: the kernel gives them back, and waits."""
         recalls = self._session.recalls
-        if not recalls.giving_all and not (recalls.giving(file.ino) and not file.through and not file.paging):
+        if not recalls.giving_all and (file.committing or not recalls.giving(file.ino)):
             return False
         self._session.exclusive.given_late()
         file.shown = False
@@ -105,7 +105,7 @@ class Closing:
         for file in self._writeback.unwritten():
             if not file.unsealed or file is but or file.dirty.bytes > BLOCK_BYTES_MAX or file.retry_at > now:
                 continue
-            if file.recalls or file.through or file.paging or file.removed or (file.running and not file.journaled):
+            if file.recalls or file.committing or file.removed or (file.running and not file.journaled):
                 continue
             sealed += self.seal(file, carry=carry)
         return sealed

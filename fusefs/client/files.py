@@ -83,6 +83,11 @@ class File:
             raise FsError(self.dead.code, self.dead.detail)
 
     @property
+    def committing(self) -> bool:
+        """Whether a write is being committed past the journal."""
+        return bool(self.through or self.paging)
+
+    @property
     def private(self) -> bool:
         """Whether nobody else sees the file before the journal has brought what was written to it."""
         return self.exclusive and not self.late

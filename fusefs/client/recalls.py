@@ -65,6 +65,20 @@ class _Task:
         self.patience = trio.current_time() + SURRENDER_S_MAX  # until then others wait for what is brought
 
 
+@contextmanager
+def _counted(counts: dict[int, int], inos: Collection[int]) -> Iterator[None]:
+    """Count these inodes meanwhile."""
+    for ino in inos:
+        counts[ino] = counts.get(ino, 0) + 1
+    try:
+        yield
+    finally:
+        for ino in inos:
+            counts[ino] -= 1
+            if not counts[ino]:
+                del counts[ino]
+
+
 async def _happens(event: trio.Event, deadline: float) -> None:
     with trio.move_on_at(deadline):
         await event.wait()
@@ -137,19 +151,6 @@ class Recalls:
             self._passed[ino] = self._passed.get(ino, 0) + 1
         return bool(passed)
 
-    @contextmanager
-    def _owe(self, inos: Collection[int]) -> Iterator[None]:
-        for ino in inos:
-            self._owing[ino] = self._owing.get(ino, 0) + 1
-        try:
-            yield
-        finally:
-            for ino in inos:
-                self._owing[ino] -= 1
-                if not self._owing[ino]:
-                    del self._owing[ino]
-                    self._passed.pop(ino, None)
-
     async def acknowledged(self, inos: Collection[int]) -> None:
         """Wait, not for long, for what the kernel has forgotten of these to be acknowledged."""
         with trio.move_on_after(HELD_S_MAX):
@@ -157,18 +158,6 @@ class Recalls:
                 if task.forgotten.is_set() and any(ino in task.inos for ino in inos):
                     await task.done.wait()
             await trio.sleep(HELD_S)
-
-    @contextmanager
-    def _give(self, inos: Collection[int]) -> Iterator[None]:
-        for ino in inos:
-            self._giving[ino] = self._giving.get(ino, 0) + 1
-        try:
-            yield
-        finally:
-            for ino in inos:
-                self._giving[ino] -= 1
-                if not self._giving[ino]:
-                    del self._giving[ino]
 
     async def quiet(self, deadline: float) -> None:
         """Wait for what is under way now, and as ``forgotten``. TIMEOUT at the deadline."""
@@ -189,11 +178,10 @@ class Recalls:
     def _holds_up(self, held: Collection[int]) -> Optional[trio.Event]:
         now_s = trio.current_time()
         for task in self._running.values():
-            if held and not task.forgotten.is_set() and any(ino in task.inos for ino in held):
-                continue
             if not task.forgotten.is_set():
-                return task.forgotten
-            if now_s >= task.patience:
+                if not any(ino in task.inos for ino in held):
+                    return task.forgotten
+            elif now_s >= task.patience:
                 return task.done
         return None
 
@@ -223,12 +211,15 @@ class Recalls:
 
     async def _recalled(self, member: int, message: api.Recall, number: int) -> None:
         try:
-            with self._owe(message.inos):
-                with self._give(message.inos):
+            with _counted(self._owing, message.inos):
+                with _counted(self._giving, message.inos):
                     seen = await self._forget_recalled(message.inos)
                 self._running[number].forgotten.set()
                 await self._surrender(message.inos)
                 await self._forget_recalled(message.inos, seen)
+            for ino in message.inos:
+                if ino not in self._owing:
+                    self._passed.pop(ino, None)
             caller = self._members.get(member)
             if caller is not None:  # else it is a member no more, and cannot lead
                 await self._acknowledge(caller, message)

@@ -88,7 +88,7 @@ class Space:
 
     async def seek(self, handle: Handle, offset: int, *, data: bool) -> int:
         file = handle.file
-        self._check(file)
+        file.check()
         if file.append_base is not None and file.dirty:
             await self._writeback.flush(file)  # where appends land is known only then
         pieces = file.dirty.pieces(0, None)  # before asking: what is committed meanwhile is here or there
@@ -129,7 +129,7 @@ class Space:
     # --- copying --------------------------------------------------------------------------------------------------
 
     async def copy(self, source: Handle, offset: int, target: Handle, target_offset: int, length: int) -> int:
-        self._check(source.file)
+        source.file.check()
         copied = await self._copy_here(source, offset, target, target_offset, length)
         return await self._clone(source, offset, target, target_offset, length) if copied is None else copied
 
@@ -147,7 +147,7 @@ class Space:
             data = await self._reader.little(file, offset, length, COPY_HERE_BYTES_MAX)
         except FsError:
             return None  # the service may know better
-        self._check(file)
+        file.check()
         if data:
             await self._writeback.write(target, target_offset, bytes(data))
         return None if data is None else len(data)
@@ -179,15 +179,12 @@ class Space:
 
     # --- how ------------------------------------------------------------------------------------------------------
 
-    def _check(self, file: File) -> None:
-        file.check()
-
     async def _attr(self, file: File) -> Attr:
         return (await self._session.query(GetAttr(file.ino), AttrResult)).attr
 
     async def _change(self, file: File, *ops: Op) -> tuple[Result, ...]:
         """Have what is dirty committed and then ops executed, in one step; raises the first failure."""
-        self._check(file)
+        file.check()
         if file.idle_data:
             results = await self._session.submit(*ops, stop_on_error=True, incarnation=file.incarnation)
         else:
