@@ -430,11 +430,6 @@ class Volume:
         """Whether it is known under a lease what a name means, or that it means nothing."""
         return self._session.leases.name(parent, name, self._session.now_s()) is not None
 
-    def committing(self, ino: int) -> bool:
-        """Whether a write to this inode is being committed before it returns."""
-        file = self._files.get(ino)
-        return file is not None and file.through > 0
-
     def held(self, ino: int) -> bool:
         """Whether a handle keeps this inode, removed or not."""
         return self._holds.held(ino)

@@ -39,7 +39,7 @@ static struct fuse_session *session;       /* the one that was made through us *
 static struct fuse_lowlevel_ops original;  /* as pyfuse3 filled it in */
 static bool left_unmasked;                 /* modes come without the umask applied */
 static uint64_t flusher;                   /* lock owner of the flush that is being started */
-static bool paged;                         /* the write that is being started comes from a shared mapping */
+static bool paged;                         /* the read or write that is being started is of pages in the kernel */
 static enum { NOT_OFFERED, OFFERED, AGREED } mapping_direct; /* what the kernel said of shared mappings of such files */
 
 /* --- requests ----------------------------------------------------------------------------------------------------- */
@@ -361,6 +361,13 @@ static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t
     original.getxattr(req, ino, name, size);
 }
 
+/* A read that fills pages is nobody's: only one that goes past them has an owner of locks. */
+static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+{
+    paged = !fi->lock_owner; /* as with flush */
+    original.read(req, ino, size, off, fi);
+}
+
 static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *bufv, off_t off,
                          struct fuse_file_info *fi)
 {
@@ -411,6 +418,8 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
         ops.flush = op_flush;
     if (original.getxattr)
         ops.getxattr = op_getxattr;
+    if (original.read)
+        ops.read = op_read;
     if (original.write_buf)
         ops.write_buf = op_write_buf;
     made = real(args, &ops, sizeof ops, userdata);
@@ -566,7 +575,7 @@ static PyMethodDef module_methods[] = {
     {"unmasked", unmasked, METH_NOARGS, "Whether the kernel leaves the umask to us."},
     {"maps_direct", maps_direct, METH_NOARGS, "Whether files that are open for direct I/O can be mapped shared."},
     {"take_flusher", take_flusher, METH_NOARGS, "The lock owner of the flush whose handler begins now; then 0."},
-    {"take_paged", take_paged, METH_NOARGS, "Whether the write whose handler begins now is of mapped pages; then False."},
+    {"take_paged", take_paged, METH_NOARGS, "Whether the read that begins now fills pages, or the write is of mapped ones; then False."},
     {"quiet", quiet_counts, METH_NOARGS, "How many flushes, questions about capabilities and about ends of listings went to no handler."},
     {"set_incapable", set_incapable, METH_VARARGS, "An inode has no capabilities for so many seconds; 0: not known."},
     {"keep_listing", keep_listing, METH_O, "The kernel keeps the listing of what is opened next; True: as it has it."},

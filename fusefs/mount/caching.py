@@ -20,15 +20,15 @@ it can.
 
 Pages that programs have mapped for writing may hold bytes that we know nothing of (rule 8). So of files that are open
 for reading and writing, which mapping takes, the pages go too when their lease is recalled: the kernel writes back what
-is dirty, and is answered at once. That waits for pages that are being read. Who reads does not wait for the recall, is
-answered again by the service until a lease covers what it has read (``Session.read``, ``held``), and where the recall
-has met it the pages go once more. What still holds pages may wait for us, a truncation or write(2) that is being
-committed; then the recall goes on without them, and they come later.
+is dirty, and is answered at once. That waits for pages that are locked, and not for ever (``pages``). Who reads such a
+page does not wait for the recall, is answered again by the service until a lease covers what it has read
+(``Session.read``, ``held``), and where the recall has met it the pages go once more. Who has mapped a file for reading
+never asks us again, so pages of what is open for that go, too.
 
 Void means also that a read which had asked goes on with the size and the pages that were there before. So attributes
 that were sent a moment ago are given time to arrive before they are recalled, attributes whose time is over are not
-recalled at all, and pages go with the recall. A thread drops them, for it waits for those that are being read, and such
-a read waits for the leader (rule 5). Where one is under way they are dropped before the next attributes are sent
+recalled at all, and pages go with the recall: not so where the kernel asks for attributes at this moment, for the
+answer makes it drop them. What is locked, and so cannot be dropped in time, goes before the next attributes are sent
 instead (``KernelView.doubt``); those the kernel does not compare then, so a file that has grown shows that one look
 later. Such a file is one that several mounts change at this moment; so what was recalled lately is opened for direct
 I/O (``contended``), which asks us for bytes and size together, and only who had it open before can notice. What is read
@@ -49,8 +49,10 @@ import trio
 
 from fusefs.mount.incapable import Incapable
 from fusefs.mount.kernel import MARGIN_S, KernelView
+from fusefs.mount.mapped import Mappable
 from fusefs.mount.names import Arriving, Busy, Cooling, ToldNames
 from fusefs.mount.notify import Notifier
+from fusefs.mount.pages import CHANGED, LOOK_S, READ, Pages
 from metadata.api import Attr
 from node.wire.limits import KERNEL_NAMES_BYTES, SESSION_LEASE_S
 
@@ -61,41 +63,14 @@ LISTED_MAX = 256
 LISTINGS_MAX = 16_384
 ARRIVAL_S = 0.002  # for a reply to reach who asked
 PROOF_S = 0.05  # until a reply that no lock orders has arrived for certain
-PAGES_S = 1.0  # for the kernel to write back what programs have changed in mapped pages
-READ_S = 0.25  # the same where pages are being read: who reads may wait for a mount that waits for such a one
-LOCKED_S = 0.02  # and where requests are under way that may wait for us
 NAMES_MAX = 1024  # taken back one by one in one recall; more of them would cost others more than the epoch costs us
 WANTED_S = 0.25  # the kernel is told nothing for so long of what was recalled, or made where others look
 CONTENDED_S = 3.0  # a file is opened for direct I/O for so long after a recall
 CONTENDED_MAX = 4096
-LOOK_S = 0.001  # how often to see whether the thread has met a lock
 LOCK_S = 0.1  # a lock that we know nothing of is waited for so long
 AGAIN_S_MIN = 0.0005
 AGAIN_S_MAX = 0.05
 AGAIN_S = 1.0  # in all, until an inode that is not known is believed to be none
-
-
-class Mapped(Protocol):
-    """Files whose pages programs may have changed: fusefs.mount.mapped.Mappable."""
-
-    def among(self, inos: Collection[int]) -> list[int]:
-        """Those of these inodes that are open for reading and writing."""
-        ...
-
-    def all(self) -> list[int]: ...
-
-    def read(self, ino: int) -> bool:
-        """Whether pages of the inode are being read."""
-        ...
-
-    def locked(self, ino: int) -> bool:
-        """Whether another request is under way for which the kernel may hold pages of it back, and which may wait for a
-        recall."""
-        ...
-
-    async def drop(self, inos: list[int]) -> None:
-        """Return when the kernel has written back and dropped the pages of these."""
-        ...
 
 
 class Leased(Protocol):
@@ -130,7 +105,7 @@ class KernelCache:
         clock_s: Callable[[], float],
         busy: Busy,
         names_bytes_max: int = KERNEL_NAMES_BYTES,
-        mapped: Mapped | None = None,
+        mapped: Mappable | None = None,
         incapable: Incapable | None = None,
     ) -> None:
         self._leased = leased
@@ -149,12 +124,13 @@ class KernelCache:
         self._wake = trio.Event()
         self._notifier = notifier
         self._busy = busy
-        self._mapped = mapped
+        self._mapped = mapped or Mappable()
+        self._pages = Pages(view, self._mapped, notifier)
         self._incapable = incapable
         self._listings: dict[int, bool] = {}  # directories whose listing the kernel keeps, by the last opening
         self._open: dict[int, int] = {}  # and how many of those are open
         self.crowded = False  # something is mounted inside the mount
-        self._counts = {"again": 0, "contended": 0, "pages_late": 0}
+        self._counts = {"again": 0, "contended": 0}
 
     # --- time-outs ----------------------------------------------------------------------------------------------
 
@@ -163,13 +139,13 @@ class KernelCache:
         left_s = self._leased.attr_left_s(attr) - MARGIN_S
         now_s = self._clock_s()
         if left_s <= 0 or self._wanted(attr.ino, now_s):
-            return 0.0
+            left_s = 0.0
         attrs = self._attrs
-        attrs[attr.ino] = _Told(now_s, now_s + left_s + ARRIVAL_S)
+        attrs[attr.ino] = _Told(now_s, now_s + left_s + ARRIVAL_S if left_s else now_s)
         attrs.move_to_end(attr.ino)
         for _ in range(2):  # more go than come, so that what is over is gone soon
             oldest = next(iter(attrs))
-            if attrs[oldest].until_s > now_s:
+            if attrs[oldest].until_s > now_s or attrs[oldest].at_s + ARRIVAL_S > now_s:
                 break
             del attrs[oldest]
         return left_s
@@ -279,20 +255,20 @@ class KernelCache:
         whether the kernel asks for these names too, and shows nothing of the inodes that it has been told before."""
         for ino in inos:
             self._listings.pop(ino, None)
-        now_s, told = self._clock_s(), self._take(inos)
+        now_s, told = self._clock_s(), self._believed(self._take(inos))
         unknown = self._notifier.forget_attributes(told) if told else []
         return not (
             any(one.at_s > now_s - ARRIVAL_S for one in told.values())  # the reply that names it may be on its way
             or any(map(self._view.knows, unknown))
             or any(ino in self._open for ino in inos)
-            or (self._mapped is not None and self._mapped.among(inos))
+            or self._mapped.among(inos)
             or any(self._names.told(parent, name, now_s) for parent, name in names)
         )
 
     def yields(self, ino: int) -> bool:
         """Whether the kernel believes nothing of this inode. From then on others may change it: the same as a recall
         that finds nothing to forget."""
-        if not self.expire((ino,)):
+        if not self.expire((ino,)) or self._readers((ino,)):
             return False
         self._note((ino,))
         return True
@@ -333,20 +309,33 @@ class KernelCache:
         for ino in inos:
             self._listings.pop(ino, None)
         await self._forget_names(self._names.take(inos, self._clock_s()))
-        told = self._take(inos)
-        mapped = self._mapped.among(inos) if self._mapped is not None else []
+        sent = self._take(inos)
+        told = self._believed(sent)
+        mapped = self._mapped.among(inos)
         self._view.doubt(mapped)
-        await self._forget_pages(mapped, PAGES_S, LOCKED_S)
-        # Where attributes are not believed the kernel will ask, and compare, before it shows a page that nobody here
-        # can have written: it is told nothing then, which would make its question void.
-        read = [ino for ino in self._view.paged(told) if ino not in mapped]
-        self._view.doubt(read)
-        if self._mapped is not None and not any(self._mapped.locked(ino) or self._mapped.read(ino) for ino in read):
-            await self._arrive({ino: told[ino] for ino in read})
-            await self._forget_pages(read, LOCK_S, LOCK_S / 10)
+        await self._pages.drop(mapped, CHANGED)
+        await self._forget_read([ino for ino in inos if ino not in mapped], sent, told)
         await self._forget_attrs(told)
         if self._open:
-            await self._forget_pages([ino for ino in inos if ino in self._open], LOCK_S, LOCK_S / 10)
+            await self._pages.drop([ino for ino in inos if ino in self._open], READ)
+
+    async def _forget_read(self, inos: Collection[int], sent: dict[int, _Told], told: dict[int, _Told]) -> None:
+        """Drop pages that no program can have changed. Where attributes are not believed the kernel asks, and compares,
+        before it shows them to who reads; but not to who has mapped them. Dropping them makes the answer to such a
+        question void, so where one is under way they are left to it, and are dropped when it has told nothing new."""
+        read = self._view.paged(told)
+        for ino in self._readers([ino for ino in inos if ino not in told]):
+            if self._mapped.asking.any_of((ino,)):
+                self._view.owe(ino)
+            else:
+                read.append(ino)
+        self._view.doubt(read)
+        await self._arrive({ino: sent[ino] for ino in read if ino in sent})
+        await self._pages.drop(read, READ)
+
+    def _readers(self, inos: Collection[int]) -> list[int]:
+        """Those of these that may be mapped for reading, and may have pages."""
+        return self._view.paged(self._mapped.read_only(inos))
 
     async def forget_all(self) -> None:
         """Return when nothing is believed any more."""
@@ -355,39 +344,8 @@ class KernelCache:
             self._incapable.forget_all()
         self._listings.clear()
         await self._forget_names(self._names.take_all(self._clock_s()))
-        await self._forget_attrs(self._take(list(self._attrs)))
-        if self._mapped is not None:
-            await self._forget_pages([*self._mapped.all(), *self._open], PAGES_S, LOCKED_S)
-
-    async def _forget_pages(self, inos: list[int], patience_s: float, locked_s: float) -> None:
-        """Have pages written back and dropped, for as long as that can be waited for: shorter while requests are under
-        way that may have them locked. What is not done stays in doubt."""
-        read_s = READ_S
-        if not inos or self._mapped is None:
-            return
-        done = trio.Event()
-
-        async def drop(mapped: Mapped) -> None:
-            await mapped.drop(inos)
-            done.set()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(drop, self._mapped)
-            patience = trio.current_time() + patience_s
-            while not done.is_set() and trio.current_time() < patience and locked_s > 0 and read_s > 0:
-                began = trio.current_time()
-                with trio.move_on_after(LOOK_S):
-                    await done.wait()
-                took_s = min(trio.current_time() - began, 2 * LOOK_S)  # on a busy machine the thread waits too
-                if any(map(self._mapped.locked, inos)):
-                    locked_s -= took_s
-                elif any(map(self._mapped.read, inos)):
-                    read_s -= took_s
-            nursery.cancel_scope.cancel()  # the thread goes on, for nobody
-        if done.is_set():
-            self._view.dropped(inos)
-        else:
-            self._counts["pages_late"] += 1
+        await self._forget_attrs(self._believed(self._take(list(self._attrs))))
+        await self._pages.drop([*self._view.paged(self._mapped.all()), *self._open], CHANGED)
 
     async def _forget_names(self, names: dict[int, list[bytes]]) -> None:
         self._forgetting += 1
@@ -447,9 +405,12 @@ class KernelCache:
         return True
 
     def _take(self, inos: Iterable[int]) -> dict[int, _Told]:
-        """What the kernel believes now of some inodes, and will not any more."""
+        """What the kernel was told of some inodes, and will not believe any more."""
+        return {ino: told for ino in inos if (told := self._attrs.pop(ino, None)) is not None}
+
+    def _believed(self, taken: dict[int, _Told]) -> dict[int, _Told]:
+        """What of that it believes now."""
         now_s = self._clock_s()
-        taken = {ino: told for ino in inos if (told := self._attrs.pop(ino, None)) is not None}
         return {ino: told for ino, told in taken.items() if told.until_s > now_s}
 
     async def _arrive(self, told: dict[int, _Told]) -> None:
@@ -485,5 +446,6 @@ class KernelCache:
             "asked": len(self._asked),
             "recalled": len(self._recalled),
             **self._counts,
+            **self._pages.counts,
             **{f"forgotten_{name}": count for name, count in self._notifier.counts.items()},
         }

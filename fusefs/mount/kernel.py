@@ -15,9 +15,10 @@ MARGIN_S = 0.5  # between the end of what the kernel believes and the end of our
 class _Known:
     """One inode in the kernel. ``pages`` is the data version that its page cache holds at oldest, 0: not known.
     ``doubted``: another mount may have changed it since attributes were last sent. ``opened``: it may have pages.
-    ``shown``: where it lets the file end at most."""
+    ``shown``: where it lets the file end at most. ``owed``: its pages have to go, unless the answer to a question that
+    is under way makes the kernel drop them."""
 
-    __slots__ = ("count", "version", "pages", "mtime_ns", "size", "shown", "doubted", "opened")
+    __slots__ = ("count", "version", "pages", "mtime_ns", "size", "shown", "doubted", "opened", "owed")
 
     def __init__(self) -> None:
         self.count = 0
@@ -28,6 +29,7 @@ class _Known:
         self.shown = 0
         self.doubted = False
         self.opened = False
+        self.owed = False
 
 
 class KernelView:
@@ -86,7 +88,22 @@ class KernelView:
         for ino in inos:
             known = self._inodes.get(ino)
             if known is not None:
-                known.doubted = False
+                known.doubted = known.owed = False
+
+    def owe(self, ino: int) -> None:
+        """Another mount may have changed this, and the kernel waits for its attributes: what it is told next makes it
+        drop pages by itself, or there is nothing new in it and they have to go after that."""
+        known = self._inodes.get(ino)
+        if known is not None:
+            known.owed = True
+
+    def owes(self, ino: int) -> bool:
+        """The kernel waits for attributes no more: whether the pages have to go. Asked again, they need not."""
+        known = self._inodes.get(ino)
+        owed = known is not None and known.owed
+        if known is not None:
+            known.owed = False
+        return owed
 
     def doubt_all(self) -> None:
         """Another mount may have changed anything."""
@@ -95,8 +112,9 @@ class KernelView:
     def _told(self, known: _Known, attr: Attr, compared: bool) -> bool:
         unseen = known.doubted and known.version != attr.data_version
         known.doubted = False
-        if known.pages and known.pages != attr.data_version:
+        if known.opened and known.version != attr.data_version:
             known.pages = 0
+            known.owed = False
             seen = known.size != attr.size or (compared and known.mtime_ns != attr.mtime_ns)
             unseen = unseen or not seen
         known.version = attr.data_version

@@ -1,16 +1,18 @@
-"""Files whose pages programs may have changed by themselves, through a shared writable mapping.
+"""Files whose pages programs may have mapped, and requests for which the kernel has pages locked.
 
 The kernel tells us nothing of mappings, nor of what is written to them before it writes the pages back. Mapping a file
-for writing takes a descriptor that is open for reading and writing, and the kernel releases that one only when the last
-mapping has gone: so what is open in that way may be mapped, and nothing else.
+takes a descriptor that is open for reading, and for a shared writable mapping one that is open for writing too; the
+kernel releases that one only when the last mapping has gone. So what is open in that way may be mapped, and nothing
+else.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol
 
 from fusefs.mount.names import Busy
 
@@ -26,32 +28,64 @@ class Dropper(Protocol):
     async def drop_now(self, ino: int) -> None: ...
 
 
-class Mappable:
-    """Files that are open for reading and writing, so that programs may have mapped them and changed their pages."""
+class Held:
+    """Pages from ``start`` to ``end`` that the kernel may have locked until a request is answered, which ``fills`` them
+    or writes to a part of them. ``overtaken``: a recall has gone on without them, so others may have changed them."""
 
-    def __init__(self, dropper: Dropper, committing: Callable[[int], bool]) -> None:
-        """``committing`` tells whether writes to an inode wait for the service."""
-        self._dropper = dropper
-        self._committing = committing
-        self._open: dict[int, int] = {}  # inode -> handles
-        self.reading = Busy()  # inodes by requests for which the kernel has pages locked
-        self._truncating = Busy()  # and by those while which it writes none back
+    __slots__ = ("start", "end", "fills", "overtaken")
+
+    def __init__(self, start: int, end: int, fills: bool) -> None:
+        self.start = start - start % mmap.PAGESIZE
+        self.end = end + -end % mmap.PAGESIZE
+        self.fills = fills
+        self.overtaken = False
+
+
+class Piece(NamedTuple):
+    """A part of a file; ``end`` None: to its end. ``held``: some of it may be locked."""
+
+    start: int
+    end: Optional[int]
+    held: bool
+
+
+class Mappable:
+    """Files that are open, so that programs may have mapped them."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, int] = {}  # inode -> handles for reading and writing
+        self._readable: dict[int, int] = {}  # inode -> handles for reading
+        self._held: dict[int, list[Held]] = {}
+        self._truncating = Busy()  # inodes by requests while which the kernel writes no pages back
+        self.asking = Busy()  # and by questions for their attributes
 
     def opened(self, handle: Handle) -> None:
-        if handle.flags & os.O_ACCMODE == os.O_RDWR:
-            self._open[handle.ino] = self._open.get(handle.ino, 0) + 1
+        for counts in self._counts(handle):
+            counts[handle.ino] = counts.get(handle.ino, 0) + 1
 
     def released(self, handle: Handle) -> None:
-        if handle.flags & os.O_ACCMODE == os.O_RDWR:
-            self._open[handle.ino] -= 1
-            if not self._open[handle.ino]:
-                del self._open[handle.ino]
+        for counts in self._counts(handle):
+            counts[handle.ino] -= 1
+            if not counts[handle.ino]:
+                del counts[handle.ino]
+
+    def _counts(self, handle: Handle) -> tuple[dict[int, int], ...]:
+        mode = handle.flags & os.O_ACCMODE
+        if mode == os.O_RDWR:
+            return self._readable, self._open
+        return (self._readable,) if mode == os.O_RDONLY else ()
 
     def among(self, inos: Collection[int]) -> list[int]:
+        """Those of these inodes whose pages programs may have changed."""
         return [ino for ino in inos if ino in self._open] if self._open else []
 
+    def read_only(self, inos: Collection[int]) -> list[int]:
+        """Those of these inodes that may be mapped for reading, and no program can have changed pages of."""
+        return [ino for ino in inos if ino in self._readable and ino not in self._open]
+
     def all(self) -> list[int]:
-        return list(self._open)
+        """All inodes that may be mapped."""
+        return list(self._readable)
 
     @contextmanager
     def truncating(self, ino: int, really: bool) -> Iterator[None]:
@@ -65,12 +99,35 @@ class Mappable:
         finally:
             self._truncating.leave(ino)
 
+    def holds(self, ino: int, start: int, end: int, *, fills: bool) -> Held:
+        """A request comes for which the kernel has these pages locked, until ``gives``."""
+        held = Held(start, end, fills)
+        self._held.setdefault(ino, []).append(held)
+        return held
+
+    def gives(self, ino: int, held: Held) -> None:
+        """It is answered."""
+        all_held = self._held[ino]
+        all_held.remove(held)
+        if not all_held:
+            del self._held[ino]
+
     def read(self, ino: int) -> bool:
-        return self.reading.any_of((ino,))
+        """Whether pages of the inode are being read."""
+        return any(held.fills for held in self._held.get(ino, ()))
 
     def locked(self, ino: int) -> bool:
-        return self._truncating.any_of((ino,)) or self._committing(ino)
+        """Whether another request is under way for which the kernel may hold pages of it back, and which may wait for a
+        recall."""
+        return self._truncating.any_of((ino,)) or not all(held.fills for held in self._held.get(ino, ()))
 
-    async def drop(self, inos: list[int]) -> None:
-        for ino in inos:
-            await self._dropper.drop_now(ino)
+    def overtake(self, ino: int) -> list[Piece]:
+        """A recall goes on without what is locked now. Return the file in pieces, each of them locked or not."""
+        all_held = self._held.get(ino, ())
+        for held in all_held:
+            held.overtaken = True
+        cuts = sorted({0}.union(*((held.start, held.end) for held in all_held)))
+        return [
+            Piece(start, end, any(held.start <= start < held.end for held in all_held))
+            for start, end in zip(cuts, [*cuts[1:], None])
+        ]

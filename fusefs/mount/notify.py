@@ -1,8 +1,9 @@
-"""Notifications to the kernel, as writes to /dev/fuse: forget attributes, one name, all names, inodes; or take pages.
+"""Notifications to the kernel, as writes to /dev/fuse: forget attributes, pages, one name, all names, inodes; or take
+pages.
 
 Forgetting attributes, and forgetting all names, waits for nobody. Forgetting one name waits for the lock of its
-directory, and so for whatever request holds it: only from a thread. Forgetting inodes waits for their pages likewise,
-and so does giving pages, of a file that has some.
+directory, and so for whatever request holds it: only from a thread. Forgetting pages, and inodes, waits for pages
+likewise, and so does giving pages, of a file that has some.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ log = get_logger(__name__)
 CLOSE_S = 1.0
 
 _HEADER = struct.Struct("<IiQ")  # length, notification, no request
-_INVAL_ENTRY, _INC_EPOCH, _PRUNE = 3, 8, 9
+_INVAL_INODE, _INVAL_ENTRY, _INC_EPOCH, _PRUNE = 2, 3, 8, 9
+_RANGE = struct.Struct("<Qqq")  # inode, where its pages begin that go, and how many bytes of it; 0: all that follow
 _PRUNED = struct.Struct("<IIQ")  # how many inodes follow
 _ENTRY = struct.Struct("<QII")  # directory, length of the name, flags
 _EXPIRE_ONLY = 1  # look it up again, but keep it, its pages and what is mounted on it
@@ -45,7 +47,7 @@ class Notifier:
         self._open = True
         self._writing = 0
         self._quiet = threading.Condition()
-        self.counts = {"attributes": 0, "names": 0, "epochs": 0, "inodes": 0, "stored": 0}
+        self.counts = {"attributes": 0, "names": 0, "epochs": 0, "inodes": 0, "pages": 0, "stored": 0}
         self.names_too = names_too and fd is not None and self.forget_all_names()
 
     def close(self) -> bool:
@@ -84,6 +86,29 @@ class Notifier:
         finally:
             self._end()
         return unknown
+
+    @property
+    def pieces(self) -> bool:
+        """Whether pages of a part of a file can be forgotten."""
+        return self._fd is not None
+
+    def forget_pages(self, ino: int, start: int = 0, end: int | None = None) -> None:
+        """Have pages written back and dropped; ``end`` None: all from ``start`` on. Waits for pages that are locked."""
+        if not self._begin():
+            return
+        try:
+            with self._crossings.invalidating(ino):
+                if self._fd is None:
+                    pyfuse3.invalidate_inode(ino)
+                else:
+                    body = _RANGE.pack(ino, start, 0 if end is None else end - start)
+                    os.write(self._fd, _HEADER.pack(_HEADER.size + len(body), _INVAL_INODE, 0) + body)
+            self.counts["pages"] += 1
+        except OSError as error:
+            if error.errno not in _GONE and error.errno not in _ENDED:
+                log.warning("dropping pages failed", ino=ino, error=str(error))
+        finally:
+            self._end()
 
     def forget_names(self, names: Mapping[int, Sequence[bytes]]) -> None:
         """Have names looked up again. Waits for the locks of their directories."""

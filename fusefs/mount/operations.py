@@ -42,6 +42,8 @@ DOT, DOTDOT = 1, 2
 # higher bit: programs of 32 bits take positions of 31.
 END = 1 << 30
 
+FILLS_MAX = 8  # times that a recall may go on without a page before it is filled
+
 _TRUSTED_XATTR = b"trusted."  # which the kernel lets only root read
 _XATTRS = (b"user.", _TRUSTED_XATTR, b"security.")
 _ACCESS_ACL = b"system.posix_acl_access"
@@ -65,12 +67,12 @@ class Operations(pyfuse3.Operations):
         self.files: HandleTable[Handle] = HandleTable()
         self._directories: HandleTable[DirHandle] = HandleTable()
         self._dropper = dropper
-        self.mappable = Mappable(dropper, volume.committing)
+        self.mappable = Mappable()
         self.busy = Busy()
         self.profile = Profile()
         self.cache: KernelCache | None = None
         self.flusher: Callable[[], int] = int  # says, when a flush begins, whose locks end
-        self.paged: Callable[[], bool] | None = None  # says, when a write begins, whether it is of mapped pages
+        self.paged: Callable[[], bool] | None = None  # says, when a read or write begins, whether it is of pages
         self.maps_direct: Callable[[], bool] = bool  # says whether files open for direct I/O can be mapped shared
         self.quiet = 0  # marks the numbers of files whose closing we need not hear of
         self.quiet_answers: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
@@ -169,8 +171,16 @@ class Operations(pyfuse3.Operations):
     @handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         self._heard(ctx)
-        attr = await self.volume.getattr(inode)
-        if self.kernel.told(attr):
+        asking = self.mappable.asking
+        asking.enter(inode)
+        try:
+            attr = await self.volume.getattr(inode)
+            unseen = self.kernel.told(attr)
+        finally:
+            asking.leave(inode)
+            if not asking.any_of((inode,)) and self.kernel.owes(inode):
+                self._dropper.drop(inode)
+        if unseen:
             await self._dropper.drop_now(inode)  # the read that asks must not find them
         return entry_of(attr, 0 if self.cache is None else self.cache.attr_s(attr))
 
@@ -322,18 +332,30 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def read(self, fh: int, off: int, size: int) -> Any:
+        fills = None if self.paged is None else self.paged()  # before anything is awaited
         handle, came_s = self.files[fh], self._crossings.now_s()
-        self.mappable.reading.enter(handle.ino)
-        held = not handle.direct or bool(self.mappable.among((handle.ino,)))
-        try:
-            data = await self.volume.read(handle, off, size, held=held)
-        finally:
-            self.mappable.reading.leave(handle.ino)
+        if fills or (fills is None and not handle.direct):
+            data = await self._fill(handle, off, size)
+        else:
+            data = await self.volume.read(handle, off, size)
         if len(data) < size and not handle.direct:
             if self.kernel.refuses(handle.ino, off, off + size, len(data), came_s):
                 raise FsError(Code.INTERRUPTED, "the file was made shorter meanwhile")
         self.profile.operations["read"].bytes += len(data)
         return data
+
+    async def _fill(self, handle: Handle, off: int, size: int) -> Buffer:
+        """Read what the kernel fills pages with, which it has locked meanwhile."""
+        held = self.mappable.holds(handle.ino, off, off + size, fills=True)
+        try:
+            for _ in range(FILLS_MAX):
+                data = await self.volume.read(handle, off, size, held=True)
+                if not held.overtaken:
+                    return data
+                held.overtaken = False
+        finally:
+            self.mappable.gives(handle.ino, held)
+        raise FsError(Code.TIMEOUT, "others changed the file again and again while it was read")
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -341,7 +363,12 @@ class Operations(pyfuse3.Operations):
         paged = self.paged is not None and self.paged()  # before anything is awaited
         if paged:
             handle = handle.placed()
-        written = await self.volume.write(handle, off, buf, paged=None if self.paged is None else paged)
+        held = None if handle.direct or paged else self.mappable.holds(handle.ino, off, off + len(buf), fills=False)
+        try:
+            written = await self.volume.write(handle, off, buf, paged=None if self.paged is None else paged)
+        finally:
+            if held is not None:
+                self.mappable.gives(handle.ino, held)
         self.kernel.grown(handle.ino, off + written)
         if handle.direct and not paged:  # the kernel does that, and a recall would wait for pages that wait for this
             await self.volume.strip(handle, handle.uid)

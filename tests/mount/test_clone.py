@@ -21,7 +21,9 @@ def refused(code: int, *words: str | Path) -> str:
 def test_a_tree_costs_nothing_twice(volume: Cluster, work: Path) -> None:
     source = work / "source"
     subprocess.run(["cp", "-a", Path(sysconfig.get_paths()["stdlib"]) / "json", source], check=True)
-    (source / "big").write_bytes(os.urandom(3 << 20))
+    with open(source / "big", "wb", buffering=0) as file:
+        file.write(os.urandom(3 << 20))
+        os.fsync(file.fileno())  # or it is stored later
     (source / "link").symlink_to("big")
     before = volume.settled_bytes()
     with open(source / "open", "wb", buffering=0) as still_open:

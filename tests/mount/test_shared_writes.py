@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import LONG
+from tests.harness import LONG, wait_for
 
 TRIALS = 10_000 if LONG else 500
 
@@ -167,6 +167,44 @@ def test_a_mapping_shows_what_was_written_before_it_was_made(pair: tuple[int, in
         os.pwrite(writer, b"%08d" % i * 512, 0)
         with mmap.mmap(reader, 4096, access=mmap.ACCESS_READ) as mapped:
             assert mapped[:8] == b"%08d" % i
+
+
+@pytest.mark.parametrize("also_read", [False, True])
+def test_a_mapping_for_reading_shows_what_is_synced(also_read: bool, work: Path, other: Path) -> None:
+    """Whoever looks into it asks nobody. Where another program of that mount reads the file all the time, the recalls
+    cross its questions, which must not be made void: then it takes a moment."""
+    content = bytearray(4 * 4096)
+    (work / "f").write_bytes(content)
+    ended = threading.Event()
+
+    def read() -> None:
+        with open(other / "f", "rb", buffering=0) as file:
+            while not ended.is_set():
+                file.seek(0)
+                file.read()
+
+    reading = threading.Thread(target=read)
+    with open(other / "f", "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    writer = os.open(work / "f", os.O_WRONLY)
+    if also_read:
+        reading.start()
+    try:
+        for i in range(1, TRIALS // (5 if also_read else 1)):
+            at = i % 4 * 4096 + i
+            assert mapped[at] == content[at]
+            content[at] = i % 255 + 1
+            os.pwrite(writer, content[at : at + 1], at)
+            os.fsync(writer)
+            if also_read:
+                assert wait_for(lambda: mapped[:] == content, 5, f"trial {i} to be seen")
+            assert mapped[:] == content, f"trial {i}"
+    finally:
+        ended.set()
+        if also_read:
+            reading.join()
+        os.close(writer)
+        mapped.close()
 
 
 def test_cutting_a_file_that_is_read_all_the_time(work: Path, other: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Optional
 import trio
 
 from fusefs.client.volume import Volume
-from fusefs.mount.caching import LOOK_S, READ_S
+from fusefs.mount.pages import LOOK_S, READ_S
 from metadata import api
 from node.wire.errors import Code, FsError
 from tests.unit.client.test_leases import META, Call, Link
@@ -211,7 +211,7 @@ class Kernel:
         self._writes += 1
 
     def yields(self, ino: int) -> bool:
-        return self.expire((ino,)) and not any(key[0] == ino for key in self._names)
+        return self.expire((ino,)) and ino not in self._filled and not any(key[0] == ino for key in self._names)
 
     def expire(self, inos: Collection[int], names: Collection[tuple[int, bytes]] = ()) -> bool:
         for ino in inos:

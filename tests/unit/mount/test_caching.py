@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Optional
 
 import pyfuse3
 import pytest
 import trio
 
-from fusefs.mount.caching import CONTENDED_MAX, CONTENDED_S, NEGATIVE_AFTER, PAGES_S, READ_S, WANTED_S, KernelCache
+from fusefs.mount.caching import ARRIVAL_S, CONTENDED_MAX, CONTENDED_S, NEGATIVE_AFTER, WANTED_S, KernelCache
 from fusefs.mount.kernel import MARGIN_S, KernelView
 from fusefs.mount.mapped import Mappable
 from fusefs.mount.names import Busy
@@ -53,6 +54,7 @@ class Kernel:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.forgot: list[int] = []
+        self.pages: list[int] = []
         self.names: list[bytes] = []
         self.epochs = 0
         self.unknown: set[int] = set()
@@ -61,9 +63,8 @@ class Kernel:
         monkeypatch.setattr("fusefs.mount.notify.os.write", self._write)
         monkeypatch.setattr("fusefs.mount.caching.LOCK_S", 30.0)  # or a busy machine looks like a lock
 
-    def _invalidate(self, ino: int, attr_only: bool) -> None:
-        assert attr_only, "pages would be waited for"
-        self.forgot.append(ino)
+    def _invalidate(self, ino: int, attr_only: bool = False) -> None:
+        (self.forgot if attr_only else self.pages).append(ino)
         if ino in self.unknown:
             self.unknown.discard(ino)
             raise OSError(errno.ENOENT, "not known")
@@ -137,50 +138,85 @@ async def test_what_was_recalled_lately_is_contended(leased: Leased, kernel: Ker
     assert cache.statistics()["recalled"] == CONTENDED_MAX
 
 
-class Dropper:
-    """Drops pages when it is let."""
+class Dropped(Notifier):
+    """Notes whose pages are dropped."""
 
     def __init__(self) -> None:
+        super().__init__(None)
         self.dropped: list[int] = []
-        self.let = trio.Event()
 
-    def drop(self, ino: int) -> None:
-        raise AssertionError("nobody waits for it")
-
-    async def drop_now(self, ino: int) -> None:
-        await self.let.wait()
+    def forget_pages(self, ino: int, start: int = 0, end: Optional[int] = None) -> None:
+        assert (start, end) == (0, None)
         self.dropped.append(ino)
 
 
-async def test_pages_that_programs_may_have_changed_are_recalled(
-    leased: Leased, kernel: Kernel, autojump_clock: object
-) -> None:
-    """Of what is open for reading and writing. Nobody waits long for a page that a request under way may have locked: a
-    read comes to an end by itself, mostly."""
-    dropper = Dropper()
-    mapped = Mappable(dropper, lambda ino: False)
-    cache = KernelCache(leased, KernelView(), Notifier(None), lambda: leased.now_s, Busy(), mapped=mapped)
-    handles: list[Any] = [SimpleNamespace(ino=ino, flags=flags) for ino, flags in ((5, os.O_RDWR), (6, os.O_WRONLY))]
-    for handle in handles:
-        mapped.opened(handle)
-    began = trio.current_time()
-    with mapped.truncating(5, True):
-        await cache.forget([5, 6, 7])
-    assert trio.current_time() - began < READ_S / 2 and not dropper.dropped
-    assert cache.statistics()["pages_late"] == 1
-    mapped.reading.enter(5)
-    await cache.forget([5, 6, 7])
-    mapped.reading.leave(5)
-    assert READ_S / 2 < trio.current_time() - began < PAGES_S / 2
-    assert cache.statistics()["pages_late"] == 2
-    dropper.let.set()
+def with_pages(leased: Leased) -> tuple[KernelCache, KernelView, Mappable, Dropped]:
+    view, mapped, notifier = KernelView(), Mappable(), Dropped()
+    return KernelCache(leased, view, notifier, lambda: leased.now_s, Busy(), mapped=mapped), view, mapped, notifier
+
+
+def opened(mapped: Mappable, view: KernelView, ino: int, flags: int) -> Any:
+    handle: Any = SimpleNamespace(ino=ino, flags=flags)
+    view.looked_up(attr_of(ino))
+    view.opened(ino)
+    mapped.opened(handle)
+    return handle
+
+
+async def test_pages_that_programs_may_have_changed_are_recalled(leased: Leased, kernel: Kernel) -> None:
+    """Of what is open for reading and writing."""
+    cache, view, mapped, notifier = with_pages(leased)
+    handles = [opened(mapped, view, ino, flags) for ino, flags in ((5, os.O_RDWR), (6, os.O_WRONLY))]
     await cache.forget([5, 6, 7])
     await cache.forget_all()
-    assert dropper.dropped == [5, 5]
+    assert notifier.dropped == [5, 5]
     for handle in handles:
         mapped.released(handle)
+    await cache.forget([5, 6, 7])
     await cache.forget_all()
-    assert dropper.dropped == [5, 5] and cache.statistics()["pages_late"] == 2
+    assert notifier.dropped == [5, 5]
+
+
+async def test_pages_that_may_be_mapped_for_reading_are_recalled(leased: Leased, kernel: Kernel) -> None:
+    """Whoever looks at them there asks for no attributes: it does not matter whether the kernel believes any."""
+    cache, view, mapped, notifier = with_pages(leased)
+    handle = opened(mapped, view, 5, os.O_RDONLY)
+    view.looked_up(attr_of(6))
+    mapped.opened(SimpleNamespace(ino=6, flags=os.O_RDONLY))  # type: ignore[arg-type] # it is being opened: no pages
+    assert not cache.yields(5) and cache.yields(6) and not notifier.dropped
+    await cache.forget([5, 6])
+    await cache.forget([5, 6])
+    assert notifier.dropped == [5, 5] and not kernel.forgot
+    await cache.forget_all()
+    assert notifier.dropped == [5, 5, 5]
+    mapped.released(handle)
+    assert cache.yields(5)
+    await cache.forget([5])
+    await cache.forget_all()
+    assert notifier.dropped == [5, 5, 5]
+
+
+async def test_no_answer_about_attributes_is_made_void_for_the_sake_of_pages(leased: Leased, kernel: Kernel) -> None:
+    cache, view, mapped, notifier = with_pages(leased)
+    opened(mapped, view, 5, os.O_RDONLY)
+    mapped.asking.enter(5)
+    await cache.forget([5])
+    assert not notifier.dropped, "what is answered makes the kernel drop them"
+    assert view.owes(5) and not view.owes(5), "or they go then"
+    await cache.forget([5])
+    assert not view.told(attr_of(5, data_version=2, mtime_ns=9)), "this the kernel compares"
+    assert not view.owes(5)
+    mapped.asking.leave(5)
+    leased.until_s = 0.0
+    assert not cache.attr_s(attr_of(5)), "not believed, but on its way"
+    began = time.monotonic()
+    await cache.forget([5])
+    assert notifier.dropped == [5] and time.monotonic() - began >= ARRIVAL_S
+    leased.until_s, leased.now_s = 10.0, WANTED_S
+    assert cache.attr_s(attr_of(5))
+    mapped.asking.enter(5)
+    await cache.forget([5])
+    assert notifier.dropped == [5, 5], "attributes that are believed are taken back in any case"
 
 
 async def test_names_are_recalled_one_by_one(leased: Leased, kernel: Kernel) -> None:
@@ -369,20 +405,15 @@ async def test_a_listing_is_kept_until_it_is_recalled_or_changed_from_here(
     assert not cache.keeps_listing(1)
 
 
-async def test_pages_of_open_directories_go_with_a_recall(
-    leased: Leased, kernel: Kernel, autojump_clock: object
-) -> None:
-    dropper = Dropper()
-    dropper.let.set()
-    mapped = Mappable(dropper, lambda ino: False)
-    cache = KernelCache(leased, KernelView(), Notifier(None), lambda: leased.now_s, Busy(), mapped=mapped)
+async def test_pages_of_open_directories_go_with_a_recall(leased: Leased, kernel: Kernel) -> None:
+    cache, _, _, notifier = with_pages(leased)
     cache.keeps_listing(1)
     cache.keeps_listing(1)
     cache.closed_listing(1)
     await cache.forget([1, 2])
     await cache.forget_all()
-    assert dropper.dropped == [1, 1]
+    assert notifier.dropped == [1, 1]
     cache.closed_listing(1)
     await cache.forget([1])
     await cache.forget_all()
-    assert dropper.dropped == [1, 1]
+    assert notifier.dropped == [1, 1]

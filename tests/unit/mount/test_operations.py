@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -253,6 +254,64 @@ async def test_nothing_is_asked_while_a_mapped_page_is_written_back(paged: bool,
     asked = [call[0] for call in volume.calls]
     assert asked == (["write"] if paged and told else ["write", "strip"])
     assert volume.calls[0][-1] == {"paged": paged if told else None}
+
+
+@pytest.mark.parametrize(
+    ("paged", "direct", "held"),
+    [(True, False, True), (True, True, True), (False, True, False), (None, False, True), (None, True, False)],
+)
+async def test_a_read_that_fills_pages_says_so(paged: bool | None, direct: bool, held: bool) -> None:
+    """Also through a handle that goes past them, where the file is mapped."""
+    opened = handle(5)
+    opened.direct = direct
+    operations, volume = mounted(read=b"abcd")
+    operations.paged = None if paged is None else lambda: bool(paged)
+    assert await operations.read(operations.files.add(opened), 0, 4) == b"abcd"
+    assert volume.calls == [("read", opened, 0, 4, {"held": True}) if held else ("read", opened, 0, 4)]
+
+
+async def test_pages_that_others_have_changed_meanwhile_are_read_anew() -> None:
+    operations, volume = mounted()
+    taken: list[bytes] = []
+    overtaken = 1
+
+    def read(*_: Any) -> bytes:
+        if len(taken) < overtaken:
+            assert len(operations.mappable.overtake(5)) > 1
+        taken.append(b"%04d" % len(taken))
+        return taken[-1]
+
+    volume.answers["read"] = read
+    number = operations.files.add(handle(5))
+    assert await operations.read(number, 0, 4) == b"0001"
+    assert len(operations.mappable.overtake(5)) == 1, "nothing is held any more"
+    overtaken = 1000
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await operations.read(number, 0, 4)
+    assert caught.value.errno == errno.ETIMEDOUT and len(operations.mappable.overtake(5)) == 1
+
+
+@pytest.mark.parametrize("version", [1, 2, None])
+async def test_pages_go_when_what_was_asked_tells_nothing_new(version: int | None) -> None:
+    """A recall has left them to the answer."""
+    volume = FakeVolume(lookup=attr(5, version=1), open=handle(5))
+    dropper = FakeDropper()
+    operations = Operations(volume, dropper)  # type: ignore[arg-type]
+    await operations.lookup(1, b"f", CTX)
+    await operations.open(5, os.O_RDONLY, CTX)
+
+    def getattr_(*_: Any) -> Attr:
+        assert operations.mappable.asking.any_of((5,))
+        operations.kernel.owe(5)
+        if version is None:
+            raise FsError(Code.TIMEOUT)
+        return attr(5, version=version, mtime_ns=90 + version)
+
+    volume.answers["getattr"] = getattr_
+    with contextlib.suppress(pyfuse3.FUSEError):
+        await operations.getattr(5, CTX)
+    assert dropper.soon == ([] if version == 2 else [5]) and not dropper.now
+    assert not operations.mappable.asking.any_of((5,))
 
 
 async def test_pages_survive_a_reopen_of_unchanged_data() -> None:
