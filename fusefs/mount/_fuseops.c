@@ -40,6 +40,7 @@ static struct fuse_lowlevel_ops original;  /* as pyfuse3 filled it in */
 static bool left_unmasked;                 /* modes come without the umask applied */
 static uint64_t flusher;                   /* lock owner of the flush that is being started */
 static bool paged;                         /* the read or write that is being started is of pages in the kernel */
+static bool by_handle;                     /* the question for attributes that is being started names an open file */
 static enum { NOT_OFFERED, OFFERED, AGREED } mapping_direct; /* what the kernel said of shared mappings of such files */
 
 /* --- requests ----------------------------------------------------------------------------------------------------- */
@@ -368,6 +369,13 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, stru
     original.read(req, ino, size, off, fi);
 }
 
+/* Who reads has the size asked for through the open file; stat and fstat do not name it. */
+static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    by_handle = fi != NULL; /* as with flush */
+    original.getattr(req, ino, fi);
+}
+
 static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *bufv, off_t off,
                          struct fuse_file_info *fi)
 {
@@ -418,6 +426,8 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
         ops.flush = op_flush;
     if (original.getxattr)
         ops.getxattr = op_getxattr;
+    if (original.getattr)
+        ops.getattr = op_getattr;
     if (original.read)
         ops.read = op_read;
     if (original.write_buf)
@@ -567,6 +577,15 @@ static PyObject *take_paged(PyObject *module, PyObject *nothing)
     return PyBool_FromLong(was);
 }
 
+static PyObject *take_by_handle(PyObject *module, PyObject *nothing)
+{
+    bool was = by_handle;
+    (void)module;
+    (void)nothing;
+    by_handle = false;
+    return PyBool_FromLong(was);
+}
+
 static PyMethodDef module_methods[] = {
     {"set_handler", set_handler, METH_O, "Have requests handed to handler(name, request, arguments); None: to nobody."},
     {"take_locks", take_locks, METH_O, "Whether sessions that are made from now on hand over locks."},
@@ -576,6 +595,7 @@ static PyMethodDef module_methods[] = {
     {"maps_direct", maps_direct, METH_NOARGS, "Whether files that are open for direct I/O can be mapped shared."},
     {"take_flusher", take_flusher, METH_NOARGS, "The lock owner of the flush whose handler begins now; then 0."},
     {"take_paged", take_paged, METH_NOARGS, "Whether the read that begins now fills pages, or the write is of mapped ones; then False."},
+    {"take_by_handle", take_by_handle, METH_NOARGS, "Whether the question for attributes that begins now is a reader's; then False."},
     {"quiet", quiet_counts, METH_NOARGS, "How many flushes, questions about capabilities and about ends of listings went to no handler."},
     {"set_incapable", set_incapable, METH_VARARGS, "An inode has no capabilities for so many seconds; 0: not known."},
     {"keep_listing", keep_listing, METH_O, "The kernel keeps the listing of what is opened next; True: as it has it."},

@@ -23,16 +23,17 @@ for reading and writing, which mapping takes, the pages go too when their lease 
 is dirty, and is answered at once. That waits for pages that are locked, and not for ever (``pages``). Who reads such a
 page does not wait for the recall, is answered again by the service until a lease covers what it has read
 (``Session.read``, ``held``), and where the recall has met it the pages go once more. Who has mapped a file for reading
-never asks us again, so pages of what is open for that go, too.
+never asks us again, so pages of what is mapped so (``mappings``) go, too.
 
 Void means also that a read which had asked goes on with the size and the pages that were there before. So attributes
-that were sent a moment ago are given time to arrive before they are recalled, attributes whose time is over are not
-recalled at all, and pages go with the recall: not so where the kernel asks for attributes at this moment, for the
-answer makes it drop them. What is locked, and so cannot be dropped in time, goes before the next attributes are sent
-instead (``KernelView.doubt``); those the kernel does not compare then, so a file that has grown shows that one look
-later. Such a file is one that several mounts change at this moment; so what was recalled lately is opened for direct
-I/O (``contended``), which asks us for bytes and size together, and only who had it open before can notice. What is read
-in the pages of others and ends before the file that they see does is refused once (``fusefs.mount.crossing``).
+that were sent a moment ago are given time to arrive before they are recalled (``arrival``), and attributes whose time
+is over are not recalled at all. Pages go with the recall; but not those of a file that somebody reads all the time, for
+each answer about attributes makes the kernel drop them, and if none comes they go some moments later. What is locked,
+and so cannot be dropped in time, goes before the next attributes are sent instead (``KernelView.doubt``); those the
+kernel does not compare then, so a file that has grown shows that one look later. Such a file is one that several mounts
+change at this moment; so what was recalled lately is opened for direct I/O (``contended``), which asks us for bytes and
+size together, and only who had it open before can notice. What is read in the pages of others and ends before the file
+that they see does is refused once (``fusefs.mount.crossing``).
 
 Listings of small directories are kept as pages of the directory. Each opening asks us, and after a recall the kernel is
 not allowed to go on with what it has; it also compares mtime, which somebody may have set back, when it begins. What is
@@ -43,10 +44,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import trio
 
+from fusefs.mount.arrival import looked
 from fusefs.mount.incapable import Incapable
 from fusefs.mount.kernel import MARGIN_S, KernelView
 from fusefs.mount.mapped import Mappable
@@ -61,7 +64,10 @@ NEGATIVE_AFTER = 3  # a missing name that was asked for so often is believed to 
 ASKED_MAX = 4096
 LISTED_MAX = 256
 LISTINGS_MAX = 16_384
-ARRIVAL_S = 0.002  # for a reply to reach who asked
+ARRIVAL_S = 0.002  # for a reply to reach who asked, at least
+OWED_S = 0.02  # for the next question about what was asked for a moment ago
+LOOKED_S = 0.25  # from then on whoever asked has looked at it, on a busy machine too
+THREADS_MAX = 8  # that have asked for the attributes of one inode lately
 PROOF_S = 0.05  # until a reply that no lock orders has arrived for certain
 NAMES_MAX = 1024  # taken back one by one in one recall; more of them would cost others more than the epoch costs us
 WANTED_S = 0.25  # the kernel is told nothing for so long of what was recalled, or made where others look
@@ -86,10 +92,11 @@ class Leased(Protocol):
 
 
 class _Told(NamedTuple):
-    """When the kernel was sent attributes, and until when it believes them."""
+    """When the kernel was sent attributes, until when it believes them, and which threads asked for them lately."""
 
     at_s: float
     until_s: float
+    threads: tuple[int, ...] = ()
 
 
 class KernelCache:
@@ -121,6 +128,7 @@ class KernelCache:
         self._wants: OrderedDict[int, float] = OrderedDict()  # inodes that others want, until when it counts
         self._renamed: dict[int, dict[bytes, None]] = {}  # names carried over without a lease
         self._forgetting = 0  # recalls that take names back, which the kernel may still believe
+        self._owed: dict[int, float] = {}  # inodes whose pages are left to the next question, until when
         self._wake = trio.Event()
         self._notifier = notifier
         self._busy = busy
@@ -134,21 +142,30 @@ class KernelCache:
 
     # --- time-outs ----------------------------------------------------------------------------------------------
 
-    def attr_s(self, attr: Attr) -> float:
-        """How long the kernel may believe attributes that are sent to it now, before anything else is awaited."""
+    def attr_s(self, attr: Attr, thread: int = 0) -> float:
+        """How long the kernel may believe attributes that are sent to it now, before anything else is awaited.
+        ``thread``: as in ``asked_s``."""
         left_s = self._leased.attr_left_s(attr) - MARGIN_S
         now_s = self._clock_s()
         if left_s <= 0 or self._wanted(attr.ino, now_s):
             left_s = 0.0
         attrs = self._attrs
-        attrs[attr.ino] = _Told(now_s, now_s + left_s + ARRIVAL_S if left_s else now_s)
-        attrs.move_to_end(attr.ino)
+        threads: tuple[int, ...] = (thread,) if thread else ()
+        older = attrs.pop(attr.ino, None)
+        if older is not None and older.threads and older.at_s > now_s - LOOKED_S:
+            threads += tuple([one for one in older.threads if one != thread][: THREADS_MAX - 1])
+        attrs[attr.ino] = _Told(now_s, now_s + left_s + ARRIVAL_S if left_s else now_s, threads)
         for _ in range(2):  # more go than come, so that what is over is gone soon
             oldest = next(iter(attrs))
             if attrs[oldest].until_s > now_s or attrs[oldest].at_s + ARRIVAL_S > now_s:
                 break
             del attrs[oldest]
         return left_s
+
+    def asked_s(self, attr: Attr, thread: int) -> float:
+        """The same for who reads the file, and acts on the size that he is told."""
+        self._mapped.asked(attr.ino, self._clock_s())
+        return self.attr_s(attr, thread)
 
     def name_s(self, parent: int, name: bytes, ino: int) -> float:
         """How long it may believe that a name means this. Only for replies that arrive under the directory's lock."""
@@ -242,8 +259,10 @@ class KernelCache:
     async def run(self) -> None:
         """Serve until cancelled."""
         while True:
-            await self._wake.wait()
+            with trio.move_on_after(OWED_S / 2) if self._owed else nullcontext():
+                await self._wake.wait()
             self._wake = trio.Event()
+            await self._drop_owed()
             names, self._renamed = self._renamed, {}
             if self._notifier.names_too:
                 await self._forget_names({parent: list(renamed) for parent, renamed in names.items()})
@@ -321,17 +340,36 @@ class KernelCache:
 
     async def _forget_read(self, inos: Collection[int], sent: dict[int, _Told], told: dict[int, _Told]) -> None:
         """Drop pages that no program can have changed. Where attributes are not believed the kernel asks, and compares,
-        before it shows them to who reads; but not to who has mapped them. Dropping them makes the answer to such a
-        question void, so where one is under way they are left to it, and are dropped when it has told nothing new."""
+        before it shows them to who reads; but not to who has mapped them, so these are looked for. Dropping them makes
+        the answer to such a question void, so where one was asked a moment ago they are left to the next one, or are
+        dropped when none comes (``run``)."""
         read = self._view.paged(told)
-        for ino in self._readers([ino for ino in inos if ino not in told]):
-            if self._mapped.asking.any_of((ino,)):
+        mapped = await self._mapped.mapped(self._readers([ino for ino in inos if ino not in told]))
+        now_s = self._clock_s()
+        for ino in mapped:
+            if self._mapped.asks(ino, now_s):
                 self._view.owe(ino)
+                self._owed[ino] = now_s + OWED_S
+                self._wake.set()
             else:
                 read.append(ino)
         self._view.doubt(read)
         await self._arrive({ino: sent[ino] for ino in read if ino in sent})
         await self._pages.drop(read, READ)
+
+    async def _drop_owed(self) -> None:
+        """Drop pages that were left to a question which did not come, or was answered with nothing new."""
+        now_s, due = self._clock_s(), []
+        for ino, at_s in list(self._owed.items()):
+            if not self._view.owes(ino):
+                del self._owed[ino]
+            elif self._mapped.asking.any_of((ino,)):
+                self._owed[ino] = now_s + OWED_S
+            elif at_s <= now_s:
+                del self._owed[ino]
+                due.append(ino)
+        self._view.doubt(due)
+        await self._pages.drop(due, READ)
 
     def _readers(self, inos: Collection[int]) -> list[int]:
         """Those of these that may be mapped for reading, and may have pages."""
@@ -345,7 +383,8 @@ class KernelCache:
         self._listings.clear()
         await self._forget_names(self._names.take_all(self._clock_s()))
         await self._forget_attrs(self._believed(self._take(list(self._attrs))))
-        await self._pages.drop([*self._view.paged(self._mapped.all()), *self._open], CHANGED)
+        await self._pages.drop([*self._mapped.changeable(), *self._open], CHANGED)
+        await self._pages.drop(await self._mapped.mapped(self._view.paged(self._mapped.read_only())), READ)
 
     async def _forget_names(self, names: dict[int, list[bytes]]) -> None:
         self._forgetting += 1
@@ -419,6 +458,8 @@ class KernelCache:
             wait_s = max(one.at_s for one in told.values()) + ARRIVAL_S - self._clock_s()
             if wait_s > 0:
                 await trio.sleep(wait_s)
+            since_s = self._clock_s() - LOOKED_S
+            await looked({thread for one in told.values() if one.at_s > since_s for thread in one.threads})
 
     async def _forget_attrs(self, told: dict[int, _Told]) -> None:
         inos = set(told)

@@ -15,8 +15,8 @@ MARGIN_S = 0.5  # between the end of what the kernel believes and the end of our
 class _Known:
     """One inode in the kernel. ``pages`` is the data version that its page cache holds at oldest, 0: not known.
     ``doubted``: another mount may have changed it since attributes were last sent. ``opened``: it may have pages.
-    ``shown``: where it lets the file end at most. ``owed``: its pages have to go, unless the answer to a question that
-    is under way makes the kernel drop them."""
+    ``shown``: where it lets the file end at most. ``owed``: its pages have to go, unless the next answer makes
+    the kernel drop them."""
 
     __slots__ = ("count", "version", "pages", "mtime_ns", "size", "shown", "doubted", "opened", "owed")
 
@@ -91,19 +91,15 @@ class KernelView:
                 known.doubted = known.owed = False
 
     def owe(self, ino: int) -> None:
-        """Another mount may have changed this, and the kernel waits for its attributes: what it is told next makes it
-        drop pages by itself, or there is nothing new in it and they have to go after that."""
+        """Another mount may have changed this: if the kernel is told of new data next, it drops pages by itself."""
         known = self._inodes.get(ino)
         if known is not None:
             known.owed = True
 
     def owes(self, ino: int) -> bool:
-        """The kernel waits for attributes no more: whether the pages have to go. Asked again, they need not."""
+        """Whether it was not, so that the pages have to go."""
         known = self._inodes.get(ino)
-        owed = known is not None and known.owed
-        if known is not None:
-            known.owed = False
-        return owed
+        return known is not None and known.owed
 
     def doubt_all(self) -> None:
         """Another mount may have changed anything."""

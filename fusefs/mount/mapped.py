@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol
 
+import trio
+
+from fusefs.mount.mappings import mapped
 from fusefs.mount.names import Busy
 
 if TYPE_CHECKING:
     from fusefs.client.handles import Handle
+
+
+ASKS_S = 1.0  # who reads a file that others change reads it again within so much time, or seldom
+ASKED_MAX = 4096
 
 
 class Dropper(Protocol):
@@ -53,39 +61,66 @@ class Mappable:
     """Files that are open, so that programs may have mapped them."""
 
     def __init__(self) -> None:
+        self.device = ""  # of the mount, as in a process's list of mappings; "": not known
         self._open: dict[int, int] = {}  # inode -> handles for reading and writing
-        self._readable: dict[int, int] = {}  # inode -> handles for reading
+        self._readable: dict[int, dict[Handle, int]] = {}  # inode -> handles for reading, and who has opened them
         self._held: dict[int, list[Held]] = {}
         self._truncating = Busy()  # inodes by requests while which the kernel writes no pages back
-        self.asking = Busy()  # and by questions for their attributes
+        self.asking = Busy()  # and by questions for their size, of who reads them by read(2)
+        self._asked: OrderedDict[int, float] = OrderedDict()  # inode -> when it was asked about last
 
-    def opened(self, handle: Handle) -> None:
-        for counts in self._counts(handle):
-            counts[handle.ino] = counts.get(handle.ino, 0) + 1
+    def opened(self, handle: Handle, thread: int) -> None:
+        mode = handle.flags & os.O_ACCMODE
+        if mode != os.O_WRONLY:
+            self._readable.setdefault(handle.ino, {})[handle] = thread
+        if mode == os.O_RDWR:
+            self._open[handle.ino] = self._open.get(handle.ino, 0) + 1
 
     def released(self, handle: Handle) -> None:
-        for counts in self._counts(handle):
-            counts[handle.ino] -= 1
-            if not counts[handle.ino]:
-                del counts[handle.ino]
-
-    def _counts(self, handle: Handle) -> tuple[dict[int, int], ...]:
         mode = handle.flags & os.O_ACCMODE
+        if mode != os.O_WRONLY:
+            del self._readable[handle.ino][handle]
+            if not self._readable[handle.ino]:
+                del self._readable[handle.ino]
         if mode == os.O_RDWR:
-            return self._readable, self._open
-        return (self._readable,) if mode == os.O_RDONLY else ()
+            self._open[handle.ino] -= 1
+            if not self._open[handle.ino]:
+                del self._open[handle.ino]
+
+    def asked(self, ino: int, now_s: float) -> None:
+        """Somebody who reads an inode has had the kernel ask for its size."""
+        if ino in self._readable:
+            self._asked[ino] = now_s
+            self._asked.move_to_end(ino)
+            if len(self._asked) > ASKED_MAX:
+                self._asked.popitem(last=False)
+
+    def asks(self, ino: int, now_s: float) -> bool:
+        """Whether that is likely to happen again soon."""
+        return self.asking.any_of((ino,)) or now_s < self._asked.get(ino, now_s - ASKS_S) + ASKS_S
 
     def among(self, inos: Collection[int]) -> list[int]:
         """Those of these inodes whose pages programs may have changed."""
         return [ino for ino in inos if ino in self._open] if self._open else []
 
-    def read_only(self, inos: Collection[int]) -> list[int]:
-        """Those of these inodes that may be mapped for reading, and no program can have changed pages of."""
-        return [ino for ino in inos if ino in self._readable and ino not in self._open]
+    def changeable(self) -> list[int]:
+        """All inodes whose pages programs may have changed."""
+        return list(self._open)
 
-    def all(self) -> list[int]:
-        """All inodes that may be mapped."""
-        return list(self._readable)
+    def read_only(self, inos: Optional[Collection[int]] = None) -> list[int]:
+        """Those of these inodes, or of all, that may be mapped for reading, and whose pages no program can have
+        changed."""
+        return [ino for ino in (self._readable if inos is None else inos) if self._reads(ino)]
+
+    def _reads(self, ino: int) -> bool:
+        return ino in self._readable and ino not in self._open
+
+    async def mapped(self, inos: Collection[int]) -> list[int]:
+        """Those of these open inodes that are mapped, as far as it can be told."""
+        if not inos or not self.device:
+            return list(inos)
+        openers = {ino: frozenset(self._readable[ino].values()) for ino in inos if ino in self._readable}
+        return await trio.to_thread.run_sync(mapped, openers, self.device, abandon_on_cancel=True)
 
     @contextmanager
     def truncating(self, ino: int, really: bool) -> Iterator[None]:

@@ -73,6 +73,7 @@ class Operations(pyfuse3.Operations):
         self.cache: KernelCache | None = None
         self.flusher: Callable[[], int] = int  # says, when a flush begins, whose locks end
         self.paged: Callable[[], bool] | None = None  # says, when a read or write begins, whether it is of pages
+        self.of_reader: Callable[[], bool] = lambda: True  # when a getattr begins, whether read(2) asks for a size
         self.maps_direct: Callable[[], bool] = bool  # says whether files open for direct I/O can be mapped shared
         self.quiet = 0  # marks the numbers of files whose closing we need not hear of
         self.quiet_answers: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
@@ -113,13 +114,13 @@ class Operations(pyfuse3.Operations):
         if self.cache is not None:
             self.cache.creating(parent, name)
 
-    def _opened(self, handle: Handle) -> pyfuse3.FileInfo:
+    def _opened(self, handle: Handle, thread: int) -> pyfuse3.FileInfo:
         """Reply to an open. Where appended bytes land is told by the service or the lease, not by the size that the
         kernel believes in: they must not get into its pages at that place (rule 9). Nor are pages filled that others
         are changing at this moment, where programs can map the file all the same."""
         untouched = self.kernel.untouched(handle.ino)
         keep = self.kernel.opened(handle.ino)
-        self.mappable.opened(handle)
+        self.mappable.opened(handle, thread)
         cache = self.cache
         direct_io = handle.append or (cache is not None and cache.contended(handle.ino) and self.maps_direct())
         handle.direct = direct_io or bool(handle.flags & os.O_DIRECT)
@@ -170,19 +171,22 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        of_reader = self.of_reader()  # before anything is awaited
         self._heard(ctx)
         asking = self.mappable.asking
-        asking.enter(inode)
+        if of_reader:
+            asking.enter(inode)
         try:
             attr = await self.volume.getattr(inode)
-            unseen = self.kernel.told(attr)
         finally:
-            asking.leave(inode)
-            if not asking.any_of((inode,)) and self.kernel.owes(inode):
-                self._dropper.drop(inode)
-        if unseen:
+            if of_reader:
+                asking.leave(inode)
+        if self.kernel.told(attr):
             await self._dropper.drop_now(inode)  # the read that asks must not find them
-        return entry_of(attr, 0 if self.cache is None else self.cache.attr_s(attr))
+        cache = self.cache
+        if cache is None:
+            return entry_of(attr)
+        return entry_of(attr, cache.asked_s(attr, ctx.pid) if of_reader else cache.attr_s(attr))
 
     @handler
     async def setattr(
@@ -317,7 +321,7 @@ class Operations(pyfuse3.Operations):
         entry = await self._entry(parent_inode, name, attr)
         if self.incapable is not None:
             self.incapable.look(attr.ino)
-        return self._opened(handle), entry
+        return self._opened(handle, ctx.pid), entry
 
     @handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
@@ -328,7 +332,7 @@ class Operations(pyfuse3.Operations):
         handle.uid = ctx.uid
         if flags & os.O_TRUNC:
             self.kernel.emptied(inode)
-        return self._opened(handle)
+        return self._opened(handle, ctx.pid)
 
     @handler
     async def read(self, fh: int, off: int, size: int) -> Any:

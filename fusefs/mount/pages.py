@@ -27,7 +27,7 @@ LOCKED_S = 0.02  # and where requests are under way that may wait for us
 READERS_S = 0.1  # for the kernel to drop pages that no program can have changed
 UNLOCKED_S = 0.01  # until what still is not dropped of a locked piece is locked for certain
 LOOK_S = 0.001  # how often to see what has come in between
-AROUND_MAX = 4  # times that other pages may have been locked meanwhile
+TRIES_MAX = 5  # each time other pages may be locked
 THREADS_MAX = 128  # each waits for a page; in them go at once all pieces of a file
 
 WHOLE = Piece(0, None, False)
@@ -101,20 +101,26 @@ class Pages:
                 nursery.start_soon(self._drop, ino, patience)
 
     async def _drop(self, ino: int, patience: Patience) -> None:
-        if await self._pieces(ino, [WHOLE], patience):
-            self._view.dropped((ino,))
-            return
-        for _ in range(AROUND_MAX):
-            pieces = self._mapped.overtake(ino)
-            if len(pieces) > 1 and self._notifier.pieces and await self._pieces(ino, pieces, patience):
-                self.counts["pages_around"] += 1
+        left = replace(patience)
+        pieces = [WHOLE]
+        for _ in range(TRIES_MAX):
+            if await self._pieces(ino, pieces, left):
+                if len(pieces) == 1:
+                    self._view.dropped((ino,))
+                self.counts["pages_around"] += len(pieces) > 1
                 return
+            pieces = self._mapped.overtake(ino)
+            if left.all_s <= 0 or (len(pieces) == 1 and self._mapped.locked(ino)):
+                break
+            if not self._notifier.pieces:
+                pieces = [WHOLE]
+            left = replace(patience, all_s=left.all_s)
         self.counts["pages_late"] += 1
 
-    async def _pieces(self, ino: int, pieces: list[Piece], patience: Patience) -> bool:
+    async def _pieces(self, ino: int, pieces: list[Piece], left: Patience) -> bool:
         """Drop all pieces at once; return whether what is not locked of them is gone."""
         drops = _Drops([_Drop(piece) for piece in sorted(pieces, key=lambda piece: piece.held)])
-        left, held = replace(patience), Patience(UNLOCKED_S, UNLOCKED_S, UNLOCKED_S)
+        held = Patience(UNLOCKED_S, UNLOCKED_S, UNLOCKED_S)
         async with trio.open_nursery() as nursery:
             for one in drops.each:
                 nursery.start_soon(self._in_thread, ino, one, drops)

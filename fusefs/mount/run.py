@@ -34,6 +34,7 @@ from fusefs.mount.interpose import extension, missing
 from fusefs.mount.invalidate import PageDropper
 from fusefs.mount.launch import Announcer
 from fusefs.mount.loop import Loop
+from fusefs.mount.mappings import device_of
 from fusefs.mount.notify import Notifier, fuse_descriptor
 from fusefs.mount.observe import mount_metrics, serve_profile
 from fusefs.mount.operations import Operations
@@ -235,6 +236,7 @@ class _Kernel:
         self._device = mount.device if mount is not None else ""
         if self._device:
             self._guard = Guard(self._device)
+            self._operations.mappable.device = device_of(self._device)
 
     @staticmethod
     def _too_early(name: str, request: Any, arguments: tuple[Any, ...]) -> None:
@@ -259,6 +261,7 @@ class _Kernel:
         operations.flusher = extension.take_flusher
         operations.unmasked = extension.unmasked
         operations.paged = extension.take_paged
+        operations.of_reader = extension.take_by_handle
         operations.maps_direct = extension.maps_direct
         operations.keep_listing = extension.keep_listing
         operations.quiet, operations.quiet_answers = extension.QUIET, extension.quiet

@@ -2,13 +2,7 @@
 
     python -m tests.fault.chaos_worker KIND MOUNT JOURNAL NUMBER SEED
 
-It ends at SIGTERM, after what it is doing. Lines of the journal, which lies on another filesystem:
-
-    done KIND NAME VALUE          it was told that this is durable
-    going KIND NAME               about to be removed
-    failed BEGAN ENDED WHAT       a call, or a program, failed; times are of the monotonic clock
-    slow BEGAN ENDED WHAT         it took longer than it should
-    wrong WHAT                    it was not what it must be, whatever happened
+It ends at SIGTERM, after what it is doing. The journal: see chaos_journal.
 """
 
 from __future__ import annotations
@@ -30,6 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from node.host.paths import fsync_directory
+from tests.fault.chaos_journal import RECORD, Heard, Journal, Missed, Wrong, record_of
+from tests.fault.chaos_sharing import Sharing
 from tests.fault.healing_worker import content, read_anew, write
 from tests.harness import wait_for
 
@@ -37,45 +33,14 @@ SLOW_S = 5.0
 HUNG_S = 60.0
 PAGE = 4096
 PAGES = 256  # of a database
-RECORD = 64
 TREE = Path(email.__file__).parent
 BACK_S = 90.0
 NAME = "chaos"  # the directory on the mount
 
 
-class Wrong(Exception):
-    """What was found can never have been."""
-
-
-class Journal:
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-    def note(self, *words: object) -> None:
-        os.write(self._fd, (" ".join(map(str, words)).replace("\n", "|") + "\n").encode())
-
-
-def done(journals: list[Path], kind: str) -> dict[str, int]:
-    """The last value of each name that was told to be durable."""
-    found: dict[str, int] = {}
-    for journal in journals:
-        for line in journal.read_text().splitlines():
-            what, *words = line.split(" ", 3)
-            if what == "done" and words[0] == kind:
-                found[words[1]] = int(words[2])
-            elif what == "going" and words[0] == kind:
-                found.pop(words[1], None)
-    return found
-
-
 def page_of(index: int, version: int) -> bytes:
     head = struct.pack("<QQ", index, version)
     return head + hashlib.shake_128(head).digest(PAGE - len(head))
-
-
-def record_of(number: int, serial: int) -> bytes:
-    head = b"%02d %010d " % (number, serial)
-    return head + hashlib.sha256(head).hexdigest()[: RECORD - len(head) - 1].encode() + b"\n"
 
 
 def value_of(name: str, version: int) -> bytes:
@@ -136,20 +101,20 @@ def check_table(base: sqlite3.Connection, told: dict[str, int]) -> None:
         raise Wrong(f"sqlite: {sorted(lost)} are lost")
 
 
-class Worker:
+class Worker(Sharing):
     """A step of each kind is what a user's program does, with its checks."""
 
     def __init__(self, kind: str, mount: Path, journal: Path, number: int, rng: random.Random) -> None:
         self.top, self.number, self.rng, self.kind = mount / NAME, number, rng, kind
         self.journal = Journal(journal)
-        self.journals = [journal.with_name(f"{kind}-{number}") for number in (1, 2)]
+        self.heard = Heard([journal.with_name(f"{kind}-{number}") for number in (1, 2)])
         self.other = 3 - number
         self.serial = 0
         self.versions: dict[int, int] = {}  # of pages, as this program has written them
         self.checked = False  # what this program works on, since the mount came back
 
     def told(self) -> dict[str, int]:
-        return done([one for one in self.journals if one.exists()], self.kind)
+        return self.said("done", self.kind)
 
     def run(self, *command: str | Path) -> None:
         """Run a program; OSError where it fails."""
@@ -160,18 +125,15 @@ class Worker:
     @contextlib.contextmanager
     def watched(self, what: str) -> Iterator[None]:
         """Note what fails or takes long."""
-        began, failure = time.monotonic(), ""
+        began = time.monotonic()
         try:
             yield
-        except OSError as error:
-            failure = f"{error}"
+        except (OSError, Missed) as error:
+            how = "missed" if isinstance(error, Missed) else "failed"
+            self.journal.note(how, began, time.monotonic(), what, error)
             raise
-        finally:
-            ended = time.monotonic()
-            if failure:
-                self.journal.note("failed", began, ended, what, failure)
-            elif ended - began > SLOW_S:
-                self.journal.note("slow", began, ended, what)
+        if (ended := time.monotonic()) - began > SLOW_S:
+            self.journal.note("slow", began, ended, what)
 
     # --- one step of each kind ---------------------------------------------------------------------------------
 
@@ -265,20 +227,7 @@ class Worker:
         if path.stat().st_size < 16 * PAGE:
             os.truncate(path, 16 * PAGE)
         self.serial += 10
-        child = os.fork()
-        if not child:
-            try:
-                self._map(path)
-                os._exit(0)
-            except OSError as error:
-                os._exit(min(error.errno or 255, 200))
-            except Wrong as error:
-                self.journal.note("wrong", error)
-            finally:
-                os._exit(255)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if status:
-            raise OSError(f"a program that maps the file ended with {status}")
+        self.apart(lambda: self._map(path))
 
     def _map(self, path: Path) -> None:
         with open(path, "r+b") as file, mmap.mmap(file.fileno(), 16 * PAGE) as mapped:
@@ -361,7 +310,8 @@ class Worker:
                 getattr(self, self.kind)()
         except Wrong as wrong:
             self.journal.note("wrong", wrong)
-        except OSError:
+            self.checked = False
+        except (OSError, Missed):
             self.versions.clear()
             self.checked = False
             wait_for(self._is_back, BACK_S, "the mount to come back")
@@ -374,26 +324,37 @@ class Worker:
 
 def verify(top: Path, journals: list[Path]) -> int:
     """What must be there in the end, on a fresh mount. Returns how many words that they were given were checked."""
-    files = done(journals, "files")
+    heard = Heard(journals)
+
+    def told(kind: str) -> dict[str, int]:
+        return heard.values("done", kind)
+
+    files, database, records, replaced, mapped = map(told, ("files", "database", "records", "replaced", "mapped"))
     for name in files:
         assert read_anew(top / name) == content(name), name
-    database = done(journals, "database")
     for path in {top / name.split("/")[0] for name in database}:
         check_pages(path, database)
-    records, replaced, mapped = (done(journals, kind) for kind in ("records", "replaced", "mapped"))
-    check_records((top / "records").read_bytes(), records)
+    if records:
+        check_records((top / "records").read_bytes(), records)
     for name, version in replaced.items():
         assert version_in(name, (top / name).read_bytes()) >= version, name
-    lines = [line for one in journals for line in one.read_text().splitlines()]
-    counted = [int(line.split()[2]) for line in lines if line.startswith("done counter")]
-    assert len(counted) == len(set(counted)), "two have counted to the same number"
-    assert int((top / "counter").read_bytes()) >= max(counted)
-    with contextlib.closing(sqlite3.connect(top / "sqlite")) as base:
-        check_table(base, done(journals, "sqlite"))
-    data = (top / "mapped").read_bytes()
-    for page, version in mapped.items():
-        assert struct.unpack_from("<Q", data, int(page) * PAGE)[0] >= version, f"mapped: page {page}"
-    return sum(map(len, (files, database, records, replaced, mapped)))
+    for name, kind in (("counter", "counter"), ("counted", "lockfile")):
+        if last := max(told(kind).values(), default=0):
+            counted = heard.each["done", kind]
+            assert len(counted) == len(set(counted)), f"{kind}: two have counted to the same number"
+            assert int((top / name).read_bytes()) >= last
+    if inserted := told("sqlite"):
+        with contextlib.closing(sqlite3.connect(top / "sqlite")) as base:
+            check_table(base, inserted)
+    queue, watched = told("queue"), told("watched_pages")
+    for name in queue:
+        assert read_anew(top / f"queue-{name[0]}" / name) == content(name), name
+    pages = {f"mapped/{page}": version for page, version in mapped.items()}
+    pages |= {f"watched-{name}": version for name, version in watched.items()}
+    for name, version in pages.items():
+        file, page = name.split("/")
+        assert struct.unpack_from("<Q", (top / file).read_bytes(), int(page) * PAGE)[0] >= version, name
+    return sum(map(len, (files, database, records, replaced, pages, queue)))
 
 
 def main() -> None:

@@ -20,7 +20,11 @@ from node.wire.limits import SESSION_LEASE_S
 from tests.fault.chaos_worker import HUNG_S, NAME, verify
 from tests.harness import FUSEFS, LONG, Cluster, cluster, need_fuse, run, seed, wait_for
 
-KINDS = ("files", "database", "records", "replaced", "mapped", "counter", "sqlite", "copies", "commits")
+KINDS = (
+    "files", "database", "records", "replaced", "mapped", "counter", "sqlite", "copies", "commits", "queue", "tail",
+    "lockfile", "watched_pages", "links",
+)  # fmt: skip
+PROGRAMS = len(KINDS) if LONG else 8  # on each mount
 ROUNDS = 20 if LONG else 1
 FAULTS = 9 if LONG else 5  # of each round
 CALM_S = (0.5, 3.0)
@@ -128,11 +132,14 @@ def judge(faults: Faults, journal: Path, mount: Path) -> None:
     for line in journal.read_text().splitlines():
         words = line.split(" ", 3)
         assert words[0] != "wrong", f"{journal.name}: {line}"
-        if words[0] in ("failed", "slow"):
+        if words[0] in ("failed", "slow", "missed"):
             began, ended = float(words[1]), float(words[2])
             print(journal.name, line)
             assert ended - began < HUNG_S, f"{journal.name} hung: {line}"
-            assert words[0] == "slow" or faults.excused(mount, began, ended), f"{journal.name}: {line}"
+            may = words[0] == "slow" or any(
+                faults.excused(one, began, ended) for one in ((mount,) if words[0] == "failed" else faults.mounts)
+            )
+            assert may, f"{journal.name}: {line}"
 
 
 @pytest.mark.timeout(7200 if LONG else 600)
@@ -143,10 +150,12 @@ def test_chaos(tmp_path: Path) -> None:
         mounts = [made.mount(tmp_path / name) for name in ("a", "b")]
         (mounts[0] / NAME).mkdir()
         faults = Faults(made, mounts, rng)
+        kinds = rng.sample(KINDS, PROGRAMS)
+        print(*kinds)
         workers: dict[Path, tuple[Path, subprocess.Popen[bytes]]] = {}
         try:
             for number, mount in enumerate(mounts, 1):
-                for kind in KINDS:
+                for kind in kinds:
                     journal = tmp_path / f"{kind}-{number}"
                     arguments = [kind, mount, journal, number, rng.randrange(1 << 30)]
                     command = [sys.executable, "-m", "tests.fault.chaos_worker", *map(str, arguments)]
@@ -170,4 +179,4 @@ def test_chaos(tmp_path: Path) -> None:
         fresh = made.mount(tmp_path / "fresh")
         checked = verify(fresh / NAME, list(workers))
         print(f"{checked} words checked, hit {len(faults.hit)} times")
-        assert checked > 100 * ROUNDS
+        assert checked > 10 * ROUNDS

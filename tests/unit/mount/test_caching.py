@@ -5,23 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
-from types import SimpleNamespace
 from typing import Any, Optional
 
 import pyfuse3
 import pytest
 import trio
 
-from fusefs.mount.caching import ARRIVAL_S, CONTENDED_MAX, CONTENDED_S, NEGATIVE_AFTER, WANTED_S, KernelCache
+from fusefs.mount.caching import (
+    ARRIVAL_S, CONTENDED_MAX, CONTENDED_S, LOOKED_S, NEGATIVE_AFTER, OWED_S, WANTED_S, KernelCache,
+)  # fmt: skip
 from fusefs.mount.kernel import MARGIN_S, KernelView
-from fusefs.mount.mapped import Mappable
+from fusefs.mount.mapped import ASKS_S, Mappable
 from fusefs.mount.names import Busy
 from fusefs.mount.notify import Notifier
 from fusefs.mount.options import parse_options
 from metadata.api import Attr
 from node.host.exitcodes import UsageError
 
+from .attrs import Opened
 from .attrs import attr as attr_of
 from .attrs import until
 
@@ -156,10 +157,10 @@ def with_pages(leased: Leased) -> tuple[KernelCache, KernelView, Mappable, Dropp
 
 
 def opened(mapped: Mappable, view: KernelView, ino: int, flags: int) -> Any:
-    handle: Any = SimpleNamespace(ino=ino, flags=flags)
+    handle: Any = Opened(ino=ino, flags=flags)
     view.looked_up(attr_of(ino))
     view.opened(ino)
-    mapped.opened(handle)
+    mapped.opened(handle, 0)
     return handle
 
 
@@ -182,7 +183,7 @@ async def test_pages_that_may_be_mapped_for_reading_are_recalled(leased: Leased,
     cache, view, mapped, notifier = with_pages(leased)
     handle = opened(mapped, view, 5, os.O_RDONLY)
     view.looked_up(attr_of(6))
-    mapped.opened(SimpleNamespace(ino=6, flags=os.O_RDONLY))  # type: ignore[arg-type] # it is being opened: no pages
+    mapped.opened(Opened(ino=6, flags=os.O_RDONLY), 0)  # type: ignore[arg-type] # it is being opened: no pages
     assert not cache.yields(5) and cache.yields(6) and not notifier.dropped
     await cache.forget([5, 6])
     await cache.forget([5, 6])
@@ -196,27 +197,75 @@ async def test_pages_that_may_be_mapped_for_reading_are_recalled(leased: Leased,
     assert notifier.dropped == [5, 5, 5]
 
 
-async def test_no_answer_about_attributes_is_made_void_for_the_sake_of_pages(leased: Leased, kernel: Kernel) -> None:
+async def test_no_size_that_a_reader_asks_for_is_made_void_for_the_sake_of_pages(
+    leased: Leased, kernel: Kernel, autojump_clock: object
+) -> None:
+    """What he is told makes the kernel drop them. If he is told nothing new, or asks no more, they go all the same."""
     cache, view, mapped, notifier = with_pages(leased)
     opened(mapped, view, 5, os.O_RDONLY)
-    mapped.asking.enter(5)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cache.run)
+        mapped.asking.enter(5)
+        await cache.forget([5])
+        leased.now_s = 10 * OWED_S
+        await trio.sleep(10 * OWED_S)
+        assert not notifier.dropped, "he still waits for the answer"
+        mapped.asking.leave(5)
+        assert not view.told(attr_of(5))
+        leased.now_s = 20 * OWED_S
+        await trio.sleep(10 * OWED_S)
+        assert notifier.dropped == [5], "nothing new"
+        mapped.asked(5, leased.now_s)
+        await cache.forget([5])
+        leased.now_s = 30 * OWED_S
+        assert not view.told(attr_of(5, data_version=2, mtime_ns=9))
+        await trio.sleep(10 * OWED_S)
+        assert notifier.dropped == [5], "this the kernel compares"
+        await cache.forget([5])
+        await trio.sleep(OWED_S / 4)
+        assert notifier.dropped == [5]
+        leased.now_s = 40 * OWED_S
+        await trio.sleep(10 * OWED_S)
+        assert notifier.dropped == [5, 5], "he asks no more"
+        leased.now_s += ASKS_S
+        await cache.forget([5])
+        assert notifier.dropped == [5, 5, 5], "he reads seldom"
+        leased.now_s += WANTED_S
+        mapped.asked(5, leased.now_s)
+        assert cache.attr_s(attr_of(5))
+        await cache.forget([5])
+        assert notifier.dropped == [5, 5, 5, 5], "what is believed is taken back in any case"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_recall_lets_replies_arrive(
+    leased: Leased, kernel: Kernel, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel acts on one in the time of the thread that asked."""
+    cache, view, mapped, notifier = with_pages(leased)
+    opened(mapped, view, 5, os.O_RDONLY)
+    leased.until_s = 20.0
+    asked: list[set[int]] = []
+
+    async def looked(threads: set[int]) -> None:
+        await trio.lowlevel.checkpoint()
+        asked.append(threads)
+
+    monkeypatch.setattr("fusefs.mount.caching.looked", looked)
+    cache.asked_s(attr_of(5), 77)
+    cache.asked_s(attr_of(5), 78)
+    cache.asked_s(attr_of(5), 77)
+    cache.attr_s(attr_of(5))
+    began = trio.current_time()
     await cache.forget([5])
-    assert not notifier.dropped, "what is answered makes the kernel drop them"
-    assert view.owes(5) and not view.owes(5), "or they go then"
+    assert trio.current_time() - began >= ARRIVAL_S and notifier.dropped == [5] == kernel.forgot
+    assert {77, 78} in asked
+    leased.now_s = 2.0
+    cache.asked_s(attr_of(5), 77)
+    leased.now_s += LOOKED_S
+    asked.clear()
     await cache.forget([5])
-    assert not view.told(attr_of(5, data_version=2, mtime_ns=9)), "this the kernel compares"
-    assert not view.owes(5)
-    mapped.asking.leave(5)
-    leased.until_s = 0.0
-    assert not cache.attr_s(attr_of(5)), "not believed, but on its way"
-    began = time.monotonic()
-    await cache.forget([5])
-    assert notifier.dropped == [5] and time.monotonic() - began >= ARRIVAL_S
-    leased.until_s, leased.now_s = 10.0, WANTED_S
-    assert cache.attr_s(attr_of(5))
-    mapped.asking.enter(5)
-    await cache.forget([5])
-    assert notifier.dropped == [5, 5], "attributes that are believed are taken back in any case"
+    assert not set().union(*asked), "long ago"
 
 
 async def test_names_are_recalled_one_by_one(leased: Leased, kernel: Kernel) -> None:

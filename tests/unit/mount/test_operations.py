@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -21,7 +20,7 @@ from fusefs.mount.operations import END, Operations
 from metadata.api import RENAME_EXCHANGE, RENAME_NOREPLACE, Attr, VolumeStat
 from node.wire.errors import Code, FsError
 from node.wire.limits import STORED_BYTES_MAX
-from tests.unit.mount.attrs import attr
+from tests.unit.mount.attrs import Opened, attr
 
 CTX = SimpleNamespace(uid=1000, gid=100, pid=os.getpid(), umask=0o22)
 
@@ -49,7 +48,7 @@ class FakeVolume:
 
 
 def handle(ino: int) -> Any:
-    made = SimpleNamespace(ino=ino, flags=os.O_RDONLY, append=False, direct=False, uid=0, whole=False, kept=False)
+    made = Opened(ino=ino, flags=os.O_RDONLY, append=False, direct=False, uid=0, whole=False, kept=False)
     made.ends = lambda offset: False
     return made
 
@@ -291,27 +290,31 @@ async def test_pages_that_others_have_changed_meanwhile_are_read_anew() -> None:
     assert caught.value.errno == errno.ETIMEDOUT and len(operations.mappable.overtake(5)) == 1
 
 
-@pytest.mark.parametrize("version", [1, 2, None])
-async def test_pages_go_when_what_was_asked_tells_nothing_new(version: int | None) -> None:
-    """A recall has left them to the answer."""
-    volume = FakeVolume(lookup=attr(5, version=1), open=handle(5))
-    dropper = FakeDropper()
-    operations = Operations(volume, dropper)  # type: ignore[arg-type]
-    await operations.lookup(1, b"f", CTX)
+@pytest.mark.parametrize("reader", [True, False])
+async def test_a_reader_that_asks_for_the_size_is_noted(reader: bool) -> None:
+    """Not who calls stat(2), whose answer nothing makes void."""
+    operations, volume = mounted(open=handle(5))
+    operations.of_reader = lambda: reader
+    operations.cache = SimpleNamespace(  # type: ignore[assignment]
+        contended=lambda ino: False, proven=lambda thread: None,
+        asked_s=lambda attr, thread: 2.0 if thread == CTX.pid else 0.0, attr_s=lambda attr: 1.0,
+    )  # fmt: skip
     await operations.open(5, os.O_RDONLY, CTX)
 
     def getattr_(*_: Any) -> Attr:
-        assert operations.mappable.asking.any_of((5,))
-        operations.kernel.owe(5)
-        if version is None:
-            raise FsError(Code.TIMEOUT)
-        return attr(5, version=version, mtime_ns=90 + version)
+        assert operations.mappable.asks(5, 7.0) is reader
+        return attr(5)
 
     volume.answers["getattr"] = getattr_
-    with contextlib.suppress(pyfuse3.FUSEError):
+    assert (await operations.getattr(5, CTX)).attr_timeout == (2.0 if reader else 1.0)
+    volume.answers["getattr"] = FsError(Code.TIMEOUT)
+    with pytest.raises(pyfuse3.FUSEError):
         await operations.getattr(5, CTX)
-    assert dropper.soon == ([] if version == 2 else [5]) and not dropper.now
-    assert not operations.mappable.asking.any_of((5,))
+    assert not operations.mappable.asks(5, 7.0)
+    operations.mappable.asked(5, 7.0)
+    operations.mappable.asked(6, 7.0)
+    assert operations.mappable.asks(5, 7.9) and not operations.mappable.asks(5, 8.1)
+    assert not operations.mappable.asks(6, 7.1), "it is not open"
 
 
 async def test_pages_survive_a_reopen_of_unchanged_data() -> None:
