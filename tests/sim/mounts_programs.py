@@ -311,6 +311,8 @@ class Mount:
         sea, key, value = self.sea, (handle.ino, DATA), self.sea.next_value()
         plain = value.to_bytes(BYTES, "big")
         async with self._released(handle), self._locks[handle.ino]:
+            if self.kernel.size(handle.ino) < BYTES:
+                return  # there is no page
             sea.contents[name_block(plain)] = value
             floor = sea.history.floor(key)
             sea.unsynced.add(value)

@@ -174,7 +174,7 @@ class Sea(Truth):
             key = ino, name
             value = self._now(key) or 0
             if name != SIZE or value or not self.history.newest(key):  # nothing is cut to nothing, it is not there yet
-                self._note(key, value, self._later(session, key))
+                self._note(key, value, self._kept(key))
 
     def _note(self, key: Key, value: int, later: Collection[int] = ()) -> None:
         """The leader has this value."""
@@ -188,6 +188,11 @@ class Sea(Truth):
         if isinstance(key, int) or key[1] not in (DATA, SIZE):
             return set()
         return (self.written if key[1] == DATA else self.sized).setdefault(session, set())
+
+    def _kept(self, key: Key) -> set[int]:
+        """The same of all sessions: one that keeps bytes while it is asked back brings them before others change them,
+        but not before they change a name of the file."""
+        return set().union(*[self._later(session, key) for session in (self.written if key[1] == DATA else self.sized)])
 
     def _now(self, key: Key) -> Optional[int]:
         """The value of a register in the state."""
