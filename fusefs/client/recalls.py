@@ -175,6 +175,14 @@ class Recalls:
         while (event := self._holds_up(held)) is not None:
             await _happens(event, deadline)
 
+    async def lapsed(self, now_s: float, deadline: float) -> None:
+        """Return when the kernel has forgotten what leases covered that have ended, as while a mount is stopped.
+        TIMEOUT at the deadline."""
+        self._leases.held(now_s)
+        for task in list(self._running.values()):
+            if not task.inos:
+                await _happens(task.forgotten, deadline)
+
     def _holds_up(self, held: Collection[int]) -> Optional[trio.Event]:
         now_s = trio.current_time()
         for task in self._running.values():

@@ -265,7 +265,15 @@ class Volume:
     async def read(self, handle: Handle, offset: int, length: int, *, held: bool = False) -> Buffer:
         """Read; shorter than asked only at the end of the file. Holes are zeros. IO: a block cannot be had whole.
         ``held``: the kernel holds a page meanwhile, and a recall may wait for that."""
-        return await self._fileio.read(handle, offset, length, held=held)
+        data = await self._fileio.read(handle, offset, length, held=held)
+        if held:  # who has mapped it looks at other pages next
+            await self._lapsed()
+        return data
+
+    async def _lapsed(self) -> None:
+        """Return when no mapped page is shown any more that was covered by leases which have ended."""
+        session = self._session
+        await session.recalls.lapsed(session.now_s(), session.deadline())
 
     async def strip(self, handle: Handle, uid: int) -> None:
         """Take setuid, setgid and capabilities from a file that this user has written to, where the kernel has not
@@ -316,8 +324,9 @@ class Volume:
     async def fsync(self, handle: Handle, datasync: bool = False) -> None:
         """All data written here before is durable and visible everywhere, and so are all changes of names and
         attributes that were made here before. An error leaves the data dirty, to be tried again by the next fsync or
-        close."""
+        close. What the kernel shows from mapped pages is no older than that, also where leases have ended meanwhile."""
         await self._fileio.flush(handle)
+        await self._lapsed()
 
     async def release(self, handle: Handle) -> None:
         """The last descriptor of this handle is closed. Never fails for what flush has reported already."""

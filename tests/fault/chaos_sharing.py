@@ -140,7 +140,9 @@ class Sharing:
         least = max(self.said("done", "lockfile").values(), default=0)
         if value < least:
             raise Wrong(f"lockfile: {value} was counted, and {least} before")
-        write(counted, b"%d" % (value + 1))
+        fresh = self.top / f"counted-{self.number}"
+        write(fresh, b"%d" % (value + 1))
+        os.rename(fresh, counted)
         fsync_directory(self.top)
         self.journal.note("done lockfile", value + 1, value + 1)
         self._unlock(lock)

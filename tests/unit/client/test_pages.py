@@ -20,6 +20,13 @@ from .test_recalls import Kernel, Slow
 from .test_shared_writes import looked_at, recalled
 
 
+class Losing(Kernel):
+    """One that takes its time when leases have ended."""
+
+    async def forget_all(self) -> None:
+        await self.forget(())
+
+
 class Counting(Slow):
     forgot = 0
 
@@ -117,5 +124,44 @@ def test_a_page_that_is_read_is_covered_by_a_lease(monkeypatch: pytest.MonkeyPat
             await unheard.wait()
             await first.read(handle, 0, 5, held=True)
             assert first._session.leases.attr(handle.ino, first._session.now_s()) is not None
+
+    with_two_mounts(scene)
+
+
+@pytest.mark.parametrize("how", ["flush", "read"])
+def test_nothing_is_mapped_any_more_that_leases_covered_which_have_ended(how: str) -> None:
+    """A mount that was stopped for longer than that finds the answer there when it goes on, and its program looks at
+    other pages next."""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        handle, _ = await looked_at(truth, first, second)
+        kernel = Losing()
+        first.caches(kernel)
+        await first.getattr(handle.ino)
+        answer, leases = getattr(first._fileio, how), first._session.leases
+
+        async def stopped(*arguments: Any, **how: Any) -> Any:
+            answered = await answer(*arguments, **how)
+            leases.until_s = first._session.now_s()
+            return answered
+
+        setattr(first._fileio, how, stopped)
+        went_on = trio.Event()
+
+        async def use() -> None:
+            if how == "flush":
+                await first.write(handle, 0, b"new", paged=True)
+                await first.fsync(handle)
+            else:
+                assert bytes(await first.read(handle, 0, 5, held=True)) == b"old"
+            went_on.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(use)
+            await trio.sleep(1)
+            assert kernel.asked and not went_on.is_set()
+            kernel.forgotten.set()
+            await trio.sleep(1)
+            assert went_on.is_set()
 
     with_two_mounts(scene)
