@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ASKS_S = 1.0  # who reads a file that others change reads it again within so much time, or seldom
 ASKED_MAX = 4096
+MAPS_S = 0.1  # to look at lists of mappings
 
 
 class Dropper(Protocol):
@@ -120,7 +121,10 @@ class Mappable:
         if not inos or not self.device:
             return list(inos)
         openers = {ino: frozenset(self._readable[ino].values()) for ino in inos if ino in self._readable}
-        return await trio.to_thread.run_sync(mapped, openers, self.device, abandon_on_cancel=True)
+        found = list(inos)
+        with trio.move_on_after(MAPS_S):  # what a process waits for may hold its list up, and may be us
+            found = await trio.to_thread.run_sync(mapped, openers, self.device, abandon_on_cancel=True)
+        return found
 
     @contextmanager
     def truncating(self, ino: int, really: bool) -> Iterator[None]:
