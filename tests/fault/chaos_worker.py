@@ -110,6 +110,7 @@ class Worker(Sharing):
         self.heard = Heard([journal.with_name(f"{kind}-{number}") for number in (1, 2)])
         self.other = 3 - number
         self.serial = 0
+        self.began = 0.0  # what it is doing
         self.versions: dict[int, int] = {}  # of pages, as this program has written them
         self.checked = False  # what this program works on, since the mount came back
 
@@ -117,7 +118,8 @@ class Worker(Sharing):
         return self.said("done", self.kind)
 
     def run(self, *command: str | Path) -> None:
-        """Run a program; OSError where it fails."""
+        """Run a program; OSError where it fails. How long it takes counts by itself."""
+        self._went_on(f"{self.kind} before {command[:4]}")
         ended = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
         if ended.returncode:
             raise OSError(f"{command[:4]} exited with {ended.returncode}: {(ended.stdout + ended.stderr)[-300:]!r}")
@@ -125,15 +127,20 @@ class Worker(Sharing):
     @contextlib.contextmanager
     def watched(self, what: str) -> Iterator[None]:
         """Note what fails or takes long."""
-        began = time.monotonic()
+        self.began = time.monotonic()
         try:
             yield
         except (OSError, Missed) as error:
             how = "missed" if isinstance(error, Missed) else "failed"
-            self.journal.note(how, began, time.monotonic(), what, error)
+            self.journal.note(how, self.began, time.monotonic(), what, error)
             raise
-        if (ended := time.monotonic()) - began > SLOW_S:
-            self.journal.note("slow", began, ended, what)
+        self._went_on(what)
+
+    def _went_on(self, what: str) -> None:
+        now = time.monotonic()
+        if now - self.began > SLOW_S:
+            self.journal.note("slow", self.began, now, what)
+        self.began = now
 
     # --- one step of each kind ---------------------------------------------------------------------------------
 
