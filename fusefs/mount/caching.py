@@ -331,8 +331,10 @@ class KernelCache:
         sent = self._take(inos)
         told = self._believed(sent)
         mapped = self._mapped.among(inos)
-        self._view.doubt(mapped)
-        await self._pages.drop(mapped, CHANGED)
+        # Where there are none nothing is told, or who begins to read now goes on with a size that others have changed
+        filled = self._mapped.filled(mapped)
+        self._view.doubt(filled)
+        await self._pages.drop(filled, CHANGED)
         await self._forget_read([ino for ino in inos if ino not in mapped], sent, told)
         await self._forget_attrs(told)
         if self._open:
@@ -373,7 +375,7 @@ class KernelCache:
 
     def _readers(self, inos: Collection[int]) -> list[int]:
         """Those of these that may be mapped for reading, and may have pages."""
-        return self._view.paged(self._mapped.read_only(inos))
+        return self._mapped.filled(self._mapped.read_only(inos))
 
     async def forget_all(self) -> None:
         """Return when nothing is believed any more."""
@@ -383,8 +385,8 @@ class KernelCache:
         self._listings.clear()
         await self._forget_names(self._names.take_all(self._clock_s()))
         await self._forget_attrs(self._believed(self._take(list(self._attrs))))
-        await self._pages.drop([*self._mapped.changeable(), *self._open], CHANGED)
-        await self._pages.drop(await self._mapped.mapped(self._view.paged(self._mapped.read_only())), READ)
+        await self._pages.drop([*self._mapped.filled(self._mapped.changeable()), *self._open], CHANGED)
+        await self._pages.drop(await self._mapped.mapped(self._readers(self._mapped.read_only())), READ)
 
     async def _forget_names(self, names: dict[int, list[bytes]]) -> None:
         self._forgetting += 1

@@ -66,14 +66,18 @@ class Mappable:
         self._open: dict[int, int] = {}  # inode -> handles for reading and writing
         self._readable: dict[int, dict[Handle, int]] = {}  # inode -> handles for reading, and who has opened them
         self._held: dict[int, list[Held]] = {}
+        self._filled: set[int] = set()  # open inodes of which the kernel may have pages
         self._truncating = Busy()  # inodes by requests while which the kernel writes no pages back
         self.asking = Busy()  # and by questions for their size, of who reads them by read(2)
         self._asked: OrderedDict[int, float] = OrderedDict()  # inode -> when it was asked about last
 
-    def opened(self, handle: Handle, thread: int) -> None:
+    def opened(self, handle: Handle, thread: int, *, kept: bool = True) -> None:
+        """``kept``: the kernel keeps the pages that it has."""
         mode = handle.flags & os.O_ACCMODE
         if mode != os.O_WRONLY:
             self._readable.setdefault(handle.ino, {})[handle] = thread
+        if kept:
+            self.fill(handle.ino)
         if mode == os.O_RDWR:
             self._open[handle.ino] = self._open.get(handle.ino, 0) + 1
 
@@ -87,6 +91,21 @@ class Mappable:
             self._open[handle.ino] -= 1
             if not self._open[handle.ino]:
                 del self._open[handle.ino]
+        if handle.ino not in self._readable:
+            self.empty(handle.ino)  # what is kept of it is told at the next opening
+
+    def fill(self, ino: int) -> None:
+        """The kernel is about to have pages of this, or has some still."""
+        if ino in self._readable:
+            self._filled.add(ino)
+
+    def empty(self, ino: int) -> None:
+        """It is about to have none, but for what it fills from now on."""
+        self._filled.discard(ino)
+
+    def filled(self, inos: Collection[int]) -> list[int]:
+        """Those of these open inodes of which it may have some."""
+        return [ino for ino in inos if ino in self._filled]
 
     def asked(self, ino: int, now_s: float) -> None:
         """Somebody who reads an inode has had the kernel ask for its size."""
@@ -141,6 +160,7 @@ class Mappable:
     def holds(self, ino: int, start: int, end: int, *, fills: bool) -> Held:
         """A request comes for which the kernel has these pages locked, until ``gives``."""
         held = Held(start, end, fills)
+        self.fill(ino)
         self._held.setdefault(ino, []).append(held)
         return held
 

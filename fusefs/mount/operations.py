@@ -120,13 +120,13 @@ class Operations(pyfuse3.Operations):
         are changing at this moment, where programs can map the file all the same."""
         untouched = self.kernel.untouched(handle.ino)
         keep = self.kernel.opened(handle.ino)
-        self.mappable.opened(handle, thread)
         cache = self.cache
         direct_io = handle.append or (cache is not None and cache.contended(handle.ino) and self.maps_direct())
         handle.direct = direct_io or bool(handle.flags & os.O_DIRECT)
         number = self.files.add(handle, self.quiet if handle.flags & os.O_ACCMODE == os.O_RDONLY else 0)
         if untouched is not None and not handle.direct and not handle.flags & os.O_ACCMODE:
             keep = self._stored(handle, *untouched) or keep
+        self.mappable.opened(handle, thread, kept=keep)
         return pyfuse3.FileInfo(fh=number, direct_io=direct_io, keep_cache=keep, nonseekable=False)
 
     def _stored(self, handle: Handle, version: int, size: int) -> bool:

@@ -103,11 +103,13 @@ class Pages:
     async def _drop(self, ino: int, patience: Patience) -> None:
         left = replace(patience)
         pieces = [WHOLE]
+        self._mapped.empty(ino)
         for _ in range(TRIES_MAX):
             if await self._pieces(ino, pieces, left):
-                if len(pieces) == 1:
-                    self._view.dropped((ino,))
-                self.counts["pages_around"] += len(pieces) > 1
+                self._view.dropped((ino,))
+                if len(pieces) > 1:
+                    self._mapped.fill(ino)  # with what is locked
+                    self.counts["pages_around"] += 1
                 return
             pieces = self._mapped.overtake(ino)
             if left.all_s <= 0 or (len(pieces) == 1 and self._mapped.locked(ino)):
@@ -115,6 +117,7 @@ class Pages:
             if not self._notifier.pieces:
                 pieces = [WHOLE]
             left = replace(patience, all_s=left.all_s)
+        self._mapped.fill(ino)
         self.counts["pages_late"] += 1
 
     async def _pieces(self, ino: int, pieces: list[Piece], left: Patience) -> bool:

@@ -346,3 +346,36 @@ def test_a_mount_goes_away_while_its_programs_wait(volume: Cluster, work: Path, 
             wait_for(lambda: not Path(f"/proc/{serving}").exists(), 60, "the mount to end")
             fcntl.flock(a, fcntl.LOCK_UN)
             assert locked(next_one)
+
+
+# Reads all of a file that it keeps open under a lock, and adds a byte: argv is the path, where the size is told, seconds
+GROWER = """
+import fcntl, os, sys, time
+fd, told, end = os.open(sys.argv[1], os.O_RDWR), os.open(sys.argv[2], os.O_RDWR), time.monotonic() + float(sys.argv[3])
+while time.monotonic() < end:
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    data, size = os.pread(fd, 1 << 20, 0), int(os.pread(told, 20, 0))
+    assert len(data) == size, (len(data), size)
+    os.pwrite(fd, b"x", size)
+    os.pwrite(told, b"%d" % (size + 1), 0)
+    fcntl.flock(fd, fcntl.LOCK_UN)
+"""
+
+
+def test_who_reads_under_a_lock_sees_all_of_it_on_a_busy_machine(work: Path, other: Path, tmp_path: Path) -> None:
+    """Who asked for the size has not run yet when the next one asks for the lock, and with it for the file."""
+    (work / "f").write_bytes(b"")
+    told = tmp_path / "told"
+    told.write_bytes(b"0")
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    growers = [
+        subprocess.Popen([sys.executable, "-c", GROWER, str(path / "f"), str(told), "120" if LONG else "8"])
+        for path in (work, other)
+    ]
+    try:
+        assert [grower.wait(300) for grower in growers] == [0, 0]
+        assert int(told.read_bytes()) == (work / "f").stat().st_size > 10
+    finally:
+        for process in (*busy, *growers):
+            process.kill()
+            process.wait()

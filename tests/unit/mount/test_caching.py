@@ -170,6 +170,11 @@ async def test_pages_that_programs_may_have_changed_are_recalled(leased: Leased,
     handles = [opened(mapped, view, ino, flags) for ino, flags in ((5, os.O_RDWR), (6, os.O_WRONLY))]
     await cache.forget([5, 6, 7])
     await cache.forget_all()
+    assert notifier.dropped == [5], "where there may be some"
+    for ino in (5, 6):
+        mapped.gives(ino, mapped.holds(ino, 0, 10, fills=True))
+    await cache.forget_all()
+    await cache.forget([5, 6, 7])
     assert notifier.dropped == [5, 5]
     for handle in handles:
         mapped.released(handle)
@@ -183,13 +188,19 @@ async def test_pages_that_may_be_mapped_for_reading_are_recalled(leased: Leased,
     cache, view, mapped, notifier = with_pages(leased)
     handle = opened(mapped, view, 5, os.O_RDONLY)
     view.looked_up(attr_of(6))
-    mapped.opened(Opened(ino=6, flags=os.O_RDONLY), 0)  # type: ignore[arg-type] # it is being opened: no pages
+    none: Any = Opened(ino=6, flags=os.O_RDONLY)
+    mapped.opened(none, 0, kept=False)
     assert not cache.yields(5) and cache.yields(6) and not notifier.dropped
     await cache.forget([5, 6])
     await cache.forget([5, 6])
+    assert notifier.dropped == [5] and not kernel.forgot
+    mapped.fill(5)
+    await cache.forget([5, 6])
     assert notifier.dropped == [5, 5] and not kernel.forgot
+    mapped.fill(5)
     await cache.forget_all()
     assert notifier.dropped == [5, 5, 5]
+    mapped.fill(5)
     mapped.released(handle)
     assert cache.yields(5)
     await cache.forget([5])
@@ -203,10 +214,15 @@ async def test_no_size_that_a_reader_asks_for_is_made_void_for_the_sake_of_pages
     """What he is told makes the kernel drop them. If he is told nothing new, or asks no more, they go all the same."""
     cache, view, mapped, notifier = with_pages(leased)
     opened(mapped, view, 5, os.O_RDONLY)
+
+    async def filled_and_recalled() -> None:
+        mapped.fill(5)
+        await cache.forget([5])
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cache.run)
         mapped.asking.enter(5)
-        await cache.forget([5])
+        await filled_and_recalled()
         leased.now_s = 10 * OWED_S
         await trio.sleep(10 * OWED_S)
         assert not notifier.dropped, "he still waits for the answer"
@@ -216,24 +232,24 @@ async def test_no_size_that_a_reader_asks_for_is_made_void_for_the_sake_of_pages
         await trio.sleep(10 * OWED_S)
         assert notifier.dropped == [5], "nothing new"
         mapped.asked(5, leased.now_s)
-        await cache.forget([5])
+        await filled_and_recalled()
         leased.now_s = 30 * OWED_S
         assert not view.told(attr_of(5, data_version=2, mtime_ns=9))
         await trio.sleep(10 * OWED_S)
         assert notifier.dropped == [5], "this the kernel compares"
-        await cache.forget([5])
+        await filled_and_recalled()
         await trio.sleep(OWED_S / 4)
         assert notifier.dropped == [5]
         leased.now_s = 40 * OWED_S
         await trio.sleep(10 * OWED_S)
         assert notifier.dropped == [5, 5], "he asks no more"
         leased.now_s += ASKS_S
-        await cache.forget([5])
+        await filled_and_recalled()
         assert notifier.dropped == [5, 5, 5], "he reads seldom"
         leased.now_s += WANTED_S
         mapped.asked(5, leased.now_s)
         assert cache.attr_s(attr_of(5))
-        await cache.forget([5])
+        await filled_and_recalled()
         assert notifier.dropped == [5, 5, 5, 5], "what is believed is taken back in any case"
         nursery.cancel_scope.cancel()
 
@@ -263,6 +279,7 @@ async def test_a_recall_lets_replies_arrive(
     leased.now_s = 2.0
     cache.asked_s(attr_of(5), 77)
     leased.now_s += LOOKED_S
+    mapped.fill(5)
     asked.clear()
     await cache.forget([5])
     assert not set().union(*asked), "long ago"
