@@ -27,13 +27,14 @@ never asks us again, so pages of what is mapped so (``mappings``) go, too.
 
 Void means also that a read which had asked goes on with the size and the pages that were there before. So attributes
 that were sent a moment ago are given time to arrive before they are recalled (``arrival``), and attributes whose time
-is over are not recalled at all. Pages go with the recall; but not those of a file that somebody reads all the time, for
-each answer about attributes makes the kernel drop them, and if none comes they go some moments later. What is locked,
-and so cannot be dropped in time, goes before the next attributes are sent instead (``KernelView.doubt``); those the
-kernel does not compare then, so a file that has grown shows that one look later. Such a file is one that several mounts
-change at this moment; so what was recalled lately is opened for direct I/O (``contended``), which asks us for bytes and
-size together, and only who had it open before can notice. What is read in the pages of others and ends before the file
-that they see does is refused once (``fusefs.mount.crossing``).
+is over are not recalled at all. Pages go with the recall where any were filled since the last one: then the size was
+told under the same lease, and it does not matter that it is told again in vain. But those of a file that somebody reads
+all the time do not go at once, for each answer about attributes makes the kernel drop them; if none comes they go some
+moments later. What is locked, and so cannot be dropped in time, goes before the next attributes are sent instead
+(``KernelView.doubt``); those the kernel does not compare then, so a file that has grown shows that one look later. Such
+a file is one that several mounts change at this moment; so what was recalled lately is opened for direct I/O
+(``contended``), which asks us for bytes and size together, and only who had it open before can notice. What is read in
+the pages of others and ends before the file that they see does is refused once (``fusefs.mount.crossing``).
 
 Listings of small directories are kept as pages of the directory. Each opening asks us, and after a recall the kernel is
 not allowed to go on with what it has; it also compares mtime, which somebody may have set back, when it begins. What is
