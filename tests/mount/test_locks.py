@@ -348,10 +348,11 @@ def test_a_mount_goes_away_while_its_programs_wait(volume: Cluster, work: Path, 
             assert locked(next_one)
 
 
-# Reads all of a file that it keeps open under a lock, and adds a byte: argv is the path, where the size is told, seconds
+# Reads all of an open file under a lock, and adds a byte: argv is the path, where its size is told, seconds
 GROWER = """
 import fcntl, os, sys, time
-fd, told, end = os.open(sys.argv[1], os.O_RDWR), os.open(sys.argv[2], os.O_RDWR), time.monotonic() + float(sys.argv[3])
+fd, told = (os.open(path, os.O_RDWR) for path in sys.argv[1:3])
+end = time.monotonic() + float(sys.argv[3])
 while time.monotonic() < end:
     fcntl.flock(fd, fcntl.LOCK_EX)
     data, size = os.pread(fd, 1 << 20, 0), int(os.pread(told, 20, 0))

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +56,18 @@ def attributes_for_ever() -> None:
     import fusefs.mount.interpose  # noqa: F401
     from fusefs.mount.caching import KernelCache
 
-    KernelCache.attr_s = lambda self, attr: 3600.0  # type: ignore[method-assign]
+    KernelCache.attr_s = lambda self, attr, thread=0: 3600.0  # type: ignore[method-assign]
 
 
 def pages_stay() -> None:
     """Rule 8: what is dirty in the kernel stays there when the lease is recalled."""
     import fusefs.mount.interpose  # noqa: F401
-    from fusefs.mount.caching import KernelCache
+    from fusefs.mount.pages import Pages, Patience
 
-    async def forget_pages(self: KernelCache, inos: list[int]) -> None:
+    async def drop(self: Pages, inos: Collection[int], patience: Patience) -> None:
         await trio.lowlevel.checkpoint()
 
-    KernelCache._forget_pages = forget_pages  # type: ignore[method-assign]
+    Pages.drop = drop  # type: ignore[method-assign]
 
 
 def offset_of_the_kernel() -> None:
