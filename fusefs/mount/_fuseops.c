@@ -1,6 +1,6 @@
 /* The requests that pyfuse3 has no handler for: locks, fallocate, lseek, copy_file_range, and who flushes; what Python
- * need not be woken for (_quiet.c); what pyfuse3 cannot say (_listing.c); and one thing that libfuse 3.14 does not know
- * how to ask the kernel for: shared mappings of files that are open for direct I/O.
+ * need not be woken for (_quiet.c); what pyfuse3 cannot say (_listing.c) or does not hand on (_origin.c); and one thing
+ * that libfuse 3.14 does not know how to ask the kernel for: shared mappings of files that are open for direct I/O.
  *
  * Loaded with RTLD_GLOBAL before pyfuse3, this library's fuse_session_new is the one that pyfuse3 calls: it adds to the
  * table of operations and calls libfuse's. fuse_session_destroy likewise, because a request must not be answered after
@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #include "_listing.h"
+#include "_origin.h"
 #include "_quiet.h"
 
 /* --- state: one mount in a process, as with pyfuse3 --------------------------------------------------------------- */
@@ -39,8 +40,6 @@ static struct fuse_session *session;       /* the one that was made through us *
 static struct fuse_lowlevel_ops original;  /* as pyfuse3 filled it in */
 static bool left_unmasked;                 /* modes come without the umask applied */
 static uint64_t flusher;                   /* lock owner of the flush that is being started */
-static bool paged;                         /* the read or write that is being started is of pages in the kernel */
-static bool by_handle;                     /* the question for attributes that is being started names an open file */
 static enum { NOT_OFFERED, OFFERED, AGREED } mapping_direct; /* what the kernel said of shared mappings of such files */
 
 /* --- requests ----------------------------------------------------------------------------------------------------- */
@@ -362,27 +361,6 @@ static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t
     original.getxattr(req, ino, name, size);
 }
 
-/* A read that fills pages is nobody's: only one that goes past them has an owner of locks. */
-static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
-{
-    paged = !fi->lock_owner; /* as with flush */
-    original.read(req, ino, size, off, fi);
-}
-
-/* Who reads has the size asked for through the open file; stat and fstat do not name it. */
-static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
-{
-    by_handle = fi != NULL; /* as with flush */
-    original.getattr(req, ino, fi);
-}
-
-static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *bufv, off_t off,
-                         struct fuse_file_info *fi)
-{
-    paged = fi->writepage; /* as with flush */
-    original.write_buf(req, ino, bufv, off, fi);
-}
-
 /* --- taking part in the making of a session ----------------------------------------------------------------------- */
 
 void *in_libfuse(const char *name)
@@ -412,6 +390,7 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     left_unmasked = false;
     quiet_begin();
     listing_before(&ops);
+    origin_before(&ops);
     mapping_direct = NOT_OFFERED;
     ops.init = op_init;
     if (with_locks) { /* else the kernel keeps them itself */
@@ -426,12 +405,6 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
         ops.flush = op_flush;
     if (original.getxattr)
         ops.getxattr = op_getxattr;
-    if (original.getattr)
-        ops.getattr = op_getattr;
-    if (original.read)
-        ops.read = op_read;
-    if (original.write_buf)
-        ops.write_buf = op_write_buf;
     made = real(args, &ops, sizeof ops, userdata);
     session = made;
     return made;
@@ -566,24 +539,6 @@ static PyObject *take_flusher(PyObject *module, PyObject *nothing)
     (void)nothing;
     flusher = 0;
     return PyLong_FromUnsignedLongLong(owner);
-}
-
-static PyObject *take_paged(PyObject *module, PyObject *nothing)
-{
-    bool was = paged;
-    (void)module;
-    (void)nothing;
-    paged = false;
-    return PyBool_FromLong(was);
-}
-
-static PyObject *take_by_handle(PyObject *module, PyObject *nothing)
-{
-    bool was = by_handle;
-    (void)module;
-    (void)nothing;
-    by_handle = false;
-    return PyBool_FromLong(was);
 }
 
 static PyMethodDef module_methods[] = {
