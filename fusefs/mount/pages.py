@@ -96,6 +96,8 @@ class Pages:
     async def drop(self, inos: Collection[int], patience: Patience) -> None:
         """Return when the pages of these are written back and dropped, as far as it can be waited for. What is not done
         stays in doubt. No file waits for another one."""
+        if not inos:
+            return
         async with trio.open_nursery() as nursery:
             for ino in inos:
                 nursery.start_soon(self._drop, ino, patience)
