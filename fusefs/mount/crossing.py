@@ -31,7 +31,7 @@ class Crossings:
         self._lock = threading.Lock()
         self._invalidated: OrderedDict[int, float] = OrderedDict()  # inode -> when it was last
         self._others_s = float("-inf")  # when one was that is not in there any more, at latest
-        self._refused: OrderedDict[tuple[int, int], tuple[int, float]] = OrderedDict()  # inode, start -> end, until
+        self._refused: OrderedDict[tuple[int, int], tuple[int, float]] = OrderedDict()  # inode, start -> end, when
         self._count = 0
 
     def now_s(self) -> float:
@@ -61,26 +61,28 @@ class Crossings:
 
     def _since(self, ino: int, since_s: float) -> bool:
         with self._lock:
-            return self._invalidated.get(ino, self._others_s) >= since_s
+            return self._invalidated.get(ino, self._others_s) > since_s
 
     def refuses(self, ino: int, offset: int, end: int, came_s: float) -> bool:
         """Whether a read of [offset, end) that came at ``came_s``, and is short, is refused. What comes again is not,
-        unless there was another invalidation since it came."""
-        again = self._again(ino, offset)
-        if not self._since(ino, came_s if again else came_s - QUEUE_S):
+        unless there was another invalidation since the kernel heard of the first refusal: it may have asked before."""
+        again_s = self._again_s(ino, offset)
+        if not self._since(ino, came_s - QUEUE_S if again_s is None else again_s):
             return False
-        self._refused[ino, offset] = end, self._clock_s() + AGAIN_S
+        self._refused[ino, offset] = end, self._clock_s()
         self._refused.move_to_end((ino, offset))
         if len(self._refused) > REFUSED_MAX:
             self._refused.popitem(last=False)
         self._count += 1
         return True
 
-    def _again(self, ino: int, offset: int) -> bool:
-        now_s, refused = self._clock_s(), self._refused
-        while refused and next(iter(refused.values()))[1] < now_s:
+    def _again_s(self, ino: int, offset: int) -> float | None:
+        """When a read was refused that this one repeats."""
+        since_s, refused = self._clock_s() - AGAIN_S, self._refused
+        while refused and next(iter(refused.values()))[1] < since_s:
             refused.popitem(last=False)
-        return any(one == ino and start <= offset < end for (one, start), (end, _) in refused.items())
+        times = [at_s for (one, start), (end, at_s) in refused.items() if one == ino and start <= offset < end]
+        return max(times, default=None)
 
     def statistics(self) -> dict[str, int]:
         return {"invalidated": len(self._invalidated), "refused": self._count}

@@ -59,6 +59,20 @@ def test_what_comes_again_is_refused_again_where_it_was_crossed_again(crossings:
     assert crossings.refuses(5, 0, 4096, came_s)
 
 
+def test_what_was_crossed_in_the_queue_is_refused_when_it_comes_again(crossings: Crossings, clock: Clock) -> None:
+    """The kernel asked again as soon as it was refused, and the request is read by us after another invalidation."""
+    with crossings.invalidating(5):
+        pass
+    assert crossings.refuses(5, 0, 4096, clock())
+    clock.now_s += 0.01
+    with crossings.invalidating(5):
+        pass
+    clock.now_s += 0.01
+    assert crossings.refuses(5, 0, 4096, clock())
+    clock.now_s += 0.01
+    assert not crossings.refuses(5, 0, 4096, clock())
+
+
 def test_what_does_not_come_again_soon_is_another_read(crossings: Crossings, clock: Clock) -> None:
     with crossings.invalidating(5):
         pass
