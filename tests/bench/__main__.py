@@ -125,8 +125,11 @@ def main() -> None:
         for system in systems:
             system.close()
         shutil.rmtree(base, ignore_errors=True)
-    print(f"# {platform.release()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, medians of {repeats}")
-    print_table(table, units, [s.name for s in systems] or ["fusefs", *(["plain"] if "replicated" in groups else [])])
+        # Also where it broke off: what was measured took minutes
+        machine = f"{platform.release()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+        print(f"# {machine}, medians of {repeats}")
+        below = ["plain"] if "replicated" in groups else []
+        print_table(table, units, [s.name for s in systems] or ["fusefs", *below])
     if options.json:
         Path(options.json).write_text(json.dumps({"units": units, "figures": table}, indent=1))
 

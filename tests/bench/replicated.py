@@ -21,7 +21,9 @@ now = time.perf_counter
 
 
 def measure(base: Path, file_mib: int) -> Iterator[Row]:
-    """Rows of the group ``replicated``."""
+    """Rows of the group ``replicated``, in a directory of their own below ``base``."""
+    base = base / "replicated"
+    base.mkdir()
     data = Source(file_mib * MIB, False)
     plain = Plain(base)
     write_s, read_s = _write(plain, data), _read(plain)
