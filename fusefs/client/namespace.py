@@ -144,6 +144,7 @@ class Namespace:
         if self._remove_here(parent, name, directory):
             return
         ino = self._holds.hinted(parent, name)
+        await self._changed(ino)
         self._holds.drop_hint(parent, name)
         with self._holds.removing(ino) as not_held:
             removed = await self._session.change(api.Remove(parent, name, directory, not_held), api.Removed)
@@ -157,6 +158,7 @@ class Namespace:
             await self._flush_source(new_parent, new_name)
         victim = self._holds.hinted(new_parent, new_name)
         moved = self._holds.hinted(parent, name)
+        await self._changed(victim)
         self._holds.drop_hint(parent, name)
         self._holds.drop_hint(new_parent, new_name)
         with self._holds.removing(victim if victim != moved else 0) as not_held:
@@ -230,6 +232,12 @@ class Namespace:
         file = self._files.get(ino)
         if file is not None and not file.idle_data and file.dead is None and not file.removed:
             await self._writeback.flush(file)
+
+    async def _changed(self, ino: int) -> None:
+        """Return when no truncation or the like of this inode is under way: it would find the inode gone."""
+        file = self._files.get(ino) if ino else None
+        if file is not None and file.changing:
+            await self._writeback.changed((file,), self._session.deadline())
 
     async def readlink(self, ino: int) -> bytes:
         target = self._session.leases.target(ino, self._session.now_s())
