@@ -146,7 +146,7 @@ class Committer:
         """Have the bytes of a group travel with its commit, where they are few. Returns whether it may be committed at
         once; else it must be ``put`` first, which then need not be a put."""
         group.carrying = self._logdata.takes(group.bytes)
-        if not group.carrying or self._unsure(file, group):
+        if not group.carrying or self.unsure(file, group):
             return False
         self._take_along(group)
         return True
@@ -173,18 +173,28 @@ class Committer:
     async def put(self, file: File, group: Group, deadline: float) -> None:
         """Make the blocks of a group durable; find out meanwhile whether its chunks get crowded."""
         if group.carrying:
-            await self._count(file, group, self._unsure(file, group), deadline)
+            await self._count(file, group, self.unsure(file, group), deadline)
             if not group.crowded:
                 self._take_along(group)
                 return
         group.encoded = await self._codec.encode([run.parts for run in group.runs])
-        unsure = [] if group.carrying else self._unsure(file, group)
+        unsure = [] if group.carrying else self.unsure(file, group)
         if not unsure:
             await self._store(group, deadline)
             return
         await together(
             lambda: self._count(file, group, unsure, deadline), lambda: self._store(group, deadline)
         )
+
+    async def put_together(self, groups: Sequence[Group], deadline: float) -> None:
+        """Make the blocks of groups durable, of any files, where no chunk gets crowded and nothing is carried."""
+        encoded = await self._codec.encode([run.parts for group in groups for run in group.runs])
+        at = 0
+        for group in groups:
+            group.encoded, at = encoded[at : at + len(group.runs)], at + len(group.runs)
+        touched = await self._writer.put(encoded, deadline)
+        for group in groups:
+            group.touched = touched
 
     async def merge(self, file: File, group: Group, deadline: float) -> None:
         """Put crowded chunks whole, old bytes and new, so that the group can be committed along with others. Only where
@@ -214,8 +224,8 @@ class Committer:
     async def _store(self, group: Group, deadline: float) -> None:
         group.touched = await self._writer.put(group.encoded, deadline)
 
-    def _unsure(self, file: File, group: Group) -> list[int]:
-        """As ``_estimate``, once for each group."""
+    def unsure(self, file: File, group: Group) -> list[int]:
+        """The chunks that may get crowded with this group; asked once for each, in the order of the file."""
         if group.unsure is None:
             group.unsure = self._estimate(file, group)
         return group.unsure

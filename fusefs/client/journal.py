@@ -93,6 +93,10 @@ class Data(Protocol):
         With ``carry`` it may travel with its commit instead."""
         ...
 
+    def hasten(self) -> None:
+        """Somebody waits for what is reserved."""
+        ...
+
     def message(self, file: File, put: Group) -> Optional[api.Commit]:
         """The commit of a finished put; None where it does not fit into a batch."""
         ...
@@ -384,6 +388,7 @@ class Journal:
                 if put is not None and not put.done.is_set():
                     if whole and entry.file.ino not in made:
                         break
+                    self.data.hasten()
                     await put.done.wait()
                     if not self._entries or self._entries[0] is not (batch[0] if batch else entry):
                         return []

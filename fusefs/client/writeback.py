@@ -20,6 +20,7 @@ from fusefs.client.commit import Committer, Group, groups_of
 from fusefs.client.files import File, Files, Flush
 from fusefs.client.handles import Handle
 from fusefs.client.options import ClientOptions
+from fusefs.client.parcels import Parcels
 from fusefs.client.pipeline import Pipeline
 from fusefs.client.streaming import EAGER_BYTES, next_complete
 from metadata.api import Commit, Committed, Failed, Op, PunchHole, Result, SetAttr
@@ -54,6 +55,7 @@ class WriteBack:
         self._nursery = nursery
         self._options = options
         self._now_ns = now_ns
+        self._parcels = Parcels(committer, nursery, self._step)
         self._dirty: OrderedDict[File, None] = OrderedDict()  # files with dirty bytes, the longest dirty first
         self._room = trio.lowlevel.ParkingLot()
         self._moved = trio.lowlevel.ParkingLot()
@@ -367,21 +369,12 @@ class WriteBack:
         if carry and self._committer.carry(file, first):
             first.done.set()
         else:
-            self._nursery.start_soon(self._put, file, first)
+            self._parcels.add(file, first)
         return first
 
-    async def _put(self, file: File, group: Group) -> None:
-        try:
-            await self._committer.put(file, group, self._step(file))
-            if group.crowded and file.exclusive and file.reserved == 1:  # else not all is there that a chunk will have
-                await self._committer.merge(file, group, self._step(file))
-        except FsError as error:
-            group.error = error
-        except Exception:  # a bug costs this attempt, not the mount
-            log.exception("a put of inode %d failed unexpectedly", file.ino)
-            group.error = FsError(Code.IO, "a put failed unexpectedly")
-        finally:
-            group.done.set()
+    def hasten(self) -> None:
+        """The journal waits for what it has reserved."""
+        self._parcels.hasten()
 
     def message(self, file: File, put: Group) -> Optional[Commit]:
         """The commit of a finished put; None where its chunk has to be rewritten."""
