@@ -110,6 +110,7 @@ async def open_volume(
                 now_ns=time.time_ns,
                 random_bytes=os.urandom,
                 clock_s=SystemClock().monotonic_s,
+                awake_s=time.monotonic,
                 gone=certainly_gone,
             )
             volumes.append(volume)

@@ -65,9 +65,10 @@ class Session:
         random_bytes: Callable[[int], bytes],
         nursery: trio.Nursery,
         clock_s: Callable[[], float] = trio.current_time,
+        awake_s: Callable[[], float] = trio.current_time,
         gone: Callable[[str], bool] = lambda process: False,
     ) -> None:
-        """``clock_s`` goes on while the machine sleeps. ``nursery`` runs what recalls cause. ``gone`` knows processes
+        """``clock_s`` goes on while the machine sleeps, ``awake_s`` does not. ``nursery`` runs what recalls cause. ``gone`` knows processes
         that certainly do not exist any more."""
         self._leader = Leader(members)
         self.leases = Leases(on=options.leases, lease_s=LEASE_S, bytes_max=options.lease_bytes_max)
@@ -80,8 +81,8 @@ class Session:
         self._leader.on_lost = self.leases.drop_all
         self._nursery = nursery
         self._gone = gone
-        self._clock_s = clock_s
-        self._skew_s = clock_s() - trio.current_time()
+        self._clock_s, self._awake_s = clock_s, awake_s
+        self._skew_s = clock_s() - awake_s()
         self.guess: Callable[[int, bytes], int] = lambda parent, name: 0  # what a name may mean
         self._mount = mount
         self._options = options
@@ -235,10 +236,9 @@ class Session:
         """The time that leases go by. A jump against the other clock means that the machine slept: the kernel's
         time-outs did not go on then, so everything is dropped."""
         now_s = self._clock_s()
-        skew_s = now_s - trio.current_time()
-        if abs(skew_s - self._skew_s) > LEASE_MARGIN_S:
+        if abs(now_s - self._awake_s() - self._skew_s) > LEASE_MARGIN_S:
             self.leases.drop_all()
-            self._skew_s = skew_s
+            self._skew_s = now_s - self._awake_s()
         return now_s
 
     async def _ask(

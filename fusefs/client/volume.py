@@ -66,6 +66,7 @@ class Volume:
         now_ns: Callable[[], int],
         random_bytes: Callable[[int], bytes],
         clock_s: Callable[[], float] = trio.current_time,
+        awake_s: Callable[[], float] = trio.current_time,
         gone: Callable[[str], bool] = lambda process: False,
     ) -> None:
         """Build one over given connections; ``dial`` makes one to a chunk server. ``start`` before use."""
@@ -79,6 +80,7 @@ class Volume:
             random_bytes=random_bytes,
             nursery=nursery,
             clock_s=clock_s,
+            awake_s=awake_s,
             gone=gone,
         )
         self._placement = Placement(self._session, dial)

@@ -136,22 +136,21 @@ class Loop:
     def install(self, operations: pyfuse3.Operations) -> None:
         """Serve this mount. Before pyfuse3.main."""
         for name in OPERATIONS:
-            setattr(operations, name, self._noticed(getattr(operations, name)))
+            setattr(operations, name, self.noticed(getattr(operations, name)))
         pyfuse3.trio = self  # type: ignore[attr-defined]
 
     def restore(self) -> None:
         """The mount is gone."""
         pyfuse3.trio = trio  # type: ignore[attr-defined]
 
-    def _noticed(self, handler: Callable[..., Coroutine[Any, Any, R]]) -> Callable[..., Any]:
+    def noticed(self, handler: Callable[..., Coroutine[Any, Any, R]]) -> Callable[..., Any]:
+        """A handler that has another worker read on when it suspends, and none spin while it waits."""
+        suspends, ended = self._suspends, self._ended
+
         def call(*args: Any) -> Any:
-            return self.notice(handler(*args))
+            return noticing(handler(*args), suspends, ended)
 
         return call
-
-    def notice(self, coroutine: Coroutine[Any, Any, R]) -> noticing[R]:
-        """Have another worker read on when this suspends, and none spin while it waits."""
-        return noticing(coroutine, self._suspends, self._ended)
 
     def _suspends(self) -> None:
         self.lowlevel.suspended += 1

@@ -47,7 +47,7 @@ class Session:
             if not request:
                 self.exited = True
                 return
-            await self.loop.notice(self._handler(request[0]))
+            await self.loop.noticed(self._handler)(request[0])
 
     async def run(self) -> None:
         with self.ours, self.theirs:
