@@ -68,8 +68,8 @@ class Session:
         awake_s: Callable[[], float] = trio.current_time,
         gone: Callable[[str], bool] = lambda process: False,
     ) -> None:
-        """``clock_s`` goes on while the machine sleeps, ``awake_s`` does not. ``nursery`` runs what recalls cause. ``gone`` knows processes
-        that certainly do not exist any more."""
+        """``clock_s`` goes on while the machine sleeps, ``awake_s`` does not. ``nursery`` runs what recalls cause.
+        ``gone`` knows processes that certainly do not exist any more."""
         self._leader = Leader(members)
         self.leases = Leases(on=options.leases, lease_s=LEASE_S, bytes_max=options.lease_bytes_max)
         self.journal = Journal(SessionChannel(self))
