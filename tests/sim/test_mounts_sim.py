@@ -90,11 +90,15 @@ RARE: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
+FIRST = {"cover what is mapped": 300}  # where it does not take long; one schedule of two hundred notices that
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("without", [*WEAKENINGS, *(RARE if LONG else ())])
 def test_each_rule_is_needed(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (WEAKENINGS | RARE)[without](monkeypatch)
-    for number in range(SEEDS):
+    first = FIRST.get(without, 0)
+    for number in range(first, first + SEEDS):
         try:
             play(number)
         except Violation as violation:
