@@ -4,6 +4,7 @@ Lines of a journal, which lies on another filesystem:
 
     done KIND NAME VALUE          it was told that this is durable
     going KIND NAME               about to be removed
+    begun KIND NAME VALUE         about to become so
     shown KIND NAME VALUE         everybody has to see it, as long as its mount lives
     failed BEGAN ENDED WHAT       a call, or a program, failed; times are of the monotonic clock
     slow BEGAN ENDED WHAT         it took longer than it should
@@ -66,7 +67,7 @@ class Heard:
             what, kind, *words = line.split(" ", 3)
             if what == "going":
                 self._gone.setdefault(kind, set()).add(words[0])
-            elif what in ("done", "shown"):
+            elif what in ("done", "shown", "begun"):
                 self._values.setdefault((what, kind), {})[words[0]] = int(words[1])
                 self.each.setdefault((what, kind), []).append(int(words[1]))
 

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from node.host.paths import fsync_directory
+from tests.fault.chaos_changing import Changing, attribute_of, check_shape
 from tests.fault.chaos_journal import RECORD, Heard, Journal, Missed, Wrong, record_of
 from tests.fault.chaos_sharing import Sharing
 from tests.fault.healing_worker import content, read_anew, write
@@ -101,7 +102,7 @@ def check_table(base: sqlite3.Connection, told: dict[str, int]) -> None:
         raise Wrong(f"sqlite: {sorted(lost)} are lost")
 
 
-class Worker(Sharing):
+class Worker(Sharing, Changing):
     """A step of each kind is what a user's program does, with its checks."""
 
     def __init__(self, kind: str, mount: Path, journal: Path, number: int, rng: random.Random) -> None:
@@ -113,6 +114,7 @@ class Worker(Sharing):
         self.began = 0.0  # what it is doing
         self.versions: dict[int, int] = {}  # of pages, as this program has written them
         self.checked = False  # what this program works on, since the mount came back
+        self.shape_fds: list[int] = []
 
     def told(self) -> dict[str, int]:
         return self.said("done", self.kind)
@@ -356,6 +358,14 @@ def verify(top: Path, journals: list[Path]) -> int:
     queue, watched = told("queue"), told("watched_pages")
     for name in queue:
         assert read_anew(top / f"queue-{name[0]}" / name) == content(name), name
+    for name, done in told("shapes").items():
+        check_shape(top / name, done, heard.values("begun", "shapes")[name])
+    for name, value in told("attributes").items():
+        what, number = name.split("-")
+        assert attribute_of(top / f"attributes-{number}", what) >= value, name
+    for name in told("moved"):
+        trees = [tree for i in (0, 1) if (tree := top / f"{name}-{i}/tree").exists()]
+        assert [(tree / "deep/file").read_bytes() for tree in trees] == [content("file")], name
     pages = {f"mapped/{page}": version for page, version in mapped.items()}
     pages |= {f"watched-{name}": version for name, version in watched.items()}
     for name, version in pages.items():

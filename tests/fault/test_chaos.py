@@ -22,12 +22,14 @@ from tests.harness import FUSEFS, LONG, Cluster, cluster, need_fuse, run, seed, 
 
 KINDS = (
     "files", "database", "records", "replaced", "mapped", "counter", "sqlite", "copies", "commits", "queue", "tail",
-    "lockfile", "watched_pages", "links",
+    "lockfile", "watched_pages", "links", "shapes", "moved", "attributes",
 )  # fmt: skip
 PROGRAMS = len(KINDS) if LONG else 8  # on each mount
 ROUNDS = 20 if LONG else 1
-FAULTS = 9 if LONG else 5  # of each round
+FAULTS = 10 if LONG else 5  # of each round
 CALM_S = (0.5, 3.0)
+MIB = 1 << 20
+DISK_BYTES = 1024 * MIB
 EXCUSED_S = 15.0  # after a mount is back, what was lost is told at the next fsync or close
 
 
@@ -75,6 +77,18 @@ class Faults:
     def stop_server(self) -> None:
         self.stop(self.made.server_pids()[self.name("storage")], self.rng.uniform(0.2, 5))
 
+    def fill_server(self) -> None:
+        """One of three: the two others take what is written."""
+        ballast = self.made.directory / self.name("storage") / "ballast"
+        try:
+            with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(MIB))
+            assert ballast.stat().st_size > MIB, "it was full before"
+            self.pause()
+        finally:
+            ballast.unlink()
+
     @contextlib.contextmanager
     def hitting(self, *mounts: Path) -> Iterator[None]:
         began = time.monotonic()
@@ -114,7 +128,7 @@ class Faults:
     def all(self) -> None:
         deck: list[Callable[[], None]] = [
             self.kill_member, self.kill_leader, self.stop_member, self.kill_server, self.stop_server, self.kill_mount,
-            self.stop_mount, self.stop_mount_for_long, self.kill_everything,
+            self.stop_mount, self.stop_mount_for_long, self.kill_everything, self.fill_server,
         ]  # fmt: skip
         self.rng.shuffle(deck)
         for fault in deck[:FAULTS]:
@@ -125,6 +139,20 @@ class Faults:
 
     def excused(self, mount: Path, began: float, ended: float) -> bool:
         return any(one == mount and began < until and ended > since for one, since, until in self.hit)
+
+
+@contextlib.contextmanager
+def small_disks(data: Path) -> Iterator[None]:
+    """Give each of three chunk servers a disk that can be filled."""
+    disks = [data / f"storage-{number + 1}" for number in range(3)]
+    try:
+        for disk in disks:
+            disk.mkdir(mode=0o700, parents=True)
+            run("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0700", "tmpfs", disk)
+        yield
+    finally:
+        for disk in disks:
+            subprocess.run(["umount", "-l", str(disk)], capture_output=True)
 
 
 def judge(faults: Faults, journal: Path, mount: Path) -> None:
@@ -146,7 +174,8 @@ def judge(faults: Faults, journal: Path, mount: Path) -> None:
 def test_chaos(tmp_path: Path) -> None:
     need_fuse()
     rng = random.Random(seed("chaos"))
-    with cluster(tmp_path / "data", members=3, servers=3, replicas=3) as made:
+    data = tmp_path / "data"
+    with small_disks(data), cluster(data, members=3, servers=3, replicas=3) as made:
         mounts = [made.mount(tmp_path / name) for name in ("a", "b")]
         (mounts[0] / NAME).mkdir()
         faults = Faults(made, mounts, rng)
