@@ -21,7 +21,7 @@ are leased no more: locks that were decided here go into the journal then.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, Optional, TypeVar
 
 from fusefs.client.again import Again
@@ -67,6 +67,7 @@ class Leases:
         self.term = 0  # of the newest leader that was heard of: leases of no other are taken. 0: none yet
         self.until_s = 0.0  # when the leases end; 0: there are none
         self.on_drop: Callable[[], None] = lambda: None
+        self.on_changed: Callable[[Sequence[int]], None] = lambda inos: None  # by right of exclusive leases; sync
         self.on_end: Callable[[Optional[Collection[int]]], None] = lambda inos: None
         self._lease_s = lease_s
         self._count = 0
@@ -272,6 +273,7 @@ class Leases:
         if len(here) > HERE_MAX:
             self._here = {}
             self._here_floor = self._count
+        self.on_changed(inos)
 
     def changed_since(self, ticket: Ticket) -> bool:
         """Whether anything was changed by right of an exclusive lease after a request was sent."""

@@ -8,7 +8,7 @@ after it was called. Cancelling a caller never loses dirty data: write-back runs
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Optional
 
 import trio
@@ -404,6 +404,10 @@ class Volume:
         """From now on ``kernel`` caches what ``attr_left_s`` and ``name_left_s`` allow, and forgets when told."""
         self._session.recalls.kernel = kernel
 
+    def changes(self, tell: Callable[[Sequence[int]], None]) -> None:
+        """From now on ``tell`` is called with inodes whose attributes were just changed by right of a lease."""
+        self._session.leases.on_changed = tell
+
     def losses(self, tell: Callable[[int], None]) -> None:
         """From now on ``tell`` is called with each inode whose unwritten bytes were given up, for example because the
         disks are full: whatever shows them must forget them, because nobody else ever saw them."""
@@ -415,6 +419,10 @@ class Volume:
             self.locking.pushed(message)
         else:
             self._session.recalls.pushed(member, message)
+
+    def known(self, ino: int) -> Optional[Attr]:
+        """Attributes of a directory, where a lease says that they are true; None: ask. As attr_left_s."""
+        return self._session.leases.attr(ino, self._session.now_s())
 
     def attr_left_s(self, attr: Attr) -> float:
         """How long attributes that were just returned stay true; 0: ask each time. Valid until the next await."""

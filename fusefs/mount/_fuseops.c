@@ -31,6 +31,7 @@
 #include "_listing.h"
 #include "_origin.h"
 #include "_quiet.h"
+#include "_shown.h"
 
 /* --- state: one mount in a process, as with pyfuse3 --------------------------------------------------------------- */
 
@@ -389,6 +390,7 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     original = ops;
     left_unmasked = false;
     quiet_begin();
+    shown_begin();
     listing_before(&ops);
     origin_before(&ops);
     mapping_direct = NOT_OFFERED;
@@ -551,8 +553,11 @@ static PyMethodDef module_methods[] = {
     {"take_flusher", take_flusher, METH_NOARGS, "The lock owner of the flush whose handler begins now; then 0."},
     {"take_paged", take_paged, METH_NOARGS, "Whether the read that begins now fills pages, or the write is of mapped ones; then False."},
     {"take_by_handle", take_by_handle, METH_NOARGS, "Whether the question for attributes that begins now is a reader's; then False."},
-    {"quiet", quiet_counts, METH_NOARGS, "How many flushes, questions about capabilities and about ends of listings went to no handler."},
+    {"quiet", quiet_counts, METH_NOARGS, "How many flushes, questions about capabilities, ends of listings and attributes went to no handler."},
     {"set_incapable", set_incapable, METH_VARARGS, "An inode has no capabilities for so many seconds; 0: not known."},
+    {"show", (PyCFunction)(void (*)(void))show, METH_FASTCALL, "The kernel is told these attributes when it asks, for so many seconds."},
+    {"hide", hide, METH_O, "Not any more, of an inode. How many seconds ago it was told last, None: not lately."},
+    {"hide_all", hide_all, METH_NOARGS, "Of none."},
     {"keep_listing", keep_listing, METH_O, "The kernel keeps the listing of what is opened next; True: as it has it."},
     {"none_incapable", none_incapable, METH_NOARGS, "Of no inode that is known any more."},
     {NULL, NULL, 0, NULL},

@@ -2,6 +2,7 @@
  * anything else does, so what is noted here is about that one. */
 
 #include "_origin.h"
+#include "_shown.h"
 
 #include <stdbool.h>
 
@@ -26,6 +27,8 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *buf
 /* Who reads has the size asked for through the open file; stat and fstat do not name it. */
 static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
+    if (!fi && shown_getattr(req, ino))
+        return;
     by_handle = fi != NULL;
     behind.getattr(req, ino, fi);
 }

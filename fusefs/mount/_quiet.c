@@ -3,6 +3,7 @@
 #define PY_SSIZE_T_CLEAN
 #include "_quiet.h"
 #include "_listing.h"
+#include "_shown.h"
 
 #include <string.h>
 #include <time.h>
@@ -77,8 +78,8 @@ PyObject *quiet_counts(PyObject *module, PyObject *nothing)
 {
     (void)module;
     (void)nothing;
-    return Py_BuildValue("KKK", (unsigned long long)flushed, (unsigned long long)refused,
-                         (unsigned long long)listings_ended());
+    return Py_BuildValue("KKKK", (unsigned long long)flushed, (unsigned long long)refused,
+                         (unsigned long long)listings_ended(), (unsigned long long)shown_count());
 }
 
 PyObject *set_incapable(PyObject *module, PyObject *arguments)

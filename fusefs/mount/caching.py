@@ -36,6 +36,9 @@ a file is one that several mounts change at this moment; so what was recalled la
 (``contended``), which asks us for bytes and size together, and only who had it open before can notice. What is read in
 the pages of others and ends before the file that they see does is refused once (``fusefs.mount.crossing``).
 
+A directory's own attributes the kernel forgets with each change by name, and asks for them before the next one, because
+it checks permissions. They are answered by the extension, where a lease says that they are true (``show``).
+
 Listings of small directories are kept as pages of the directory. Each opening asks us, and after a recall the kernel is
 not allowed to go on with what it has; it also compares mtime, which somebody may have set back, when it begins. What is
 open at that moment may be read again from its beginning: there the pages go with the recall.
@@ -51,6 +54,7 @@ from typing import Any, NamedTuple, Protocol
 import trio
 
 from fusefs.mount.arrival import looked
+from fusefs.mount.attributes import IO_BYTES
 from fusefs.mount.incapable import Incapable
 from fusefs.mount.kernel import MARGIN_S, KernelView
 from fusefs.mount.mapped import Mappable
@@ -67,6 +71,7 @@ LISTED_MAX = 256
 LISTINGS_MAX = 16_384
 ARRIVAL_S = 0.002  # for a reply to reach who asked, at least
 OWED_S = 0.02  # for the next question about what was asked for a moment ago
+SHOWN_S = 1.0  # what is to be believed for less is promised anew
 LOOKED_S = 0.25  # from then on whoever asked has looked at it, on a busy machine too
 THREADS_MAX = 8  # that have asked for the attributes of one inode lately
 PROOF_S = 0.05  # until a reply that no lock orders has arrived for certain
@@ -83,6 +88,8 @@ AGAIN_S = 1.0  # in all, until an inode that is not known is believed to be none
 class Leased(Protocol):
     """How long answers stay true: fusefs.client.volume.Volume."""
 
+    def known(self, ino: int) -> Attr | None: ...
+
     def attr_left_s(self, attr: Attr) -> float: ...
 
     def name_left_s(self, parent: int, name: bytes, ino: int) -> float: ...
@@ -90,6 +97,16 @@ class Leased(Protocol):
     def name_known(self, parent: int, name: bytes) -> bool: ...
 
     def alone(self, ino: int) -> bool: ...
+
+
+class Shown(Protocol):
+    """What the kernel is told of directories without asking us: fusefs.mount._fuseops."""
+
+    def show(self, attr: Attr, unit_bytes: int, left_s: float, /) -> None: ...
+
+    def hide(self, ino: int, /) -> float | None: ...
+
+    def hide_all(self) -> None: ...
 
 
 class _Told(NamedTuple):
@@ -115,6 +132,7 @@ class KernelCache:
         names_bytes_max: int = KERNEL_NAMES_BYTES,
         mapped: Mappable | None = None,
         incapable: Incapable | None = None,
+        shown: Shown | None = None,
     ) -> None:
         self._leased = leased
         self._view = view
@@ -136,6 +154,7 @@ class KernelCache:
         self._mapped = mapped or Mappable()
         self._pages = Pages(view, self._mapped, notifier)
         self._incapable = incapable
+        self._shown = shown
         self._listings: dict[int, bool] = {}  # directories whose listing the kernel keeps, by the last opening
         self._open: dict[int, int] = {}  # and how many of those are open
         self.crowded = False  # something is mounted inside the mount
@@ -162,6 +181,30 @@ class KernelCache:
                 break
             del attrs[oldest]
         return left_s
+
+    def show(self, ino: int) -> None:
+        """Names of this directory were just changed from here. The kernel asks for its attributes before the next one,
+        and is told what they are now, as long as it may believe them."""
+        attr = None if self._shown is None else self._leased.known(ino)
+        if attr is None or self._shown is None:
+            return
+        now_s, older = self._clock_s(), self._attrs.get(ino)
+        if self._wanted(ino, now_s):
+            return
+        if older is None or older.until_s < now_s + SHOWN_S:
+            left_s = self._leased.attr_left_s(attr) - MARGIN_S
+            if left_s <= 0:
+                return
+            self._attrs.pop(ino, None)  # what may be told must be known, or it would not be taken back
+            at_s, _, threads = older or _Told(0.0, 0.0)
+            older = self._attrs[ino] = _Told(at_s, now_s + left_s + ARRIVAL_S, threads)
+        self._shown.show(attr, IO_BYTES, older.until_s - ARRIVAL_S - now_s)
+
+    def changed(self, inos: Iterable[int]) -> None:
+        """These were changed from here: they are told anew."""
+        if self._shown is not None:
+            for ino in inos:
+                self._shown.hide(ino)
 
     def asked_s(self, attr: Attr, thread: int) -> float:
         """The same for who reads the file, and acts on the size that he is told."""
@@ -315,6 +358,7 @@ class KernelCache:
         """Others change these from now on."""
         if self._incapable is not None:
             self._incapable.forget(inos)
+        self.changed(inos)
         self._want(inos)
         now_s, recalled = self._clock_s(), self._recalled
         for ino in inos:
@@ -380,13 +424,18 @@ class KernelCache:
 
     async def forget_all(self) -> None:
         """Return when nothing is believed any more."""
-        self._view.doubt_all()
         if self._incapable is not None:
             self._incapable.forget_all()
+        if self._shown is not None:
+            self._shown.hide_all()
         self._listings.clear()
         await self._forget_names(self._names.take_all(self._clock_s()))
-        await self._forget_attrs(self._believed(self._take(list(self._attrs))))
-        await self._pages.drop([*self._mapped.filled(self._mapped.changeable()), *self._open], CHANGED)
+        told = self._believed(self._take(list(self._attrs)))
+        self._view.doubt(told)  # and no others: what nobody tells of them is compared
+        await self._forget_attrs(told)
+        changed = [*self._mapped.filled(self._mapped.changeable()), *self._open]
+        self._view.doubt(changed)
+        await self._pages.drop(changed, CHANGED)
         await self._pages.drop(await self._mapped.mapped(self._readers(self._mapped.read_only())), READ)
 
     async def _forget_names(self, names: dict[int, list[bytes]]) -> None:
@@ -448,7 +497,12 @@ class KernelCache:
 
     def _take(self, inos: Iterable[int]) -> dict[int, _Told]:
         """What the kernel was told of some inodes, and will not believe any more."""
-        return {ino: told for ino in inos if (told := self._attrs.pop(ino, None)) is not None}
+        taken, now_s = {}, self._clock_s()
+        for ino in inos:
+            told, ago_s = self._attrs.pop(ino, None), None if self._shown is None else self._shown.hide(ino)
+            if told is not None:
+                taken[ino] = told if ago_s is None else told._replace(at_s=max(told.at_s, now_s - ago_s))
+        return taken
 
     def _believed(self, taken: dict[int, _Told]) -> dict[int, _Told]:
         """What of that it believes now."""

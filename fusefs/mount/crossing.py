@@ -28,6 +28,7 @@ class Crossings:
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._clock_s = clock_s
+        self.idle_s: Callable[[], float] = float  # when no request was there for us last, by the same clock
         self._lock = threading.Lock()
         self._invalidated: OrderedDict[int, float] = OrderedDict()  # inode -> when it was last
         self._others_s = float("-inf")  # when one was that is not in there any more, at latest
@@ -36,6 +37,14 @@ class Crossings:
 
     def now_s(self) -> float:
         return self._clock_s()
+
+    def asked_s(self) -> float:
+        """When the kernel made the request whose handler begins now, at the earliest."""
+        return max(self._clock_s() - QUEUE_S, self.idle_s())
+
+    def crossed(self, ino: int, asked_s: float) -> bool:
+        """Whether the kernel was told something of this inode since: then it takes no notice of the answer."""
+        return self._since(ino, asked_s)
 
     @contextmanager
     def invalidating(self, *inos: int) -> Iterator[None]:

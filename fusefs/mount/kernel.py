@@ -60,16 +60,18 @@ class KernelView:
         if known is None:
             known = self._inodes[attr.ino] = _Known()
         known.count += 1
-        return self._told(known, attr, compared=True)
+        return self._told(known, attr, True, True)
 
-    def told(self, attr: Attr, *, compared: bool = True) -> bool:
+    def told(self, attr: Attr, *, compared: bool = True, crossed: bool = True) -> bool:
         """A reply carries these attributes. Return whether pages must be dropped that the kernel would not drop itself:
 
         the data changed, but mtime and size, which are all it compares, are as before (somebody set mtime back). In
-        the reply to a setattr it does not even compare mtime (``compared`` false).
+        the reply to a setattr it does not even compare mtime (``compared`` false). Or it may take no notice of the
+        reply, because it was made to forget something after it had asked (``crossed``: that may be). Where it was not,
+        dropping pages would be what makes the reply void.
         """
         known = self._inodes.get(attr.ino)
-        return known is not None and self._told(known, attr, compared)
+        return known is not None and self._told(known, attr, compared, crossed)
 
     def doubt(self, inos: Iterable[int]) -> None:
         """Another mount may have changed these. The next reply that tells of new data must not rely on the kernel to
@@ -101,12 +103,8 @@ class KernelView:
         known = self._inodes.get(ino)
         return known is not None and known.owed
 
-    def doubt_all(self) -> None:
-        """Another mount may have changed anything."""
-        self.doubt(self._inodes)
-
-    def _told(self, known: _Known, attr: Attr, compared: bool) -> bool:
-        unseen = known.doubted and known.version != attr.data_version
+    def _told(self, known: _Known, attr: Attr, compared: bool, crossed: bool) -> bool:
+        unseen = known.doubted and crossed and known.version != attr.data_version
         known.doubted = False
         if known.opened and known.version != attr.data_version:
             known.pages = 0

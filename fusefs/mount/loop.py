@@ -79,6 +79,7 @@ class _LowLevel:
         self._budget = budget
         self._served = 0
         self.suspended = 0  # handlers that wait for something
+        self.idle_s = 0.0  # when there was no request last, by the monotonic clock
         self._polled = -1
         self._poll = select.poll()
 
@@ -107,8 +108,11 @@ class _LowLevel:
         return False
 
     def _ready(self) -> bool:
+        before_s = time.monotonic()
         events = self._poll.poll(0)
-        if events and events[0][1] != select.POLLIN:
+        if not events:
+            self.idle_s = before_s
+        elif events[0][1] != select.POLLIN:
             self._lock.closing = True  # unmounted
         return bool(events)
 
@@ -128,6 +132,10 @@ class Loop:
     def __init__(self, budget: int = BUDGET) -> None:
         self._lock = _Lock()
         self.lowlevel = _LowLevel(self._lock, budget)
+
+    def idle_s(self) -> float:
+        """When no request was there last, by the monotonic clock."""
+        return self.lowlevel.idle_s
 
     def Lock(self) -> _Lock:
         """The one lock that pyfuse3 makes."""

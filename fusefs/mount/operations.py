@@ -76,7 +76,7 @@ class Operations(pyfuse3.Operations):
         self.of_reader: Callable[[], bool] = lambda: True  # when a getattr begins, whether read(2) asks for a size
         self.maps_direct: Callable[[], bool] = bool  # says whether files open for direct I/O can be mapped shared
         self.quiet = 0  # marks the numbers of files whose closing we need not hear of
-        self.quiet_answers: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
+        self.quiet_answers: Callable[[], tuple[int, ...]] = lambda: (0, 0, 0, 0)
         self.store: Callable[[int, Buffer], bool] | None = None  # puts a file into pages of the kernel, which has none
         self.incapable: Incapable | None = None  # set where something is made of it
         self.keep_listing: Callable[[bool], None] | None = None  # has the kernel keep the listing that is opened next
@@ -95,7 +95,14 @@ class Operations(pyfuse3.Operations):
         cache = self.cache
         if cache is None:
             return entry_of(attr)
+        cache.show(parent)
         return entry_of(attr, *cache.made_s(parent, name, attr, new=new))
+
+    def _show(self, *directories: int) -> None:
+        """These were changed by name, and the kernel is about to ask for their attributes."""
+        if self.cache is not None:
+            for ino in directories:
+                self.cache.show(ino)
 
     def _heard(self, ctx: pyfuse3.RequestContext) -> None:
         """This thread asks for something: the kernel has looked at whatever it was answered before."""
@@ -171,7 +178,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        of_reader = self.of_reader()  # before anything is awaited
+        of_reader, asked_s = self.of_reader(), self._crossings.asked_s()  # before anything is awaited
         self._heard(ctx)
         asking = self.mappable.asking
         if of_reader:
@@ -181,7 +188,7 @@ class Operations(pyfuse3.Operations):
         finally:
             if of_reader:
                 asking.leave(inode)
-        if self.kernel.told(attr):
+        if self.kernel.told(attr, crossed=self._crossings.crossed(inode, asked_s)):
             await self._dropper.drop_now(inode)  # the read that asks must not find them
         cache = self.cache
         if cache is None:
@@ -241,11 +248,13 @@ class Operations(pyfuse3.Operations):
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._changes(ctx)
         await self.volume.unlink(parent_inode, name)
+        self._show(parent_inode)
 
     @locked
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._changes(ctx)
         await self.volume.rmdir(parent_inode, name)
+        self._show(parent_inode)
 
     @locked
     async def symlink(
@@ -281,6 +290,7 @@ class Operations(pyfuse3.Operations):
         self.busy.enter(parent_inode_new)
         try:
             await self.volume.rename(parent_inode_old, name_old, parent_inode_new, name_new, wanted)
+            self._show(parent_inode_old, parent_inode_new)
         finally:
             self.busy.leave(parent_inode_new)
             if cache is not None:
@@ -521,7 +531,7 @@ class Operations(pyfuse3.Operations):
             "crossings": self._crossings.statistics(),
             "files": len(self.files),
             "directories": len(self._directories),
-            "quiet": dict(zip(("flush", "getxattr", "readdir"), self.quiet_answers())),
+            "quiet": dict(zip(("flush", "getxattr", "readdir", "getattr"), self.quiet_answers())),
         }
 
 

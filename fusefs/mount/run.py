@@ -188,6 +188,8 @@ class _Kernel:
         self._device = ""
         self._guard: Guard | None = None
         self._loop_of_ours = Loop() if plan.options.fast_loop else None
+        if self._loop_of_ours is not None:
+            self._crossings.idle_s = self._loop_of_ours.idle_s
         self._began_s = trio.current_time()
 
     async def serve(self, serving: Callable[[], None], socket_path: Path) -> None:
@@ -298,7 +300,9 @@ class _Kernel:
                 limits.kernel_names_bytes,
                 operations.mappable,
                 operations.incapable,
+                extension if operations.incapable is not None else None,
             )
+            self._volume.changes(cache.changed)
             nursery.start_soon(cache.run)
             nursery.start_soon(self._watch_inside, cache)
             self._volume.caches(cache)

@@ -32,10 +32,14 @@ class Leased:
 
     until_s = 10.0
     unleased = 0
+    attrs = True  # are known
 
     def __init__(self) -> None:
         self.now_s = 0.0
         self.shared: set[int] = set()
+
+    def known(self, ino: int) -> Attr | None:
+        return attr_of(ino) if self.attrs else None
 
     def attr_left_s(self, attr: Attr) -> float:
         return self.until_s - self.now_s
@@ -446,6 +450,24 @@ def test_a_recall_makes_new_data_drop_pages_itself() -> None:
     view.doubt([5])
     assert view.told(attr_of(5, data_version=2, mtime_ns=2))
     assert not view.told(attr_of(5, data_version=3, mtime_ns=3)), "compared by the kernel, as before"
+    view.doubt([5])
+    assert not view.told(attr_of(5, data_version=4, mtime_ns=4), crossed=False), "it was asked for after the recall"
+    assert view.told(attr_of(5, data_version=5, mtime_ns=4), crossed=False), "which the kernel does not see"
+
+
+async def test_when_all_is_forgotten_only_what_is_told_of_is_in_doubt(
+    leased: Leased, kernel: Kernel, autojump_clock: object
+) -> None:
+    """Who asked before, and is answered after it, would not look at an answer for which pages had to be dropped."""
+    cache, view = made(leased)
+    for ino in (5, 6):
+        view.looked_up(attr_of(ino, data_version=1, mtime_ns=1))
+        view.opened(ino)
+    cache.attr_s(attr_of(6))
+    leased.now_s = 1.0
+    await cache.forget_all()
+    assert kernel.forgot == [6]
+    assert not view.told(attr_of(5, data_version=2, mtime_ns=2)) and view.told(attr_of(6, data_version=2, mtime_ns=2))
 
 
 def test_the_mount_option() -> None:

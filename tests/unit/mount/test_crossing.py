@@ -35,6 +35,23 @@ def test_what_came_long_after_the_last_invalidation_is_answered(crossings: Cross
     assert not crossings.refuses(5, 0, 4096, clock())
 
 
+def test_what_was_asked_after_an_invalidation_was_not_crossed(crossings: Crossings, clock: Clock) -> None:
+    idle_s = clock() - 100.0
+    crossings.idle_s = lambda: idle_s
+    assert crossings.asked_s() == clock() - QUEUE_S, "it has not waited longer in the kernel's queue"
+    with crossings.invalidating(5):
+        pass
+    clock.now_s += 0.01
+    assert crossings.crossed(5, crossings.asked_s()) and not crossings.crossed(6, crossings.asked_s())
+    idle_s = clock()
+    clock.now_s += 0.01
+    assert crossings.asked_s() == idle_s, "before, the queue was empty"
+    assert not crossings.crossed(5, crossings.asked_s())
+    asked_s = crossings.asked_s()
+    with crossings.invalidating(5):
+        assert crossings.crossed(5, asked_s)
+
+
 def test_what_came_before_or_just_after_is_refused_once(crossings: Crossings, clock: Clock) -> None:
     came_s = clock()
     clock.now_s += 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -83,6 +84,26 @@ async def test_all_are_answered_and_slow_ones_overlap(loop: Loop) -> None:
             await until(lambda: len(answered) == 56)
             session.theirs.close()
     assert answered.count(0) == 52 and answered.count(1) == 2
+
+
+async def test_it_tells_when_there_was_no_request(loop: Loop) -> None:
+    idle: list[tuple[float, float]] = []
+
+    async def handler(number: int) -> None:
+        idle.append((loop.idle_s(), time.monotonic()))
+        await trio.lowlevel.checkpoint()
+
+    session = Session(loop, handler)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run)
+        await trio.sleep(0.05)
+        sent_s = time.monotonic()
+        for number in (1, 2):
+            session.theirs.send(bytes([number]))
+        await until(lambda: len(idle) == 2)
+        nursery.cancel_scope.cancel()
+    (first_s, _), (second_s, _) = idle
+    assert 0 < first_s == second_s <= sent_s, "both were there before it looked"
 
 
 async def test_others_get_their_turn(loop: Loop) -> None:

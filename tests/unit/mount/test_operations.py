@@ -518,15 +518,18 @@ def test_the_table_of_handles_is_bounded_and_never_reuses() -> None:
 async def test_only_of_new_inodes_a_change_may_tell_attributes() -> None:
     """The kernel does not compare them with what was recalled since it asked."""
     proven: list[int] = []
+    shown: list[int] = []
     operations = Operations(FakeVolume(mkdir=attr(5), link=attr(5)), FakeDropper())  # type: ignore[arg-type]
     operations.cache = SimpleNamespace(  # type: ignore[assignment]
-        creating=lambda *_: None, made_s=lambda *_, new: (5.0 if new else 0.0, 4.0), proven=proven.append
-    )
+        creating=lambda *_: None, made_s=lambda *_, new: (5.0 if new else 0.0, 4.0), proven=proven.append,
+        show=shown.append,
+    )  # fmt: skip
     entry = await operations.mkdir(1, b"d", 0o755, CTX)
     assert proven == [CTX.pid], "whatever this thread was answered before has arrived"
     assert (entry.attr_timeout, entry.entry_timeout) == (5.0, 4.0)
     entry = await operations.link(5, 1, b"e", CTX)
     assert (entry.attr_timeout, entry.entry_timeout) == (0.0, 4.0)
+    assert shown == [1, 1], "of the directory it will ask for next"
 
 
 async def test_a_short_read_that_crossed_an_invalidation_is_made_again() -> None:
