@@ -124,11 +124,11 @@ class KernelView:
         if known is not None and known.shown < end:
             known.shown = end
 
-    def emptied(self, ino: int) -> None:
-        """The kernel empties a file that it opens."""
+    def cut(self, ino: int, size: int) -> None:
+        """The kernel makes a file so long, for a program here: that answer it takes whatever has crossed it."""
         known = self._inodes.get(ino)
         if known is not None:
-            known.shown = 0
+            known.shown = size
 
     def refuses(self, ino: int, offset: int, end: int, length: int, came_s: float) -> bool:
         """Whether the answer of so many bytes to a read of [offset, end) would be filled up with zeros."""

@@ -217,7 +217,10 @@ class Operations(pyfuse3.Operations):
                 ctime_ns=storable_time(attr.st_ctime_ns) if fields.update_ctime else None,
                 handle=None if fh is None else self.files[fh],
             )
-        if self.kernel.told(changed, compared=False):
+        unseen = self.kernel.told(changed, compared=False)
+        if fields.update_size:
+            self.kernel.cut(inode, changed.size)
+        if unseen:
             self._dropper.drop(inode)  # without waiting: while it truncates, the kernel holds back writes of pages
         return entry_of(changed)
 
@@ -341,7 +344,7 @@ class Operations(pyfuse3.Operations):
             handle = await self.volume.open(inode, flags, ctx.uid)
         handle.uid = ctx.uid
         if flags & os.O_TRUNC:
-            self.kernel.emptied(inode)
+            self.kernel.cut(inode, 0)
         return self._opened(handle, ctx.pid)
 
     @handler

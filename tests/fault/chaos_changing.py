@@ -116,6 +116,15 @@ def execute(fd: int, appending: int, path: Path, change: Change) -> None:
             raise OSError(number, os.strerror(number), f"fallocate {call} {path}")
 
 
+def whole(fd: int) -> bytes:
+    """Read on until there is nothing more: where a page cannot be had a read ends before it, and the next one says
+    why."""
+    data = b""
+    while more := os.pread(fd, 2 * SHAPE_BYTES_MAX, len(data)):
+        data += more
+    return data
+
+
 def check_shape(path: Path, done: int, begun: int) -> None:
     """A file that nobody changes is as it was at some moment, and no older than was synced."""
     try:
@@ -195,7 +204,7 @@ class Changing:
         if self.rng.random() < 0.3:
             os.fsync(fd)
             self.journal.note("done shapes", path.name, number)
-        data = os.pread(fd, 2 * SHAPE_BYTES_MAX, 0)
+        data = whole(fd)
         if data != self.shape.data:
             raise Wrong(f"{path.name} after change {number}, {change[:3]}, is {self._what(path, data)}")
         if (size := os.stat(path).st_size) != len(data):

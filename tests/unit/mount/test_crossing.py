@@ -149,6 +149,6 @@ def test_the_kernel_moves_the_end_itself(crossings: Crossings, clock: Clock) -> 
     with crossings.invalidating(5):
         pass
     assert view.refuses(5, 0, 4096, 1500, clock())
-    view.emptied(5)
-    view.emptied(6)
+    view.cut(5, 0)
+    view.cut(6, 0)
     assert not view.refuses(5, 8192, 12288, 0, clock())

@@ -548,6 +548,20 @@ async def test_a_short_read_that_crossed_an_invalidation_is_made_again() -> None
     assert await operations.read(number, 8192, 4096) == b"x" * 10, "nothing fills this up"
 
 
+async def test_a_read_of_what_a_program_here_has_cut_is_answered() -> None:
+    """The kernel takes the size that it has set itself, whatever was invalidated."""
+    operations, _ = mounted(lookup=attr(5, size=9000), open=handle(5), read=b"x" * 10, setattr=attr(5, size=10))
+    await operations.lookup(1, b"f", CTX)
+    number = (await operations.open(5, os.O_RDWR, CTX)).fh
+    with operations._crossings.invalidating(5):
+        pass
+    await operations.setattr(5, pyfuse3.EntryAttributes(), fields("mode"), None, CTX)
+    with pytest.raises(pyfuse3.FUSEError):
+        await operations.read(number, 0, 4096)
+    await operations.setattr(5, pyfuse3.EntryAttributes(), fields("size"), None, CTX)
+    assert await operations.read(number, 0, 8192) == b"x" * 10
+
+
 class Pages:
     """Stands in for the kernel that takes pages; ``takes`` False: it does not."""
 
