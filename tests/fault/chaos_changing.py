@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from node.host.paths import fsync_directory
-from tests.fault.chaos_journal import Heard, Journal, Missed, Wrong
+from tests.fault.chaos_journal import Missed, Program, Wrong
 from tests.fault.healing_worker import content, write
 
 KIB = 1 << 10
@@ -136,24 +136,13 @@ def check_shape(path: Path, done: int, begun: int) -> None:
         raise Wrong(f"{path.name} has {len(data)} bytes and is in none of the states {done} to {begun}")
 
 
-class Changing:
-    """One step of each kind is a method. ``number`` is 1 on one mount and 2 on the other."""
+class Changing(Program):
+    """One step of each kind is a method."""
 
-    top: Path
-    journal: Journal
-    heard: Heard
-    rng: random.Random
-    number: int
-    other: int
-    serial: int
-    checked: bool
     shape: Shape
     shaped: Path | None = None
     shape_fds: list[int]
     theirs: tuple[str, Shape] | None = None
-
-    def said(self, what: str, kind: str) -> dict[str, int]:
-        return self.heard.values(what, kind)
 
     def newest(self, what: str, kind: str, number: int) -> tuple[str, int] | None:
         """The name that a program was told of last, and what."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -70,6 +71,22 @@ class Heard:
             elif what in ("done", "shown", "begun"):
                 self._values.setdefault((what, kind), {})[words[0]] = int(words[1])
                 self.each.setdefault((what, kind), []).append(int(words[1]))
+
+
+class Program:
+    """What all programs have. ``number`` is 1 on one mount and 2 on the other."""
+
+    top: Path
+    journal: Journal
+    heard: Heard
+    rng: random.Random
+    number: int
+    other: int
+    serial: int
+    checked: bool
+
+    def said(self, what: str, kind: str) -> dict[str, int]:
+        return self.heard.values(what, kind)
 
 
 def record_of(number: int, serial: int) -> bytes:

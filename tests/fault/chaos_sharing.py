@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import random
 import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from node.host.paths import fsync_directory
-from tests.fault.chaos_journal import RECORD, Heard, Journal, Missed, Wrong, record_of
+from tests.fault.chaos_journal import RECORD, Missed, Program, Wrong, record_of
 from tests.fault.healing_worker import content, write
 
 PAGE = 4096
@@ -21,22 +20,11 @@ LOOKS = 50  # until a name that always exists has been met between two renamings
 SOUGHT, SEEK_S = 200, 0.005  # the same for the lock
 
 
-class Sharing:
-    """One step of each kind is a method. ``number`` is 1 on one mount and 2 on the other."""
+class Sharing(Program):
+    """One step of each kind is a method."""
 
-    top: Path
-    journal: Journal
-    heard: Heard
-    rng: random.Random
-    number: int
-    other: int
-    serial: int
-    checked: bool
     generation = 0
     reading: tuple[str, int] | None = None  # name and descriptor of what is followed
-
-    def said(self, what: str, kind: str) -> dict[str, int]:
-        return self.heard.values(what, kind)
 
     def apart(self, what: Callable[[], None]) -> None:
         """Do this in a process of its own: a page that cannot be had kills it."""
