@@ -10,6 +10,7 @@ from typing import Any, Optional
 import pyfuse3
 import pytest
 import trio
+from trio.testing import MockClock
 
 from fusefs.mount.caching import (
     ARRIVAL_S, CONTENDED_MAX, CONTENDED_S, LOOKED_S, NEGATIVE_AFTER, OWED_S, WANTED_S, KernelCache,
@@ -25,6 +26,12 @@ from node.host.exitcodes import UsageError
 from .attrs import Opened
 from .attrs import attr as attr_of
 from .attrs import until
+
+
+@pytest.fixture
+def autojump_clock() -> MockClock:
+    """Jumps only when nothing has moved for a while: pages are dropped in threads, of which the clock knows nothing."""
+    return MockClock(autojump_threshold=0.02)
 
 
 class Leased:
