@@ -18,7 +18,7 @@ setup(
         Extension(
             "fusefs.mount._fuseops",
             [f"fusefs/mount/_{name}.c" for name in ("fuseops", "quiet", "listing", "origin", "shown")],
-            depends=[f"fusefs/mount/_{name}.h" for name in ("quiet", "listing", "origin", "shown")],
+            depends=[f"fusefs/mount/_{name}.h" for name in ("clock", "quiet", "listing", "origin", "shown")],
             extra_compile_args=[*fuse("--cflags"), "-Wall", "-Wextra"],
             extra_link_args=[*fuse("--libs"), "-ldl"],
             optional=True,

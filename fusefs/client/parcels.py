@@ -8,7 +8,8 @@ sync (measured: a file alone in its request costs a third more of the mount's ti
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import trio
@@ -69,29 +70,29 @@ class Parcels:
     async def _put(self, parcel: Sequence[Item]) -> None:
         """All or none: after an error each is brought by itself."""
         groups = [item.group for item in parcel]
-        try:
+        with _ending(groups):
             deadline = min([self._step(item.file) for item in parcel])
             await self._committer.put_together(groups, deadline)
-        except FsError as error:
-            for group in groups:
-                group.error = error
-        except Exception:  # a bug costs this attempt, not the mount
-            log.exception("a put of %d files failed unexpectedly", len(parcel))
-            for group in groups:
-                group.error = FsError(Code.IO, "a put failed unexpectedly")
-        finally:
-            for group in groups:
-                group.done.set()
 
     async def _put_alone(self, file: File, group: Group) -> None:
-        try:
+        with _ending([group]):
             await self._committer.put(file, group, self._step(file))
             if group.crowded and file.exclusive and file.reserved == 1:  # else not all is there that a chunk will have
                 await self._committer.merge(file, group, self._step(file))
-        except FsError as error:
+
+
+@contextmanager
+def _ending(groups: Sequence[Group]) -> Iterator[None]:
+    """However this ends, they are done, and have its error."""
+    try:
+        yield
+    except FsError as error:
+        for group in groups:
             group.error = error
-        except Exception:
-            log.exception("a put of inode %d failed unexpectedly", file.ino)
+    except Exception:  # a bug costs this attempt, not the mount
+        log.exception("a put of %d groups failed unexpectedly", len(groups))
+        for group in groups:
             group.error = FsError(Code.IO, "a put failed unexpectedly")
-        finally:
+    finally:
+        for group in groups:
             group.done.set()

@@ -1,5 +1,5 @@
 /* The requests that pyfuse3 has no handler for: locks, fallocate, lseek, copy_file_range, and who flushes; what Python
- * need not be woken for (_quiet.c); what pyfuse3 cannot say (_listing.c) or does not hand on (_origin.c); and one thing
+ * need not be woken for (_quiet.c, _shown.c); what pyfuse3 cannot say (_listing.c) or does not hand on (_origin.c); and one thing
  * that libfuse 3.14 does not know how to ask the kernel for: shared mappings of files that are open for direct I/O.
  *
  * Loaded with RTLD_GLOBAL before pyfuse3, this library's fuse_session_new is the one that pyfuse3 calls: it adds to the

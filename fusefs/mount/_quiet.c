@@ -2,11 +2,11 @@
 
 #define PY_SSIZE_T_CLEAN
 #include "_quiet.h"
+#include "_clock.h"
 #include "_listing.h"
 #include "_shown.h"
 
 #include <string.h>
-#include <time.h>
 
 static uint64_t flushed, refused; /* how many were answered */
 
@@ -49,13 +49,6 @@ static struct place {
     fuse_ino_t ino;
     uint64_t until_ns;
 } incapable[PLACES];
-
-static uint64_t clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_BOOTTIME, &now); /* leases run out while the machine sleeps, too */
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 bool quiet_getxattr(fuse_ino_t ino, const char *name)
 {

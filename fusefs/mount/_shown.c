@@ -6,10 +6,10 @@
 
 #define PY_SSIZE_T_CLEAN
 #include "_shown.h"
+#include "_clock.h"
 
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #define PLACES 1024
 #define SECTOR 512
@@ -23,13 +23,6 @@ static struct place {
 } places[PLACES];
 
 static uint64_t answered;
-
-static uint64_t clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_BOOTTIME, &now); /* leases run out while the machine sleeps, too */
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 void shown_begin(void)
 {

@@ -185,8 +185,9 @@ class KernelCache:
     def show(self, ino: int) -> None:
         """Names of this directory were just changed from here. The kernel asks for its attributes before the next one,
         and is told what they are now, as long as it may believe them."""
-        attr = None if self._shown is None else self._leased.known(ino)
-        if attr is None or self._shown is None:
+        shown = self._shown
+        attr = None if shown is None else self._leased.known(ino)
+        if shown is None or attr is None:
             return
         now_s, older = self._clock_s(), self._attrs.get(ino)
         if self._wanted(ino, now_s):
@@ -198,7 +199,7 @@ class KernelCache:
             self._attrs.pop(ino, None)  # what may be told must be known, or it would not be taken back
             at_s, _, threads = older or _Told(0.0, 0.0)
             older = self._attrs[ino] = _Told(at_s, now_s + left_s + ARRIVAL_S, threads)
-        self._shown.show(attr, IO_BYTES, older.until_s - ARRIVAL_S - now_s)
+        shown.show(attr, IO_BYTES, older.until_s - ARRIVAL_S - now_s)
 
     def changed(self, inos: Iterable[int]) -> None:
         """These were changed from here: they are told anew."""
@@ -499,7 +500,8 @@ class KernelCache:
         """What the kernel was told of some inodes, and will not believe any more."""
         taken, now_s = {}, self._clock_s()
         for ino in inos:
-            told, ago_s = self._attrs.pop(ino, None), None if self._shown is None else self._shown.hide(ino)
+            told = self._attrs.pop(ino, None)
+            ago_s = None if self._shown is None else self._shown.hide(ino)
             if told is not None:
                 taken[ino] = told if ago_s is None else told._replace(at_s=max(told.at_s, now_s - ago_s))
         return taken

@@ -60,7 +60,7 @@ class KernelView:
         if known is None:
             known = self._inodes[attr.ino] = _Known()
         known.count += 1
-        return self._told(known, attr, True, True)
+        return self._told(known, attr, compared=True, crossed=True)
 
     def told(self, attr: Attr, *, compared: bool = True, crossed: bool = True) -> bool:
         """A reply carries these attributes. Return whether pages must be dropped that the kernel would not drop itself:
@@ -71,7 +71,7 @@ class KernelView:
         dropping pages would be what makes the reply void.
         """
         known = self._inodes.get(attr.ino)
-        return known is not None and self._told(known, attr, compared, crossed)
+        return known is not None and self._told(known, attr, compared=compared, crossed=crossed)
 
     def doubt(self, inos: Iterable[int]) -> None:
         """Another mount may have changed these. The next reply that tells of new data must not rely on the kernel to
@@ -103,7 +103,7 @@ class KernelView:
         known = self._inodes.get(ino)
         return known is not None and known.owed
 
-    def _told(self, known: _Known, attr: Attr, compared: bool, crossed: bool) -> bool:
+    def _told(self, known: _Known, attr: Attr, *, compared: bool, crossed: bool) -> bool:
         unseen = known.doubted and crossed and known.version != attr.data_version
         known.doubted = False
         if known.opened and known.version != attr.data_version:

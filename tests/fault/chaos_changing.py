@@ -74,15 +74,11 @@ class Shape:
         source = rng.randrange(size)
         length = min(length, size - source, abs(offset - source))
         if not length:
-            return self.next_as("write")
+            self.data[:1] = b"x"  # where nothing else can be done
+            return Change("write", 0, 1, b"x")
         self._resize(max(size, offset + length))
         self.data[offset : offset + length] = self.data[source : source + length]
         return Change(call, offset, length, b"", source)
-
-    def next_as(self, call: str) -> Change:
-        """One byte at the beginning, where nothing else can be done."""
-        self.data[:1] = b"x"
-        return Change(call, 0, 1, b"x")
 
     def _resize(self, size: int) -> None:
         del self.data[size:]
