@@ -15,6 +15,8 @@ from metadata.api import Attr, Op, Result
 from node.wire.errors import FsError
 
 NEWEST_MAX = 4096
+BOUNDS_MAX = 1024  # files
+BOUNDS_CHUNKS_MAX = 16  # of one file
 
 
 class Flush:
@@ -129,11 +131,13 @@ class File:
 
 
 class Files:
-    """All files of this mount by inode number; and, for a while, what the last commits of closed ones returned."""
+    """All files of this mount by inode number; and, for a while, what the last commits of closed ones returned, and how
+    many extents they may have left: so who opens, writes and closes again and again need not ask each time."""
 
     def __init__(self) -> None:
         self._files: dict[int, File] = {}
         self._newest: OrderedDict[int, Attr] = OrderedDict()
+        self._bounds: OrderedDict[int, dict[int, int]] = OrderedDict()  # ``File.extents``
 
     def __len__(self) -> int:
         return len(self._files)
@@ -149,6 +153,7 @@ class Files:
         file = self._files.get(ino)
         if file is None:
             file = self._files[ino] = File(ino, incarnation)
+            file.extents = self._bounds.pop(ino, file.extents)
         file.handles += 1
         return file
 
@@ -161,12 +166,17 @@ class Files:
                 self._newest.move_to_end(file.ino)
                 if len(self._newest) > NEWEST_MAX:
                     self._newest.popitem(last=False)
+            if 0 < len(file.extents) <= BOUNDS_CHUNKS_MAX and not file.removed:
+                self._bounds[file.ino] = file.extents
+                if len(self._bounds) > BOUNDS_MAX:
+                    self._bounds.popitem(last=False)
 
     def clear(self) -> list[File]:
         """Forget all, because their session has ended; return them."""
         files = list(self._files.values())
         self._files.clear()
         self._newest.clear()
+        self._bounds.clear()
         return files
 
     def overlay(self, attr: Attr) -> Attr:

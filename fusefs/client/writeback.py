@@ -156,7 +156,7 @@ class WriteBack:
         was seen once must be seen by everybody from then on."""
         handle.file.through += 1
         try:
-            await self.flush(handle.file)
+            await self.flush(handle.file, carry=True)
         except FsError:
             handle.seen = handle.file.ledger.mark()
             raise

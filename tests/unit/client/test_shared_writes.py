@@ -27,8 +27,9 @@ from fusefs.client.volume import Volume
 from fusefs.client.writeback import WriteBack
 from metadata.api import SetAttr
 from node.wire.errors import Code, FsError
+from node.wire.limits import LOG_DATA_COMMIT_BYTES
 from node.wire.types import ROOT_INO
-from storage.api import Put
+from storage.api import Get, Put
 from tests.harness import LONG
 
 from .test_leases import Truth, with_two_mounts
@@ -459,8 +460,34 @@ def test_a_full_disk_is_told_to_who_writes() -> None:
         for store in truth.world.stores.values():
             store.before.append(always(Put, Code.NO_SPACE))
         with pytest.raises(FsError) as caught:
-            await second.write(mine, 1, b"b")
+            await second.write(mine, 1, b"b" * (LOG_DATA_COMMIT_BYTES + 1))
         assert caught.value.code is Code.NO_SPACE
         assert (await first.getattr(attr.ino)).size == 1
+
+    with_two_mounts(scene)
+
+
+def test_a_small_write_is_one_request_and_so_is_the_look_at_it() -> None:
+    """Its bytes travel with the commit, and back with the layout; how many extents there may be is known."""
+
+    async def scene(truth: Truth, first: Volume, second: Volume) -> None:
+        handle, attr = await first.create(ROOT_INO, b"f", 0o600, os.O_RDWR, 0, 0)
+        await first.write(handle, 0, b"first")
+        await first.release(handle)
+        truth.leasing.table._cool_s = 100.0
+        reader = await second.open(attr.ino, os.O_RDONLY)
+        assert bytes(await second.read(reader, 0, 100)) == b"first"
+        for store in truth.world.stores.values():
+            store.before.append(always(Put, Code.UNREACHABLE))
+            store.before.append(always(Get, Code.UNREACHABLE))
+        asked = []
+        for text in (b"again", b"twice", b"third"):
+            handle = await first.open(attr.ino, os.O_RDWR)
+            before = first.statistics()["session"]["leader"]["calls"]
+            await first.write(handle, 0, text)
+            asked.append(first.statistics()["session"]["leader"]["calls"] - before)
+            await first.release(handle)
+            assert bytes(await second.read(reader, 0, 100)) == text
+        assert asked == [1, 1, 1]
 
     with_two_mounts(scene)
