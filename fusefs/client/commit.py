@@ -14,7 +14,8 @@ from typing import Optional
 import trio
 
 from fusefs.client import chunking
-from fusefs.client.codec import Codec, Encoded, named
+from fusefs.client.blocks import SMALL_BLOCK_BYTES
+from fusefs.client.codec import Codec, Encoded, join, named
 from fusefs.client.dirty import Piece
 from fusefs.client.files import File
 from fusefs.client.logdata import LogData
@@ -178,6 +179,7 @@ class Committer:
                 self._take_along(group)
                 return
         group.encoded = await self._codec.encode([run.parts for run in group.runs])
+        self._keep(group)
         unsure = [] if group.carrying else self.unsure(file, group)
         if not unsure:
             await self._store(group, deadline)
@@ -192,9 +194,16 @@ class Committer:
         at = 0
         for group in groups:
             group.encoded, at = encoded[at : at + len(group.runs)], at + len(group.runs)
+            self._keep(group)
         touched = await self._writer.put(encoded, deadline)
         for group in groups:
             group.touched = touched
+
+    def _keep(self, group: Group) -> None:
+        """Remember what a small file consists of: who has just written it copies or reads it soon."""
+        run = group.runs[0]
+        if run.start == 0 and run.end <= SMALL_BLOCK_BYTES:
+            self._reader.came(group.encoded[0].block, bytes(join(run.parts)))
 
     async def merge(self, file: File, group: Group, deadline: float) -> None:
         """Put crowded chunks whole, old bytes and new, so that the group can be committed along with others. Only where

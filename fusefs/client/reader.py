@@ -297,7 +297,7 @@ class Reader:
         return whole or block_length <= SMALL_BLOCK_BYTES or segment.length == block_length
 
     def came(self, block: bytes, plain: bytes) -> None:
-        """The bytes of a block were committed here, and may be on no chunk server yet."""
+        """The bytes of a block that is written here; it may be on no chunk server yet."""
         self._blocks.cache.put(block, plain)
 
     def statistics(self) -> dict[str, Any]:

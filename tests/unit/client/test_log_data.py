@@ -132,7 +132,7 @@ async def test_an_older_service_is_not_asked(monkeypatch: pytest.MonkeyPatch) ->
         return api.RenewSessionReply(*list(_fields(reply))[:6]) if isinstance(reply, api.RenewSessionReply) else reply
 
     monkeypatch.setattr(world, "serve", older)
-    async with world.mount() as volume:
+    async with world.mount(cache_bytes_max=0) as volume:
         handle = await written(volume, b"f", b"x")
         await volume.fsync(handle)
         assert along(world) == [b""]

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from fusefs.client.blocks import SMALL_BLOCK_BYTES
 from metadata import api
 from node.wire.errors import Code, FsError
 from node.wire.limits import BLOCK_BYTES_MAX, REWRITTEN_CHUNKS_MAX
@@ -49,6 +50,26 @@ async def test_a_small_file_costs_one_put_and_two_submits() -> None:
     assert len(world.store.puts) == 1
     submits = [request for request in world.member.requests if isinstance(request, api.Submit)]
     assert [type(op) for request in submits for op in request.ops] == [api.Make, api.Commit]
+
+
+async def test_who_wrote_small_files_has_them_still() -> None:
+    """What is copied after it was unpacked is not fetched; of a large file nothing is kept."""
+    world = World(alone=True)
+    async with world.mount() as volume:
+        inos = {}
+        for size in (10, SMALL_BLOCK_BYTES, SMALL_BLOCK_BYTES + 1):
+            handle, attr = await volume.create(ROOT_INO, b"%d" % size, 0o644, os.O_WRONLY, 0, 0)
+            for at in range(0, size, 10_000):
+                await volume.write(handle, at, b"x" * min(10_000, size - at))
+            await volume.flush(handle)
+            await volume.release(handle)
+            inos[size] = attr.ino
+        await volume.syncfs()
+        assert len(world.store.blocks) == 3
+        for size, ino in inos.items():
+            assert await contents(volume, ino) == b"x" * size
+            assert bool(world.store.gets) == (size > SMALL_BLOCK_BYTES)
+    world.check()
 
 
 async def test_a_long_write_streams_before_it_is_closed() -> None:
