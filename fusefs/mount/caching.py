@@ -361,6 +361,7 @@ class KernelCache:
             self._incapable.forget(inos)
         self.changed(inos)
         self._want(inos)
+        self._view.outdate([ino for ino in inos if not self._mapped.readable(ino)])
         now_s, recalled = self._clock_s(), self._recalled
         for ino in inos:
             recalled[ino] = now_s
@@ -390,8 +391,8 @@ class KernelCache:
         """Drop pages that no program can have changed. Where attributes are not believed the kernel asks, and compares,
         before it shows them to who reads; but not to who has mapped them, so these are looked for. Dropping them makes
         the answer to such a question void, so where one was asked a moment ago they are left to the next one, or are
-        dropped when none comes (``run``)."""
-        read = self._view.paged(told)
+        dropped when none comes (``run``). Files that nobody has open keep their pages until somebody opens them."""
+        read = [ino for ino in self._view.paged(told) if self._mapped.readable(ino)]
         mapped = await self._mapped.mapped(self._readers([ino for ino in inos if ino not in told]))
         now_s = self._clock_s()
         for ino in mapped:

@@ -85,6 +85,13 @@ class KernelView:
         """Those of which the kernel may have pages."""
         return [ino for ino in inos if (known := self._inodes.get(ino)) is not None and known.opened]
 
+    def outdate(self, inos: Iterable[int]) -> None:
+        """Nobody has these open, and their pages may be old: they go when the kernel opens them next."""
+        for ino in inos:
+            known = self._inodes.get(ino)
+            if known is not None:
+                known.pages = 0
+
     def dropped(self, inos: Iterable[int]) -> None:
         """The pages of these are gone, and what is read from now on is asked for: there is nothing to doubt."""
         for ino in inos:

@@ -123,6 +123,10 @@ class Mappable:
         """Those of these inodes whose pages programs may have changed."""
         return [ino for ino in inos if ino in self._open] if self._open else []
 
+    def readable(self, ino: int) -> bool:
+        """Whether programs have it open for reading."""
+        return ino in self._readable
+
     def changeable(self) -> list[int]:
         """All inodes whose pages programs may have changed."""
         return list(self._open)

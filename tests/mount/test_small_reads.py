@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from pathlib import Path
 
@@ -67,3 +68,41 @@ def test_a_file_that_grows_right_after_it_was_opened(volume: Cluster, work: Path
                 more.write(b"b" * 3000)
             assert file.readall() == b"a" * 3000 + b"b" * 3000
             assert os.fstat(file.fileno()).st_size == 6000
+
+
+def mapped(path: Path) -> bytes:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
+        return view[:]
+
+
+def test_what_nobody_has_open_is_read_anew_when_others_have_changed_it(work: Path, second_mount: Path) -> None:
+    """Its pages are left alone until then, though nothing about them tells that they are old."""
+    there = second_mount / work.name
+    write(work)
+    for turn in range(1, 5):
+        check(there, turn - 1)
+        for number in range(FILES):
+            path = work / f"{number:04}"
+            before = path.stat()
+            with open(path, "r+b") as file:
+                file.write(content(number, turn))
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            seen = mapped(there / path.name) if turn % 2 else (there / path.name).read_bytes()
+            assert seen == content(number, turn)
+
+
+def test_who_lists_what_another_mount_has_made_does_not_wait_for_its_pages(
+    volume: Cluster, work: Path, second_mount: Path
+) -> None:
+    write(work)
+    check(work)
+    before = dropped(volume.mounts[0])
+    assert len([entry.stat() for entry in os.scandir(second_mount / work.name)]) == FILES
+    assert dropped(volume.mounts[0]) == before
+    check(second_mount / work.name)
+
+
+def dropped(mount: Path) -> int:
+    """How often the kernel was told to drop pages."""
+    statistics = json.loads(run(FUSEFS, "profile", mount, "--json").stdout)["statistics"]
+    return int(statistics["mount.cache.forgotten_pages"])

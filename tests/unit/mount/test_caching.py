@@ -219,6 +219,24 @@ async def test_pages_that_may_be_mapped_for_reading_are_recalled(leased: Leased,
     assert notifier.dropped == [5, 5, 5]
 
 
+async def test_pages_that_nobody_has_open_go_at_the_next_opening(leased: Leased, kernel: Kernel) -> None:
+    """Also where that was asked for before the recall and is answered after it; and nobody waits for them meanwhile."""
+    cache, view, mapped, notifier = with_pages(leased)
+    for ino in (5, 6, 7):
+        mapped.released(opened(mapped, view, ino, os.O_RDONLY))
+    for ino in (5, 7):
+        cache.attr_s(attr_of(ino))
+    assert view.opened(5)
+    await cache.forget([5])
+    assert kernel.forgot == [5] and not notifier.dropped
+    assert not view.opened(5) and view.opened(5) and view.opened(6)
+    assert cache.yields(6) and not view.opened(6)
+    handle = opened(mapped, view, 7, os.O_RDONLY)
+    await cache.forget([7])
+    assert notifier.dropped == [7] and view.opened(7), "they are gone"
+    mapped.released(handle)
+
+
 async def test_no_size_that_a_reader_asks_for_is_made_void_for_the_sake_of_pages(
     leased: Leased, kernel: Kernel, autojump_clock: object
 ) -> None:
