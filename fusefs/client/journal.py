@@ -93,8 +93,8 @@ class Data(Protocol):
         With ``carry`` it may travel with its commit instead."""
         ...
 
-    def hasten(self) -> None:
-        """Somebody waits for what is reserved."""
+    def hasten(self, *, carry: bool) -> None:
+        """The journal waits for what is reserved; with ``carry`` somebody waits for the journal."""
         ...
 
     def message(self, file: File, put: Group) -> Optional[api.Commit]:
@@ -131,6 +131,7 @@ class Journal:
         self._answered = trio.lowlevel.ParkingLot()
         self._work = trio.Event()
         self._hurry = trio.Event()
+        self._waiting = 0  # so many wait for what is in here
         self._suspended = 0
         self._inos: deque[tuple[int, int]] = deque()  # ranges [first, end) of numbers to give
         self._inos_left = 0
@@ -243,12 +244,16 @@ class Journal:
     async def drain(self, deadline: float) -> None:
         """Return when the service has answered all that is in here now. TIMEOUT at the deadline."""
         last = self._number
-        while self._done < last:
-            self._hurry.set()
-            with trio.move_on_at(deadline) as scope:
-                await self._answered.park()
-            if scope.cancelled_caught:
-                raise FsError(Code.TIMEOUT, "changes made here did not reach the metadata service in time")
+        self._waiting += 1
+        try:
+            while self._done < last:
+                self._hurry.set()
+                with trio.move_on_at(deadline) as scope:
+                    await self._answered.park()
+                if scope.cancelled_caught:
+                    raise FsError(Code.TIMEOUT, "changes made here did not reach the metadata service in time")
+        finally:
+            self._waiting -= 1
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -388,7 +393,7 @@ class Journal:
                 if put is not None and not put.done.is_set():
                     if whole and entry.file.ino not in made:
                         break
-                    self.data.hasten()
+                    self.data.hasten(carry=self._waiting > 0)
                     await put.done.wait()
                     if not self._entries or self._entries[0] is not (batch[0] if batch else entry):
                         return []

@@ -56,10 +56,16 @@ class Parcels:
         elif len(self._waiting) == 1:
             self._nursery.start_soon(self._linger, self._waiting)
 
-    def hasten(self) -> None:
-        """Somebody waits for what is here: it waits for no others."""
-        if self._waiting:
-            parcel, self._waiting, self._bytes = self._waiting, [], 0
+    def hasten(self, *, carry: bool = False) -> None:
+        """What is here waits for no others. With ``carry`` somebody waits until it is committed: a small group travels
+        with its commit."""
+        parcel, self._waiting, self._bytes = self._waiting, [], 0
+        if carry:
+            carried = [item for item in parcel if self._committer.carry(item.file, item.group)]
+            for item in carried:
+                item.group.done.set()
+            parcel = [item for item in parcel if not item.group.done.is_set()]
+        if parcel:
             self._nursery.start_soon(self._put, parcel)
 
     async def _linger(self, parcel: list[Item]) -> None:

@@ -372,9 +372,9 @@ class WriteBack:
             self._parcels.add(file, first)
         return first
 
-    def hasten(self) -> None:
-        """The journal waits for what it has reserved."""
-        self._parcels.hasten()
+    def hasten(self, *, carry: bool) -> None:
+        """The journal waits for what it has reserved; with ``carry`` somebody waits for the journal."""
+        self._parcels.hasten(carry=carry)
 
     def message(self, file: File, put: Group) -> Optional[Commit]:
         """The commit of a finished put; None where its chunk has to be rewritten."""

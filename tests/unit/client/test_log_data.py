@@ -83,6 +83,12 @@ async def test_appends_land_where_the_file_ends(world: World) -> None:
 
 async def test_who_does_not_wait_for_durability_puts(world: World) -> None:
     async with world.mount(flush_after_s=0.1) as volume:
+        for name in (b"a", b"b", b"closed", b"left"):
+            with pytest.raises(FsError):
+                await volume.lookup(ROOT_INO, name)  # as the kernel does first
+            if len(name) == 1:  # these have it fetch numbers for new files
+                await volume.release(await written(volume, name, b""))
+                await trio.sleep(1.0)
         for name in (b"closed", b"left"):
             handle = await written(volume, name, name)
             if name == b"closed":
@@ -91,6 +97,18 @@ async def test_who_does_not_wait_for_durability_puts(world: World) -> None:
         await trio.sleep(0.7)
         await volume.syncfs()
         assert along(world) == [b"", b""] and len(world.store.blocks) == 2
+
+
+async def test_what_was_closed_travels_too_where_somebody_waits_for_it() -> None:
+    world = World(alone=True, log_data=True)
+    async with world.mount() as volume:
+        for name, size in ((b"small", 10), (b"large", LOG_DATA_COMMIT_BYTES + 1)):
+            handle = await written(volume, name, b"x" * size)
+            await volume.flush(handle)
+            await volume.release(handle)
+        await volume.syncfs()
+        assert along(world) == [b"x" * 10, b""] and len(world.store.blocks) == 1
+    world.check()
 
 
 async def test_what_is_large_is_put(world: World) -> None:

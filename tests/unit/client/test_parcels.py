@@ -15,6 +15,9 @@ from fusefs.client.parcels import LINGER_S, PARCEL_BYTES, PARCEL_GROUPS, Parcels
 from node.wire.errors import Code, FsError
 
 
+CARRIED_BYTES = 1000
+
+
 class Puts:
     """A committer that notes what it is asked to put together, and what alone."""
 
@@ -26,6 +29,10 @@ class Puts:
 
     def unsure(self, file: File, group: Group) -> list[int]:
         return [0] if file.ino in self.crowding else []
+
+    def carry(self, file: File, group: Group) -> bool:
+        group.carrying = group.bytes <= CARRIED_BYTES
+        return group.carrying
 
     async def put_together(self, groups: Sequence[Group], deadline: float) -> None:
         self.together.append((trio.current_time(), list(groups)))
@@ -91,6 +98,19 @@ def test_who_waits_is_not_kept_waiting() -> None:
 
     puts = play(script)
     assert [(at, sent) for at, sent in puts.together] == [(0.0, [one]), (pytest.approx(LINGER_S), [other])]
+
+
+def test_who_waits_for_the_commit_takes_along_what_is_small() -> None:
+    small, large = group(CARRIED_BYTES), group(CARRIED_BYTES + 1)
+
+    async def script(puts: Puts, parcels: Parcels) -> None:
+        parcels.add(File(1, 1), small)
+        parcels.add(File(2, 1), large)
+        parcels.hasten(carry=True)
+        assert small.done.is_set() and not large.done.is_set()
+        await large.done.wait()
+
+    assert [(at, sent) for at, sent in play(script).together] == [(0.0, [large])]
 
 
 def test_a_group_that_may_crowd_a_chunk_goes_alone() -> None:
