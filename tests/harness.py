@@ -112,6 +112,10 @@ class Cluster:
     def up(self, *extra: str) -> None:
         run(FUSEFS, "up", self.directory, *self.flags, "--detach", *extra)
 
+    def start(self, name: str) -> None:
+        """Start one server."""
+        run(FUSEFS, "up", self.directory, "--only", name, "--detach")
+
     def down(self) -> None:
         run(FUSEFS, "down", self.directory)
         self.mounts.clear()
@@ -199,7 +203,7 @@ class Cluster:
         """Mark and sweep (``fusefs fsck``) until nothing is found but what the test has destroyed: what is under way,
         and copies that come back by themselves, get their time. Chunk servers that do not run are started."""
         for name in self.down_servers():
-            self.command("up", self.directory, "--only", name, "--detach")
+            self.start(name)
         said = ""
 
         def clean() -> bool:

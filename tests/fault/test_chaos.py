@@ -1,6 +1,6 @@
-"""Two mounts with many programs at work on each, three members and three chunk servers, three copies: one process after
-the other is killed or stopped, mounts too. Nothing that was told is lost, nothing is wrong, nobody hangs, and nothing
-fails but on a mount that was itself hit."""
+"""Two mounts with many programs at work on each, three members and three chunk servers, three copies, all on hosts of
+their own: one process after the other is killed, stopped or cut off, mounts too. Nothing that was told is lost, nothing
+is wrong, nobody hangs, and nothing fails but on a mount that was itself hit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import pytest
 
 from node.wire.limits import SESSION_LEASE_S
 from tests.fault.chaos_worker import HUNG_S, NAME, verify
-from tests.harness import FUSEFS, LONG, Cluster, cluster, need_fuse, run, seed, wait_for
+from tests.fault.wired import Wired, wired
+from tests.harness import LONG, need_fuse, run, seed, wait_for
 
 KINDS = (
     "files", "database", "records", "replaced", "mapped", "counter", "sqlite", "copies", "commits", "queue", "tail",
@@ -26,7 +27,7 @@ KINDS = (
 )  # fmt: skip
 PROGRAMS = len(KINDS) if LONG else 8  # on each mount
 ROUNDS = 20 if LONG else 1
-FAULTS = 10 if LONG else 5  # of each round
+FAULTS = 15 if LONG else 5  # of each round
 CALM_S = (0.5, 3.0)
 MIB = 1 << 20
 DISK_BYTES = 1024 * MIB
@@ -36,15 +37,12 @@ EXCUSED_S = 15.0  # after a mount is back, what was lost is told at the next fsy
 class Faults:
     """One at a time, each undone before the next. ``hit``: which mount suffered itself, from when until when."""
 
-    def __init__(self, made: Cluster, mounts: list[Path], rng: random.Random) -> None:
+    def __init__(self, made: Wired, mounts: list[Path], rng: random.Random) -> None:
         self.made, self.mounts, self.rng = made, mounts, rng
         self.hit: list[tuple[Path, float, float]] = []
 
     def pause(self) -> None:
         time.sleep(self.rng.uniform(*CALM_S))
-
-    def restart(self, name: str) -> None:
-        run(FUSEFS, "up", self.made.directory, "--only", name, "--detach")
 
     def name(self, kind: str) -> str:
         return self.rng.choice([name for name in self.made.server_pids() if name.startswith(kind)])
@@ -52,7 +50,7 @@ class Faults:
     def kill(self, name: str) -> None:
         self.made.kill(self.made.server_pids()[name])
         self.pause()
-        self.restart(name)
+        self.made.start(name)
 
     def stop(self, pid: int, seconds: float) -> None:
         os.kill(pid, signal.SIGSTOP)
@@ -65,8 +63,11 @@ class Faults:
         self.kill(self.name("metadata"))
 
     def kill_leader(self) -> None:
-        leaders = [member["name"] for member in self.made.status()["members"] if member["role"] == "leader"]
-        self.kill(leaders[0] if leaders else self.name("metadata"))
+        self.kill(self.leader())
+
+    def leader(self) -> str:
+        leaders = [str(member["name"]) for member in self.made.status()["members"] if member["role"] == "leader"]
+        return leaders[0] if leaders else self.name("metadata")
 
     def stop_member(self) -> None:
         self.stop(self.made.server_pids()[self.name("metadata")], self.rng.uniform(0.2, 5))
@@ -88,6 +89,40 @@ class Faults:
             self.pause()
         finally:
             ballast.unlink()
+
+    def cut_off(self, host: str, seconds: float) -> None:
+        """Nothing that is sent from this host arrives anywhere, nor the other way round."""
+        self.made.net.isolate(host)
+        try:
+            time.sleep(seconds)
+        finally:
+            self.made.net.heal()
+
+    def cut_leader(self) -> None:
+        """The others choose another one."""
+        self.cut_off(self.made.host[self.leader()], self.rng.uniform(0.2, 8))
+
+    def cut_server(self) -> None:
+        self.cut_off(self.made.host[self.name("storage")], self.rng.uniform(0.2, 8))
+
+    def cut_mount(self) -> None:
+        """So shortly that nothing is lost."""
+        self.cut_off(self.made.host_of(self.rng.choice(self.mounts)), self.rng.uniform(0.2, SESSION_LEASE_S / 3))
+
+    def cut_mount_for_long(self) -> None:
+        mount = self.rng.choice(self.mounts)
+        with self.hitting(mount):
+            self.cut_off(self.made.host_of(mount), SESSION_LEASE_S + self.rng.uniform(-2, 5))
+
+    def cut_apart(self) -> None:
+        """A mount and the leader; both reach everybody else."""
+        mount, leader = self.rng.choice(self.mounts), self.leader()
+        with self.hitting(mount):
+            self.made.net.cut(self.made.host_of(mount), self.made.host[leader])
+            try:
+                time.sleep(self.rng.uniform(0.2, 8))
+            finally:
+                self.made.net.heal()
 
     @contextlib.contextmanager
     def hitting(self, *mounts: Path) -> Iterator[None]:
@@ -128,7 +163,8 @@ class Faults:
     def all(self) -> None:
         deck: list[Callable[[], None]] = [
             self.kill_member, self.kill_leader, self.stop_member, self.kill_server, self.stop_server, self.kill_mount,
-            self.stop_mount, self.stop_mount_for_long, self.kill_everything, self.fill_server,
+            self.stop_mount, self.stop_mount_for_long, self.kill_everything, self.fill_server, self.cut_leader,
+            self.cut_server, self.cut_mount, self.cut_mount_for_long, self.cut_apart,
         ]  # fmt: skip
         self.rng.shuffle(deck)
         for fault in deck[:FAULTS]:
@@ -175,7 +211,7 @@ def test_chaos(tmp_path: Path) -> None:
     need_fuse()
     rng = random.Random(seed("chaos"))
     data = tmp_path / "data"
-    with small_disks(data), cluster(data, members=3, servers=3, replicas=3) as made:
+    with small_disks(data), wired(data, 3) as made:
         mounts = [made.mount(tmp_path / name) for name in ("a", "b")]
         (mounts[0] / NAME).mkdir()
         faults = Faults(made, mounts, rng)
