@@ -172,11 +172,12 @@ class Sharing(Program):
     def links(self) -> None:
         """A file that has one of two names at any time, and both while it goes over from one to the other."""
         names = [self.top / f"links-{self.number}-{i}" for i in (0, 1)]
-        if not self.checked:
-            for path in names:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-            write(names[0], content(f"links-{self.number}"))
+        if not self.checked:  # the other program may look for it meanwhile
+            made = self.top / f"links-{self.number}-new"
+            write(made, content(f"links-{self.number}"))
+            os.replace(made, names[0])
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(names[1])
             fsync_directory(self.top)
             self.journal.note("done links", f"links-{self.number}", 1)
             self.checked = True
@@ -193,7 +194,8 @@ class Sharing(Program):
     def _seek(self, name: str) -> None:
         for look in range(LOOKS):
             with contextlib.suppress(FileNotFoundError):
-                if (self.top / f"{name}-{look % 2}").read_bytes() != content(name):
-                    raise Wrong(f"{name} has other bytes")
+                found = (self.top / f"{name}-{look % 2}").read_bytes()
+                if found != content(name):
+                    raise Wrong(f"{name} has other bytes: {len(found)} of {len(content(name))}, {found[:40]!r}")
                 return
         raise Missed(f"{name} has none of its names")
