@@ -267,6 +267,7 @@ class Journal:
     def clear(self) -> None:
         """The session has ended: everything in here is lost."""
         self._ended += 1
+        reserved = [entry.file for entry in self._entries if entry.file is not None and entry.group is not None]
         for entry in self._entries:
             if entry.file is not None:
                 entry.file.journaled -= 1
@@ -281,6 +282,8 @@ class Journal:
         self._inos.clear()
         self._inos_left = 0
         self._done = self._number
+        for file in reserved:  # or who syncs or closes one of them waits in vain, instead of hearing of it
+            self.data.unreserve(file)
         self._answered.unpark_all()
 
     # --- what goes out ------------------------------------------------------------------------------------------

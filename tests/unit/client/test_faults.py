@@ -118,6 +118,27 @@ async def test_an_expired_session_costs_what_was_open_and_unwritten_and_nothing_
     world.check()
 
 
+async def test_who_syncs_what_the_journal_had_taken_hears_of_an_expired_session_at_once() -> None:
+    world = World(alone=True)
+    async with world.mount() as volume:
+        handle, _ = await volume.create(ROOT_INO, b"f", 0o644, RDWR, 0, 0)
+        await volume.syncfs()
+        volume._session.journal.delay_s = 1000.0
+        await volume.write(handle, 0, b"lost")
+        await volume.flush(handle)
+        assert handle.file.reserved and volume._session.journal
+        world.expire(volume._session.id)
+        volume._session._lost(volume._session.id)  # as any answer tells
+        began = trio.current_time()
+        for action in (volume.fsync, volume.flush):
+            with pytest.raises(FsError) as raised:
+                await action(handle)
+            assert raised.value.errno == 5
+        assert trio.current_time() < began + 1
+        await volume.release(handle)
+    world.check()
+
+
 async def test_a_commit_is_never_carried_over_to_a_new_session() -> None:
     world = World()
     async with world.mount() as volume:
