@@ -30,7 +30,7 @@ from tests.unit.state.support import World
 
 STALL_S = 5.0  # longer than anything takes where nobody waits for a lease or a request to end
 TRIALS = 300 if LONG else 60
-ATTEMPTS = 3  # to miss a rule, on a machine that is busy with other things
+ATTEMPTS = 6  # to miss a rule, on a machine that is busy with other things
 
 Scene = Callable[[Path, Path], None]
 
