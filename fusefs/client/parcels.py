@@ -60,13 +60,16 @@ class Parcels:
         """What is here waits for no others. With ``carry`` somebody waits until it is committed: a small group travels
         with its commit."""
         parcel, self._waiting, self._bytes = self._waiting, [], 0
-        if carry:
-            carried = [item for item in parcel if self._committer.carry(item.file, item.group)]
-            for item in carried:
-                item.group.done.set()
-            parcel = [item for item in parcel if not item.group.done.is_set()]
+        parcel = [item for item in parcel if not (carry and self.carry(item.file, item.group))]
         if parcel:
             self._nursery.start_soon(self._put, parcel)
+
+    def carry(self, file: File, group: Group) -> bool:
+        """Have a group travel with its commit, where that can be: then there is nothing to put."""
+        carried = self._committer.carry(file, group)
+        if carried:
+            group.done.set()
+        return carried
 
     async def _linger(self, parcel: list[Item]) -> None:
         await trio.sleep(LINGER_S)

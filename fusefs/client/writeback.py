@@ -366,9 +366,7 @@ class WriteBack:
         first.mtime_ns = file.mtime_ns
         first.placed = file.append_base is not None
         file.reserve(generation)
-        if carry and self._committer.carry(file, first):
-            first.done.set()
-        else:
+        if not (carry and self._parcels.carry(file, first)):
             self._parcels.add(file, first)
         return first
 
