@@ -67,6 +67,12 @@ def run(
     return done
 
 
+def profile(mount: Path) -> dict[str, Any]:
+    """What the process that serves a mount tells of itself."""
+    told: dict[str, Any] = json.loads(run(FUSEFS, "profile", mount, "--json").stdout)
+    return told
+
+
 def free_port() -> int:
     """Return a loopback port that nobody uses, nor any outgoing connection will."""
     return next(free_ports())

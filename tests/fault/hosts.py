@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.harness import FUSEFS, Cluster, run, wait_for
+from tests.harness import FUSEFS, Cluster, profile, run, wait_for
 from tests.netns import Network
 
 DISK = "size=320m"  # a log segment is 64 MiB, and one is made ahead
@@ -123,7 +123,7 @@ class Hosts(Cluster):
 
     def statistics(self, mount: Path) -> dict[str, float]:
         """Gauges and counters of the process that serves a mount."""
-        found: dict[str, float] = json.loads(run(FUSEFS, "profile", mount, "--json").stdout)["statistics"]
+        found: dict[str, float] = profile(mount)["statistics"]
         return found
 
     def account(self) -> str:

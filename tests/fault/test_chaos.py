@@ -90,10 +90,13 @@ class Faults:
         finally:
             ballast.unlink()
 
-    def cut_off(self, host: str, seconds: float) -> None:
-        """Nothing that is sent from this host arrives anywhere, nor the other way round."""
-        self.made.net.isolate(host)
+    def cut_off(self, host: str, seconds: float, other: str = "") -> None:
+        """Nothing that is sent from this host arrives at the other, or anywhere, nor the other way round."""
         try:
+            if other:
+                self.made.net.cut(host, other)
+            else:
+                self.made.net.isolate(host)
             time.sleep(seconds)
         finally:
             self.made.net.heal()
@@ -118,11 +121,7 @@ class Faults:
         """A mount and the leader; both reach everybody else."""
         mount, leader = self.rng.choice(self.mounts), self.leader()
         with self.hitting(mount):
-            self.made.net.cut(self.made.host_of(mount), self.made.host[leader])
-            try:
-                time.sleep(self.rng.uniform(0.2, 8))
-            finally:
-                self.made.net.heal()
+            self.cut_off(self.made.host_of(mount), self.rng.uniform(0.2, 8), self.made.host[leader])
 
     @contextlib.contextmanager
     def hitting(self, *mounts: Path) -> Iterator[None]:

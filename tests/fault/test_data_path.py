@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import FUSEFS, Cluster, cluster, need_fuse, run, seed, wait_for
+from tests.harness import FUSEFS, Cluster, cluster, need_fuse, profile, run, seed, wait_for
 
 MIB = 1 << 20
 
@@ -95,8 +94,7 @@ def test_what_lies_on_this_host_is_read_without_its_servers(made: Cluster, tmp_p
         return counted() - before
 
     def counted() -> float:
-        profile = json.loads(run(FUSEFS, "profile", mount, "--json").stdout)
-        found: float = profile["statistics"]["volume.blocks.short_circuit_reads"]
+        found: float = profile(mount)["statistics"]["volume.blocks.short_circuit_reads"]
         return found
 
     wait_for(lambda: reads() >= 6, 60, "the mount to know where all blocks lie")

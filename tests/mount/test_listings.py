@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import struct
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import FUSEFS, LONG, Cluster, run, wait_for
+from tests.harness import LONG, Cluster, profile, wait_for
 
 TRIALS = 500 if LONG else 50
 NAMES = [f"file {number:02}" for number in range(60)]
@@ -48,7 +47,7 @@ def some(fd: int, size: int = 200) -> list[str]:
 
 
 def readdirs(volume: Cluster) -> int:
-    operations = json.loads(run(FUSEFS, "profile", volume.mounts[0], "--json").stdout)["operations"]
+    operations = profile(volume.mounts[0])["operations"]
     return int(operations["readdir"]["count"]) if "readdir" in operations else 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fusefs.mount.pruning import INODE_BYTES
-from tests.harness import FUSEFS, Cluster, cluster, need_fuse, run, wait_for
+from tests.harness import Cluster, cluster, need_fuse, profile, wait_for
 
 FILES = 2000
 INODES_MAX = 300
@@ -29,7 +28,7 @@ def small(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def inodes(path: Path) -> int:
-    return int(json.loads(run(FUSEFS, "profile", path, "--json").stdout)["statistics"]["mount.kernel.inodes"])
+    return int(profile(path)["statistics"]["mount.kernel.inodes"])
 
 
 @pytest.mark.skipif(KERNEL < (6, 18), reason="Linux 6.18 is the first that can be asked to forget inodes")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fusefs.mount.state import find_state
-from tests.harness import FUSEFS, LONG, Cluster, run, wait_for
+from tests.harness import FUSEFS, LONG, Cluster, profile, run, wait_for
 
 FILES = 20_000 if LONG else 300
 
@@ -27,17 +25,12 @@ def served(request: pytest.FixtureRequest, volume: Cluster, work: Path, tmp_path
     volume.umount(path)
 
 
-def profile_of(mount: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(run(FUSEFS, "profile", mount, "--json").stdout)
-    return document
-
-
 def test_the_profile_counts_what_was_done(volume: Cluster, work: Path) -> None:
     mount = volume.mounts[0]
-    before = profile_of(mount)["operations"]
+    before = profile(mount)["operations"]
     (work / "f").write_bytes(b"x" * 10_000)
     assert not (work / "missing").exists()
-    seen = profile_of(mount)
+    seen = profile(mount)
     after = seen["operations"]
 
     def added(operation: str, what: str) -> int:
@@ -61,7 +54,7 @@ def test_a_file_that_was_only_read_is_closed_without_waking_the_mount(volume: Cl
     (work / "f").write_bytes(b"x")
 
     def closed() -> int:
-        return int(profile_of(mount)["statistics"]["mount.quiet.flush"])
+        return int(profile(mount)["statistics"]["mount.quiet.flush"])
 
     before = closed()
     for _ in range(10):
@@ -78,9 +71,9 @@ def test_the_end_of_a_listing_is_asked_for_without_waking_the_mount(volume: Clus
         (work / f"{number:03}").touch()
 
     def asked() -> tuple[int, int]:
-        profile = profile_of(mount)
-        count = profile["operations"].get("readdir", {"count": 0})["count"]
-        return int(count), int(profile["statistics"]["mount.quiet.readdir"])
+        seen = profile(mount)
+        count = seen["operations"].get("readdir", {"count": 0})["count"]
+        return int(count), int(seen["statistics"]["mount.quiet.readdir"])
 
     woken, quiet = asked()
     assert len(os.listdir(work)) == 300
@@ -100,7 +93,7 @@ def test_the_target_of_a_link_is_asked_for_once(volume: Cluster, work: Path) -> 
     """In some round: the kernel may drop a page at any time, for reasons of its own."""
 
     def asked() -> int:
-        return int(profile_of(volume.mounts[0])["operations"]["readlink"]["count"])
+        return int(profile(volume.mounts[0])["operations"]["readlink"]["count"])
 
     counts = []
     for _ in range(3):
@@ -143,7 +136,7 @@ def test_memory_follows_what_the_kernel_knows(volume: Cluster, work: Path) -> No
         assert (work / f"f{i}").exists()
     for i in range(20 * FILES):
         assert not (work / f"missing{i}").exists()
-    seen = profile_of(mount)["statistics"]
+    seen = profile(mount)["statistics"]
     assert seen["mount.kernel.inodes"] >= FILES
     assert seen["mount.cache.names_bytes"] <= 16 << 20
     assert seen["volume.leases.bytes"] <= 64 << 20
@@ -151,6 +144,6 @@ def test_memory_follows_what_the_kernel_knows(volume: Cluster, work: Path) -> No
 
     def forgotten() -> bool:
         Path("/proc/sys/vm/drop_caches").write_text("2")
-        return bool(profile_of(mount)["statistics"]["mount.kernel.inodes"] < FILES // 2)
+        return bool(profile(mount)["statistics"]["mount.kernel.inodes"] < FILES // 2)
 
     wait_for(forgotten, 60, "the inodes to be forgotten with the kernel")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 from pathlib import Path
 
-from tests.harness import FUSEFS, Cluster, run
+from tests.harness import Cluster, profile
 
 FILES = 200
 
@@ -17,7 +16,7 @@ def content(number: int, turn: int = 0) -> bytes:
 
 
 def requests(mount: Path, kind: str) -> int:
-    operations = json.loads(run(FUSEFS, "profile", mount, "--json").stdout)["operations"]
+    operations = profile(mount)["operations"]
     return int(operations[kind]["count"]) if kind in operations else 0
 
 
@@ -104,5 +103,4 @@ def test_who_lists_what_another_mount_has_made_does_not_wait_for_its_pages(
 
 def dropped(mount: Path) -> int:
     """How often the kernel was told to drop pages."""
-    statistics = json.loads(run(FUSEFS, "profile", mount, "--json").stdout)["statistics"]
-    return int(statistics["mount.cache.forgotten_pages"])
+    return int(profile(mount)["statistics"]["mount.cache.forgotten_pages"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
 import random
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import FUSEFS, LONG, run, seed
+from tests.harness import LONG, profile, run, seed
 
 MIB = 1 << 20
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE = 0x01, 0x02, 0x08, 0x10, 0x20
@@ -178,7 +177,7 @@ def test_punching_gives_space_back_and_a_mapping_sees_it(work: Path, other: Path
 
 def bytes_of(mount: Path) -> dict[str, int]:
     """How many bytes programs have had moved, by operation."""
-    operations = json.loads(run(FUSEFS, "profile", mount, "--json").stdout)["operations"]
+    operations = profile(mount)["operations"]
     return {name: operations.get(name, {"bytes": 0})["bytes"] for name in ("read", "write", "copy_file_range")}
 
 
