@@ -91,9 +91,21 @@ class Closing:
         runs = [(piece.offset, piece.end) for piece in file.dirty.pieces()]
         time_ns = self._local.data(file.ino, runs, file.mtime_ns)
         if time_ns is None:
+            time_ns = self._untold(file)
+        if time_ns is None:
             return False
         self._journal.add_data(file, time_ns, carry=carry)
         return True
+
+    def _untold(self, file: File) -> Optional[int]:
+        """The time of a commit of which nothing can be told before it is made, because nothing is remembered of the file
+        any more: it was long ago, or the service has changed a name of it. It is ours all the same, and what is written
+        to it comes before what is done later."""
+        session = self._session
+        if not (file.private and self._journal.open and session.leases.left_s(session.now_s()) > OWN_MARGIN_S):
+            return None
+        session.leases.changed(file.ino)  # what was asked before may be answered without it
+        return self._now_ns()
 
     def seal_open(self, carry: bool, but: Optional[File]) -> int:
         """Put into the journal what was written to files that are still open and is little; of how many there was some.

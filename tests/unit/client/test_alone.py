@@ -354,3 +354,28 @@ async def test_what_was_not_synced_is_lost_as_a_suffix() -> None:
         names = [entry.name for entry in page.entries if entry.name != b"first"]
         assert names == [b"%03d" % number for number in range(len(names))]
         world.check()
+
+
+@pytest.mark.parametrize("why", ["the service exchanged names", "it was long ago"])
+async def test_what_is_written_comes_before_what_is_done_later_though_nothing_is_known_of_the_file(why: str) -> None:
+    """Whose a file is does not depend on what the mount still knows of it."""
+    world = World(alone=True)
+    async with world.mount() as volume:
+        await volume.mknod(ROOT_INO, b"other", 0o100644, 0, 0, 0)
+        handle, attr = await volume.create(ROOT_INO, b"log", 0o644, os.O_RDWR, 0, 0)
+        await volume.write(handle, 0, b"first ")
+        if why == "it was long ago":
+            volume._session.leases.facts.drop(attr.ino)
+        else:
+            await volume.rename(ROOT_INO, b"log", ROOT_INO, b"other", api.RENAME_EXCHANGE)
+        await volume.write(handle, 6, b"second")
+        assert volume._local.owned(attr.ino) is None
+        await volume.mknod(ROOT_INO, b"later", 0o100644, 0, 0, 0)
+        await volume._session.journal.drain(trio.current_time() + 5)
+        later, log = world.machine.query([api.Lookup(ROOT_INO, b"later"), api.GetAttr(attr.ino)])
+        assert isinstance(later, api.AttrResult) and isinstance(log, api.AttrResult)
+        assert log.attr.size == 12
+        assert (await volume.getattr(attr.ino)).size == 12
+        assert await contents(volume, attr.ino) == b"first second"
+        await volume.release(handle)
+    world.check()
