@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.harness import FUSEFS, Cluster, profile, run, wait_for
+from tests.fault.wired import Wired
+from tests.harness import FUSEFS, profile, run, wait_for
 from tests.netns import Network
 
 DISK = "size=320m"  # a log segment is 64 MiB, and one is made ahead
@@ -48,15 +49,14 @@ class Clock:
         return {**os.environ, "FUSEFS_TEST_CLOCK": str(self.path), "PYTHONPATH": str(CLOCKWORK)}
 
 
-class Hosts(Cluster):
+class Hosts(Wired):
     """Three members at first, one chunk server, and mounts; members may move to spare hosts."""
 
     def __init__(self, path: Path, net: Network, hosts: Iterable[str], rng: random.Random) -> None:
-        super().__init__(path)
-        self.net = net
-        self.rng = rng
         self.spare = list(hosts)
-        self.host = {f"metadata-{i + 1}": self.spare.pop(0) for i in range(3)} | {"storage-1": "s1"}
+        host = {f"metadata-{i + 1}": self.spare.pop(0) for i in range(3)} | {"storage-1": "s1"}
+        super().__init__(path, net, host, operator="c1", members=3, servers=1)
+        self.rng = rng
         self.numbers = 3  # given to members so far
         self.disks: list[Path] = []
         self.clocks: dict[str, Clock] = {}  # of members and mounts
@@ -65,8 +65,7 @@ class Hosts(Cluster):
         return [name for name in self.host if name.startswith("metadata-")]
 
     def create(self) -> None:
-        address = [f"--address={name}={self.net.address[host]}:7000" for name, host in self.host.items()]
-        run(FUSEFS, "up", self.directory, "--members=3", "--servers=1", "--transport=tcp", *address, "--no-start")
+        super().create()
         for name in self.members():
             self.give_disk(name)
 
@@ -76,48 +75,27 @@ class Hosts(Cluster):
         run("mount", "-t", "tmpfs", "-o", f"{DISK},mode=0700", "tmpfs", path)
         self.disks.append(path)
 
-    def start(self, name: str) -> None:
-        run(*self._inside(name, self.host[name]), FUSEFS, "up", self.directory, "--only", name, "--detach",
-            env=self.clock(name).environment)
-
     def mount_on(self, host: str, path: Path) -> Path:
-        path.mkdir()
-        run(*self._inside(host, host), FUSEFS, "mount", self.config, path, "-o", "timeout=10s",
-            env=self.clock(host).environment)
-        self.mounts.append(path)
-        return path
-
-    def mount_pid(self, path: Path) -> int:
-        (state,) = [p for p in (self.directory / "run").glob("mount-*.json") if str(path) in p.read_text()]
-        return int(state.with_suffix(".pid").read_text())
+        self.mounted[path] = host
+        return self.mount(path, "-o", "timeout=10s")
 
     def clock(self, name: str) -> Clock:
         return self.clocks.setdefault(name, Clock(self.directory.parent / f"clock-{name}"))
 
-    def _inside(self, name: str, host: str) -> list[str]:
-        """Run on a host, as if it had been up for some time of its own."""
-        origin = str(self.rng.randrange(ORIGIN_S_MAX))
-        return [*self.net.inside(host), "unshare", "--time", "--monotonic", origin, "--boottime", origin]
+    def environment(self, name: str) -> dict[str, str]:
+        return self.clock(name).environment
 
-    def command_from(self, host: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        return run(*self.net.inside(host), FUSEFS, *words, check=False)
+    def inside(self, host: str, name: str) -> list[str]:
+        """On a host, as if it had been up for some time of its own."""
+        origin = str(self.rng.randrange(ORIGIN_S_MAX))
+        return [*super().inside(host, name), "unshare", "--time", "--monotonic", origin, "--boottime", origin]
 
     def insist(self, *words: str | Path) -> None:
         """Repeat a command of the operator until it succeeds."""
-        wait_for(lambda: not self.command_from("c1", *words).returncode, 60, f"fusefs {words}")
-
-    def status_from(self, host: str) -> dict[str, Any]:
-        done = self.command_from(host, "status", self.config, "--json")
-        return json.loads(done.stdout) if done.stdout.strip() else {"health": "down", "members": []}
-
-    def leader(self) -> str | None:
-        for member in self.status_from("c1")["members"]:
-            if member["role"] == "leader":
-                return str(member["name"])
-        return None
+        wait_for(lambda: not self.command(*words).returncode, 60, f"fusefs {words}")
 
     def row(self, name: str) -> dict[str, Any]:
-        done = self.command_from("c1", "member", "list", self.config, "--json")
+        done = self.command("member", "list", self.config, "--json")
         rows = json.loads(done.stdout)["members"] if done.stdout.strip() else []
         return next((row for row in rows if row["name"] == name), {"state": "", "role": ""})
 
@@ -132,7 +110,7 @@ class Hosts(Cluster):
         names = self.server_pids()
         pids = {name: pid for name, pid in names.items() if name in self.clocks}
         for index, mount in enumerate(self.mounts):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(AssertionError):
                 pids[f"c{index + 1}"] = self.mount_pid(mount)
             told.append(f"--- profile {mount}\n{run(FUSEFS, 'profile', mount, '--json', check=False).stdout}")
         for name, pid in pids.items():
@@ -158,12 +136,6 @@ class Hosts(Cluster):
         except (OSError, AssertionError):
             print(self.account(), flush=True)
             raise
-
-    def down_servers(self) -> list[str]:
-        return []  # whoever starts them has to be on their hosts
-
-    def command(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        return self.command_from("c1", *words)
 
     def _clean(self) -> None:
         super()._clean()

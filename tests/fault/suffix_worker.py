@@ -7,6 +7,7 @@ All steps follow from the seed. After each one a byte is written to DONE, which 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import sys
@@ -16,6 +17,10 @@ from typing import NamedTuple
 KIB, MIB = 1 << 10, 1 << 20
 MANY = 200  # names; beyond, they are removed more often than made
 LOGS = 3  # files that stay open while others are worked on
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Step(NamedTuple):
@@ -63,6 +68,8 @@ class Model:
             names[step.other] = names[step.path]
         elif call == "rename" and names[step.path] is not names.get(step.other, step):
             names[step.other] = names.pop(step.path)
+        elif call == "exchange":
+            names[step.path], names[step.other] = names[step.other], names[step.path]
         elif call == "unlink":
             del names[step.path]
 
@@ -124,6 +131,7 @@ class Work:
         kinds = ["file"] * 6 + ["mkdir", "symlink"]
         if files:
             kinds += ["rename", "rename", "link", "append", "append", "overwrite", "truncate", "replace", "replace"]
+            kinds += ["exchange"] * (len(files) > 1)
             kinds += ["unlink"] * (20 if len(files) > MANY else 1)
         kind, path = rng.choice(kinds), rng.choice(files or [""])
         if kind == "file":
@@ -136,6 +144,10 @@ class Work:
             return [Step(kind, self._new(), "target")]
         if kind in ("rename", "link"):
             return [Step(kind, path, self._new())]
+        if kind == "exchange":  # which no mount does by itself; also of files that stay open
+            held = [name for name in files if any(self.model.names[name] is one for one in self.model.opened.values())]
+            path = rng.choice(held or files)
+            return [Step(kind, path, rng.choice([other for other in files if other != path]))]
         if kind == "unlink":
             return [Step(kind, path)]
         size = len(self.model.file(path).data)
@@ -164,6 +176,12 @@ def _place(data: bytearray, offset: int, new: bytes) -> None:
 def _resize(data: bytearray, size: int) -> None:
     del data[size:]
     data.extend(bytes(size - len(data)))
+
+
+def exchange(one: Path, other: Path) -> None:
+    """What either name means is what the other did."""
+    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
+        raise OSError(ctypes.get_errno(), "renameat2")
 
 
 def main(seed: str, directory: str, done: str) -> None:
@@ -195,6 +213,8 @@ def main(seed: str, directory: str, done: str) -> None:
             os.link(path, top / step.other)
         elif step.call == "rename":
             os.rename(path, top / step.other)
+        elif step.call == "exchange":
+            exchange(path, top / step.other)
         else:
             path.unlink()
         os.write(mark, b".")

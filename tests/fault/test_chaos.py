@@ -66,8 +66,7 @@ class Faults:
         self.kill(self.leader())
 
     def leader(self) -> str:
-        leaders = [str(member["name"]) for member in self.made.status()["members"] if member["role"] == "leader"]
-        return leaders[0] if leaders else self.name("metadata")
+        return self.made.leader() or self.name("metadata")
 
     def stop_member(self) -> None:
         self.stop(self.made.server_pids()[self.name("metadata")], self.rng.uniform(0.2, 5))

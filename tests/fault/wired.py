@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,16 @@ PORT = 7000
 
 
 class Wired(Cluster):
-    """``count`` members and as many chunk servers; the first mounts have hosts of their own, others the operator's."""
+    """``host``: where each server is. The first mounts have hosts of their own, others the operator's."""
 
-    def __init__(self, directory: Path, net: Network, count: int) -> None:
-        super().__init__(directory, members=count, servers=count, replicas=count, transport="tcp")
+    def __init__(
+        self, directory: Path, net: Network, host: Mapping[str, str], operator: str = OPERATOR, **flags: str | int
+    ) -> None:
+        super().__init__(directory, transport="tcp", **flags)
         self.net = net
-        self.host = hosts(count)
-        self._mounted: dict[Path, str] = {}
+        self.host = dict(host)
+        self.operator = operator
+        self.mounted: dict[Path, str] = {}
 
     def create(self) -> None:
         told = [f"--address={name}={self.net.address[host]}:{PORT}" for name, host in self.host.items()]
@@ -36,28 +39,46 @@ class Wired(Cluster):
                 self.start(name)
 
     def start(self, name: str) -> None:
-        run(*self.net.inside(self.host[name]), FUSEFS, "up", self.directory, "--only", name, "--detach")
+        where = self.inside(self.host[name], name)
+        run(*where, FUSEFS, "up", self.directory, "--only", name, "--detach", env=self.environment(name))
 
     def mount(self, path: Path, *options: str) -> Path:
         path.mkdir(parents=True, exist_ok=True)
-        run(*self.net.inside(self.host_of(path)), FUSEFS, "mount", self.config, path, *options)
+        host = self.host_of(path)
+        run(*self.inside(host, host), FUSEFS, "mount", self.config, path, *options, env=self.environment(host))
         if path not in self.mounts:
             self.mounts.append(path)
         return path
 
+    def inside(self, host: str, name: str) -> list[str]:
+        """The start of a command line that starts what has this name."""
+        return self.net.inside(host)
+
+    def environment(self, name: str) -> dict[str, str] | None:
+        return None
+
     def host_of(self, path: Path) -> str:
         """Where a mount is, or will be."""
-        if path not in self._mounted:
-            self._mounted[path] = MOUNTS[len(self._mounted)] if len(self._mounted) < len(MOUNTS) else OPERATOR
-        return self._mounted[path]
+        if path not in self.mounted:
+            self.mounted[path] = MOUNTS[len(self.mounted)] if len(self.mounted) < len(MOUNTS) else self.operator
+        return self.mounted[path]
 
     def status(self) -> dict[str, Any]:
-        done = self.command("status", self.config, "--json")
-        result: dict[str, Any] = json.loads(done.stdout)
-        return result
+        return self.status_from(self.operator)
+
+    def status_from(self, host: str) -> dict[str, Any]:
+        done = self.command_from(host, "status", self.config, "--json")
+        return json.loads(done.stdout) if done.stdout.strip() else {"health": "down", "members": []}
+
+    def leader(self) -> str | None:
+        leaders = [str(member["name"]) for member in self.status()["members"] if member["role"] == "leader"]
+        return leaders[0] if leaders else None
 
     def command(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        return run(*self.net.inside(OPERATOR), FUSEFS, *words, check=False)
+        return self.command_from(self.operator, *words)
+
+    def command_from(self, host: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        return run(*self.net.inside(host), FUSEFS, *words, check=False)
 
 
 def hosts(count: int) -> dict[str, str]:
@@ -67,9 +88,9 @@ def hosts(count: int) -> dict[str, str]:
 
 @contextmanager
 def wired(directory: Path, count: int) -> Iterator[Wired]:
-    """A running cluster that is gone afterwards, and its network."""
+    """A running cluster of ``count`` members and as many chunk servers that is gone afterwards, and its network."""
     with network(*hosts(count).values(), *MOUNTS, OPERATOR) as net:
-        made = Wired(directory, net, count)
+        made = Wired(directory, net, hosts(count), members=count, servers=count, replicas=count)
         try:
             made.create()
             made.up()
