@@ -98,9 +98,9 @@ class Closing:
         return True
 
     def _untold(self, file: File) -> Optional[int]:
-        """The time of a commit of which nothing can be told before it is made, because nothing is remembered of the file
-        any more: it was long ago, or the service has changed a name of it. It is ours all the same, and what is written
-        to it comes before what is done later."""
+        """The time of a commit of which nothing can be told before it is made, because nothing is remembered of the
+        file any more: it was long ago, or the service has changed a name of it. It is ours all the same, and what is
+        written to it comes before what is done later."""
         session = self._session
         if not (file.private and self._journal.open and session.leases.left_s(session.now_s()) > OWN_MARGIN_S):
             return None
