@@ -8,8 +8,8 @@ ONLY ?=
 JSON ?=
 README ?=
 PYTEST_ARGS ?=
-# Those that start processes mostly wait: three files at a time, because the tests of one may share a cluster, the
-# longest ones first. The others compute, and get what CPU is left, two at a time; what they say is shown afterwards.
+# Two at a time; of those that start processes, which mostly wait, three files at a time, because the tests of one may
+# share a cluster. The longest ones come first.
 PURE = tests/test_house.py tests/unit tests/sim tests/golden tests/linear
 
 .PHONY: setup run test bench clean
@@ -28,11 +28,9 @@ test:
 ifneq ($(PYTEST_ARGS),)
 	@LONG="$(LONG)" SEED="$(SEED)" .venv/bin/python -m pytest $(PYTEST_ARGS)
 else
-	@export LONG="$(LONG)" SEED="$(SEED)"; failed=0; said=$$(mktemp); \
-	nice -n 19 .venv/bin/python -m pytest -n 2 $(PURE) >"$$said" 2>&1 & pure=$$!; \
-	trap 'kill $$pure 2>/dev/null; rm -f "$$said"' EXIT; trap 'exit 130' INT TERM; \
+	@export LONG="$(LONG)" SEED="$(SEED)"; failed=0; \
+	.venv/bin/python -m pytest -n 2 $(PURE) || failed=1; \
 	.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PURE:%=--ignore=%) tests/fault tests || failed=1; \
-	wait $$pure || failed=1; cat "$$said"; \
 	exit $$failed
 endif
 
