@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -10,27 +11,32 @@ from collections.abc import Sequence
 
 import click
 
-from fusefs.cli.cmd_clone import clone
-from fusefs.cli.cmd_down import down
-from fusefs.cli.cmd_fsck import fsck
-from fusefs.cli.cmd_gc import gc
-from fusefs.cli.cmd_member import member
-from fusefs.cli.cmd_mount import mount
-from fusefs.cli.cmd_profile import profile
-from fusefs.cli.cmd_rebalance import rebalance, scrub
-from fusefs.cli.cmd_server import server
-from fusefs.cli.cmd_status import status
-from fusefs.cli.cmd_umount import umount
-from fusefs.cli.cmd_up import up
 from fusefs.cli.options import with_json
 from fusefs.cli.output import Failure
 from node.host.exitcodes import Exit, describe, exit_code
 
 DEBUG_VARIABLE = "FUSEFS_DEBUG"
 INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
+COMMANDS = {  # and the modules that have them
+    "clone": "cmd_clone", "down": "cmd_down", "fsck": "cmd_fsck", "gc": "cmd_gc", "member": "cmd_member",
+    "mount": "cmd_mount", "profile": "cmd_profile", "rebalance": "cmd_rebalance", "scrub": "cmd_rebalance",
+    "server": "cmd_server", "status": "cmd_status", "umount": "cmd_umount", "up": "cmd_up",
+}  # fmt: skip
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Commands(click.Group):
+    """Loads a command when it is called: what the others need takes longer to load than most commands to run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*COMMANDS, *super().list_commands(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS and cmd_name not in self.commands:
+            self.add_command(getattr(importlib.import_module(f"fusefs.cli.{COMMANDS[cmd_name]}"), cmd_name))
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="fusefs")
 @with_json
 def cli() -> None:
@@ -40,10 +46,6 @@ def cli() -> None:
     Exit codes: 0 ok, 1 failed, 2 usage, 3 finished with findings, 4 no quorum or unreachable,
     5 not authorized, 6 not found, 7 integrity.
     """
-
-
-for command in (up, down, mount, umount, status, profile, member, gc, fsck, clone, server, rebalance, scrub):
-    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
