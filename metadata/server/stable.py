@@ -119,7 +119,7 @@ class Stable:
         elif (
             now_s >= self._commit_due_s
             or self._uncommitted >= self._commit_entries
-            or self.engine.statistics()["dirty"] >= STATE_COMMIT_CHANGES
+            or self.engine.dirty >= STATE_COMMIT_CHANGES
         ):
             self.commit()
             self._commit_due_s = now_s + self._commit_s

@@ -88,6 +88,11 @@ class Engine(Tables, Protocol):
         """Release the files. Uncommitted changes are dropped: the log replays them."""
         ...
 
+    @property
+    def dirty(self) -> int:
+        """Changes since the last commit. Costs nothing: it is asked after each entry."""
+        ...
+
     def statistics(self) -> dict[str, int]:
-        """Return counters, by name: at least ``dirty`` (changes since the last commit) and ``keys``."""
+        """Return counters, by name: at least ``dirty`` and ``keys``."""
         ...

@@ -8,7 +8,7 @@ The directory holds ``CURRENT``, which names one environment, and that environme
 remains of a replacement that did not finish or had just finished.
 
 Memory: dirty pages of the open transaction are private memory, 4 KiB each; everything else is page cache. The owner
-commits by ``statistics()["dirty"]``.
+commits by ``dirty``.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class LmdbEngine:
             self._put(key, value)
         except lmdb.Error as error:
             raise self._fatal("put", error) from error
-        self._dirty += 1
+        self.dirty += 1
         self._dirty_bytes += len(value)
 
     def delete(self, key: bytes) -> bool:
@@ -132,7 +132,7 @@ class LmdbEngine:
             deleted: bool = self._delete(key)
         except lmdb.Error as error:
             raise self._fatal("delete", error) from error
-        self._dirty += deleted
+        self.dirty += deleted
         return deleted
 
     def range(self, low: bytes, high: bytes, limit: int = 0, *, reverse: bool = False) -> list[tuple[bytes, bytes]]:
@@ -170,9 +170,9 @@ class LmdbEngine:
 
     def commit(self) -> None:
         """As in Engine. NO_SPACE where the disk may be too full: nothing is lost, to be repeated once there is room."""
-        if not self._dirty:
+        if not self.dirty:
             return
-        needed = self._dirty_bytes + self._dirty * _PAGES_PER_CHANGE * _PAGE_BYTES + STATE_MARGIN_BYTES
+        needed = self._dirty_bytes + self.dirty * _PAGES_PER_CHANGE * _PAGE_BYTES + STATE_MARGIN_BYTES
         room = self._disk.free_bytes(self._path)
         if room < needed:
             raise FsError(Code.NO_SPACE, f"{self._path}: {room} bytes free, a commit may need {needed}")
@@ -243,7 +243,7 @@ class LmdbEngine:
         """As in Engine; also ``dirty_bytes`` of values put, ``used_bytes`` of the file, ``map_bytes`` its limit."""
         return {
             "keys": int(self._transaction.stat()["entries"]),
-            "dirty": self._dirty,
+            "dirty": self.dirty,
             "dirty_bytes": self._dirty_bytes,
             "commits": self._commits,
             "used_bytes": self._environment.used_bytes(),
@@ -259,7 +259,7 @@ class LmdbEngine:
         self._get: Callable[[bytes], Any] = transaction.get
         self._put: Callable[[bytes, bytes], Any] = transaction.put
         self._delete: Callable[[bytes], Any] = transaction.delete
-        self._dirty = 0
+        self.dirty = 0
         self._dirty_bytes = 0
 
     def _grow(self) -> None:

@@ -113,5 +113,9 @@ class MemoryEngine:
     def close(self) -> None:
         self.crash()
 
+    @property
+    def dirty(self) -> int:
+        return len(self._committed)
+
     def statistics(self) -> dict[str, int]:
-        return {"keys": len(self._keys), "dirty": len(self._committed), "commits": self._commits}
+        return {"keys": len(self._keys), "dirty": self.dirty, "commits": self._commits}
