@@ -90,7 +90,7 @@ RARE: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
-FIRST = {"cover what is mapped": 820}  # where it does not take long; one schedule of some hundred notices that
+FIRST = {"cover what is mapped": 820, "tell a new leader what is kept": 60}  # where it does not take long
 
 
 @pytest.mark.timeout(600)

@@ -415,11 +415,15 @@ def _owner_unnoted(self: Locking, ino: int, key: tuple[bool, int]) -> Any:
     return known
 
 
+FIRST = {"take no older word": 175, "locks end with a fence": 160}  # where it does not take long; one run of 200 does
+
+
 @pytest.mark.parametrize("without", WEAKENINGS)
 def test_each_ingredient_is_needed(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weaken, options = WEAKENINGS[without]
     weaken(monkeypatch)
-    assert any(fails(seed, **options) for seed in range(1000))
+    first = FIRST.get(without, 0)
+    assert any(fails(seed, **options) for seed in range(first, first + 1000))
 
 
 # --- scenes ---------------------------------------------------------------------------------------------------------
