@@ -305,6 +305,11 @@ class Leases:
             return None
         return record.names.get(name, ABSENT if record.complete else None)
 
+    def names(self, ino: int, now_s: float) -> dict[bytes, int] | None:
+        """All names of a directory; None: not all are known."""
+        record = self._record(ino, now_s)
+        return record.names if record is not None and record.complete else None
+
     def missed(self, parent: int, name: bytes) -> None:
         """Somebody was answered that there is no such name."""
         self.hits += 1

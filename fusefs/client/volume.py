@@ -424,6 +424,11 @@ class Volume:
         """Attributes of a directory, where a lease says that they are true; None: ask. As attr_left_s."""
         return self._session.leases.attr(ino, self._session.now_s())
 
+    def names(self, ino: int) -> Optional[dict[bytes, int]]:
+        """All names of a directory, as they are as long as ``changes`` and recalls tell nothing; None: not all are
+        known. As attr_left_s."""
+        return self._session.leases.names(ino, self._session.now_s())
+
     def attr_left_s(self, attr: Attr) -> float:
         """How long attributes that were just returned stay true; 0: ask each time. Valid until the next await."""
         file = self._files.get(attr.ino)

@@ -353,6 +353,14 @@ static void op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     original.flush(req, ino, fi);
 }
 
+static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+    if (shown_missing(parent, name))
+        fuse_reply_err(req, ENOENT);
+    else
+        original.lookup(req, parent, name);
+}
+
 static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
     if (quiet_getxattr(ino, name)) {
@@ -405,6 +413,8 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     ops.copy_file_range = op_copy_file_range;
     if (original.flush)
         ops.flush = op_flush;
+    if (original.lookup)
+        ops.lookup = op_lookup;
     if (original.getxattr)
         ops.getxattr = op_getxattr;
     made = real(args, &ops, sizeof ops, userdata);
@@ -553,9 +563,9 @@ static PyMethodDef module_methods[] = {
     {"take_flusher", take_flusher, METH_NOARGS, "The lock owner of the flush whose handler begins now; then 0."},
     {"take_paged", take_paged, METH_NOARGS, "Whether the read that begins now fills pages, or the write is of mapped ones; then False."},
     {"take_by_handle", take_by_handle, METH_NOARGS, "Whether the question for attributes that begins now is a reader's; then False."},
-    {"quiet", quiet_counts, METH_NOARGS, "How many flushes, questions about capabilities, ends of listings and attributes went to no handler."},
+    {"quiet", quiet_counts, METH_NOARGS, "How many flushes, questions about capabilities, ends of listings, attributes and missing names went to no handler."},
     {"set_incapable", set_incapable, METH_VARARGS, "An inode has no capabilities for so many seconds; 0: not known."},
-    {"show", (PyCFunction)(void (*)(void))show, METH_FASTCALL, "The kernel is told these attributes when it asks, for so many seconds."},
+    {"show", (PyCFunction)(void (*)(void))show, METH_FASTCALL, "The kernel is told these attributes when it asks, for so many seconds, and of names that are not among these that they are missing; None: not all are known."},
     {"hide", hide, METH_O, "Not any more, of an inode. How many seconds ago it was told last, None: not lately."},
     {"hide_all", hide_all, METH_NOARGS, "Of none."},
     {"keep_listing", keep_listing, METH_O, "The kernel keeps the listing of what is opened next; True: as it has it."},

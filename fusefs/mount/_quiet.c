@@ -71,8 +71,9 @@ PyObject *quiet_counts(PyObject *module, PyObject *nothing)
 {
     (void)module;
     (void)nothing;
-    return Py_BuildValue("KKKK", (unsigned long long)flushed, (unsigned long long)refused,
-                         (unsigned long long)listings_ended(), (unsigned long long)shown_count());
+    return Py_BuildValue("KKKKK", (unsigned long long)flushed, (unsigned long long)refused,
+                         (unsigned long long)listings_ended(), (unsigned long long)shown_count(),
+                         (unsigned long long)shown_missed());
 }
 
 PyObject *set_incapable(PyObject *module, PyObject *arguments)

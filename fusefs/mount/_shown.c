@@ -1,7 +1,9 @@
-/* Attributes that the kernel is told without Python being woken. All of it runs in the thread that serves.
+/* What the kernel is told without Python being woken: attributes of a directory, and that a name is not there. All of it
+ * runs in the thread that serves.
  *
  * A table of one place for each inode, which later ones take. When a place was last answered from is remembered for a
  * while after it is hidden, and it is not taken meanwhile: who makes the kernel forget has to let the answer arrive.
+ * That a name is missing the kernel does not keep, so nobody has to wait for that.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -13,6 +15,8 @@
 
 #define PLACES 1024
 #define SECTOR 512
+#define TRIES 4 /* who asks for what is missing again and again is answered by Python, which has the kernel keep it */
+#define NAME_BYTES_MAX 255
 #define REMEMBERED_NS 1000000000u
 
 static struct place {
@@ -20,14 +24,26 @@ static struct place {
     uint64_t until_ns; /* 0: hidden */
     uint64_t answered_ns;
     struct stat attr;
+    PyObject *names; /* all there are, as keys; NULL: not known */
+    int tries;       /* so many more names may be answered to be missing */
 } places[PLACES];
 
-static uint64_t answered;
+static uint64_t answered, missed;
+
+static void hide_place(struct place *place)
+{
+    place->until_ns = 0;
+    Py_CLEAR(place->names);
+}
 
 void shown_begin(void)
 {
+    PyGILState_STATE gil = PyGILState_Ensure();
+    for (int i = 0; i < PLACES; i++)
+        hide_place(&places[i]);
+    PyGILState_Release(gil);
     memset(places, 0, sizeof places);
-    answered = 0;
+    answered = missed = 0;
 }
 
 bool shown_getattr(fuse_req_t req, fuse_ino_t ino)
@@ -43,9 +59,36 @@ bool shown_getattr(fuse_req_t req, fuse_ino_t ino)
     return true;
 }
 
+bool shown_missing(fuse_ino_t parent, const char *name)
+{
+    struct place *place = &places[parent % PLACES];
+
+    if (place->ino != parent || !place->names || !place->tries || clock_ns() >= place->until_ns)
+        return false;
+    if (strlen(name) > NAME_BYTES_MAX || !strcmp(name, ".") || !strcmp(name, ".."))
+        return false;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyObject *key = PyBytes_FromString(name);
+    int there = key ? PyDict_Contains(place->names, key) : -1;
+    Py_XDECREF(key);
+    if (there < 0)
+        PyErr_Clear();
+    PyGILState_Release(gil);
+    if (there)
+        return false;
+    place->tries--;
+    missed++;
+    return true;
+}
+
 uint64_t shown_count(void)
 {
     return answered;
+}
+
+uint64_t shown_missed(void)
+{
+    return missed;
 }
 
 /* --- for Python --------------------------------------------------------------------------------------------------- */
@@ -77,8 +120,8 @@ PyObject *show(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
     enum { INO, MODE, NLINK, UID, GID, RDEV, SIZE, STORED, ATIME, MTIME, CTIME, FIELDS };
     long long fields[FIELDS];
     (void)module;
-    if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "show(attr, unit_bytes, left_s)");
+    if (count != 4 || (arguments[3] != Py_None && !PyDict_Check(arguments[3]))) {
+        PyErr_SetString(PyExc_TypeError, "show(attr, unit_bytes, left_s, names)");
         return NULL;
     }
     long unit = PyLong_AsLong(arguments[1]);
@@ -97,6 +140,8 @@ PyObject *show(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
     }
     place->ino = (fuse_ino_t)fields[INO];
     place->until_ns = left_s > 0 ? now + (uint64_t)(left_s * 1e9) : 0;
+    Py_XSETREF(place->names, left_s > 0 && arguments[3] != Py_None ? Py_NewRef(arguments[3]) : NULL);
+    place->tries = TRIES;
     place->attr = (struct stat){
         .st_ino = (ino_t)fields[INO],
         .st_mode = (mode_t)fields[MODE],
@@ -121,12 +166,11 @@ PyObject *hide(PyObject *module, PyObject *argument)
     if (ino == (unsigned long long)-1 && PyErr_Occurred())
         return NULL;
     struct place *place = &places[ino % PLACES];
-    if (place->ino != ino || !place->answered_ns) {
-        if (place->ino == ino)
-            place->until_ns = 0;
+    if (place->ino != ino)
         Py_RETURN_NONE;
-    }
-    place->until_ns = 0;
+    hide_place(place);
+    if (!place->answered_ns)
+        Py_RETURN_NONE;
     return PyFloat_FromDouble((double)(clock_ns() - place->answered_ns) / 1e9);
 }
 
@@ -135,6 +179,6 @@ PyObject *hide_all(PyObject *module, PyObject *nothing)
     (void)module;
     (void)nothing;
     for (int i = 0; i < PLACES; i++)
-        places[i].until_ns = 0;
+        hide_place(&places[i]);
     Py_RETURN_NONE;
 }

@@ -1,5 +1,5 @@
-/* Attributes of directories that were just changed from here. The kernel forgets them with each change by name, and asks
- * before the next one, because it checks permissions.
+/* Directories that were just changed from here. The kernel forgets their attributes with each change by name, and asks
+ * before the next one, because it checks permissions; and before it has something made it asks whether it is there.
  */
 
 #ifndef FUSEFS_SHOWN_H
@@ -20,8 +20,12 @@ void shown_begin(void);
 /* Answer a question for attributes where they are shown; return whether it was. */
 bool shown_getattr(fuse_req_t req, fuse_ino_t ino);
 
+/* Whether a name is known to be missing in a directory that is shown. */
+bool shown_missing(fuse_ino_t parent, const char *name);
+
 /* How many were answered. */
 uint64_t shown_count(void);
+uint64_t shown_missed(void);
 
 /* Functions of the module. */
 PyObject *show(PyObject *module, PyObject *const *arguments, Py_ssize_t count);

@@ -37,7 +37,8 @@ a file is one that several mounts change at this moment; so what was recalled la
 the pages of others and ends before the file that they see does is refused once (``fusefs.mount.crossing``).
 
 A directory's own attributes the kernel forgets with each change by name, and asks for them before the next one, because
-it checks permissions. They are answered by the extension, where a lease says that they are true (``show``).
+it checks permissions. They are answered by the extension, where a lease says that they are true (``show``); and so is,
+where all names are known, that the one which is about to be made is not there. The kernel does not keep that.
 
 Listings of small directories are kept as pages of the directory. Each opening asks us, and after a recall the kernel is
 not allowed to go on with what it has; it also compares mtime, which somebody may have set back, when it begins. What is
@@ -90,6 +91,8 @@ class Leased(Protocol):
 
     def known(self, ino: int) -> Attr | None: ...
 
+    def names(self, ino: int) -> dict[bytes, int] | None: ...
+
     def attr_left_s(self, attr: Attr) -> float: ...
 
     def name_left_s(self, parent: int, name: bytes, ino: int) -> float: ...
@@ -102,7 +105,7 @@ class Leased(Protocol):
 class Shown(Protocol):
     """What the kernel is told of directories without asking us: fusefs.mount._fuseops."""
 
-    def show(self, attr: Attr, unit_bytes: int, left_s: float, /) -> None: ...
+    def show(self, attr: Attr, unit_bytes: int, left_s: float, names: dict[bytes, int] | None, /) -> None: ...
 
     def hide(self, ino: int, /) -> float | None: ...
 
@@ -184,7 +187,7 @@ class KernelCache:
 
     def show(self, ino: int) -> None:
         """Names of this directory were just changed from here. The kernel asks for its attributes before the next one,
-        and is told what they are now, as long as it may believe them."""
+        and whether what it is to make is there already, and is told how it is now, as long as it may believe that."""
         shown = self._shown
         attr = None if shown is None else self._leased.known(ino)
         if shown is None or attr is None:
@@ -199,7 +202,7 @@ class KernelCache:
             self._attrs.pop(ino, None)  # what may be told must be known, or it would not be taken back
             at_s, _, threads = older or _Told(0.0, 0.0)
             older = self._attrs[ino] = _Told(at_s, now_s + left_s + ARRIVAL_S, threads)
-        shown.show(attr, IO_BYTES, older.until_s - ARRIVAL_S - now_s)
+        shown.show(attr, IO_BYTES, older.until_s - ARRIVAL_S - now_s, self._leased.names(ino))
 
     def changed(self, inos: Iterable[int]) -> None:
         """These were changed from here: they are told anew."""

@@ -76,7 +76,7 @@ class Operations(pyfuse3.Operations):
         self.of_reader: Callable[[], bool] = lambda: True  # when a getattr begins, whether read(2) asks for a size
         self.maps_direct: Callable[[], bool] = bool  # says whether files open for direct I/O can be mapped shared
         self.quiet = 0  # marks the numbers of files whose closing we need not hear of
-        self.quiet_answers: Callable[[], tuple[int, ...]] = lambda: (0, 0, 0, 0)
+        self.quiet_answers: Callable[[], tuple[int, ...]] = lambda: (0, 0, 0, 0, 0)
         self.store: Callable[[int, Buffer], bool] | None = None  # puts a file into pages of the kernel, which has none
         self.incapable: Incapable | None = None  # set where something is made of it
         self.keep_listing: Callable[[bool], None] | None = None  # has the kernel keep the listing that is opened next
@@ -534,7 +534,7 @@ class Operations(pyfuse3.Operations):
             "crossings": self._crossings.statistics(),
             "files": len(self.files),
             "directories": len(self._directories),
-            "quiet": dict(zip(("flush", "getxattr", "readdir", "getattr"), self.quiet_answers())),
+            "quiet": dict(zip(("flush", "getxattr", "readdir", "getattr", "lookup"), self.quiet_answers())),
         }
 
 

@@ -48,6 +48,9 @@ class Leased:
     def known(self, ino: int) -> Attr | None:
         return attr_of(ino) if self.attrs else None
 
+    def names(self, ino: int) -> dict[bytes, int] | None:
+        return {b"n": ino} if self.attrs else None
+
     def attr_left_s(self, attr: Attr) -> float:
         return self.until_s - self.now_s
 

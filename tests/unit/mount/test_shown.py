@@ -33,10 +33,12 @@ class Table:
 
     def __init__(self) -> None:
         self.shown: dict[int, float] = {}
+        self.names: dict[int, dict[bytes, int] | None] = {}
         self.answered: dict[int, float] = {}
 
-    def show(self, attr: Attr, unit_bytes: int, left_s: float) -> None:
+    def show(self, attr: Attr, unit_bytes: int, left_s: float, names: dict[bytes, int] | None) -> None:
         self.shown[attr.ino] = left_s
+        self.names[attr.ino] = names
 
     def hide(self, ino: int) -> float | None:
         self.shown.pop(ino, None)
@@ -54,7 +56,7 @@ def test_no_longer_than_they_are_leased(leased: Leased, kernel: Kernel) -> None:
     table = Table()
     cache = made(leased, table)
     cache.show(5)
-    assert table.shown == {5: pytest.approx(10.0 - MARGIN_S)}
+    assert table.shown == {5: pytest.approx(10.0 - MARGIN_S)} and table.names == {5: {b"n": 5}}
     leased.now_s, leased.until_s = 2.0, 12.0
     cache.show(5)
     assert table.shown == {5: pytest.approx(8.0 - MARGIN_S)}, "what was promised before still does"
@@ -125,10 +127,23 @@ def test_the_table() -> None:
 
         assert table is not None
         assert table.hide(5) is None
-        table.show(attr(5), 4096, 10.0)
+        names = {b"x": 7}
+        held = sys.getrefcount(names)
+        table.show(attr(5), 4096, 10.0, names)
+        assert sys.getrefcount(names) == held + 1
+        table.show(attr(5 + 1024), 4096, 10.0, names)
+        assert sys.getrefcount(names) == held + 1, "it took the place"
+        table.show(attr(5), 4096, 10.0, None)
+        assert sys.getrefcount(names) == held, "not all names are known"
         assert table.hide(5) is None, "it was shown, and nobody asked"
-        table.hide_all()
-        for wrong in ((attr(5), 4096), (5, 4096, 1.0), (attr(5), "x", 1.0), (attr(5), 4096, "x")):
+        for forget in (lambda: table.hide(5), table.hide_all):
+            table.show(attr(5), 4096, 10.0, names)
+            forget()
+            assert sys.getrefcount(names) == held
+        for wrong in (
+            (attr(5), 4096, 1.0), (5, 4096, 1.0, None), (attr(5), "x", 1.0, None), (attr(5), 4096, "x", None),
+            (attr(5), 4096, 1.0, [b"x"]),
+        ):
             try:
                 table.show(*wrong)
             except (TypeError, AttributeError):
