@@ -79,15 +79,18 @@ def free_port() -> int:
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    """Poll until ``condition`` returns something true."""
+    """Poll until ``condition`` returns something true. One that takes long, as a command does, is asked half the time
+    at most: what is waited for needs the CPU, too."""
     end = time.monotonic() + timeout_s
     while True:
+        began = time.monotonic()
         value = condition()
         if value:
             return value
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if now > end:
             raise AssertionError(f"not within {timeout_s} s: {what}")
-        time.sleep(0.02)
+        time.sleep(min(max(0.02, now - began), 0.5))
 
 
 def rss_anon_bytes(pid: int) -> int:

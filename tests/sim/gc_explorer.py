@@ -102,8 +102,10 @@ def put(values: tuple[int, ...], index: int, value: int) -> tuple[int, ...]:
     return values[:index] + (value,) + values[index + 1 :]
 
 
-def with_session(state: State, index: int, session: Session) -> State:
-    return state._replace(sessions=state.sessions[:index] + (session,) + state.sessions[index + 1 :])
+def with_session(state: State, index: int, session: Session, **changes: object) -> State:
+    """Sessions are alike, so only one order of them needs a look."""
+    others = state.sessions[:index] + state.sessions[index + 1 :]
+    return state._replace(sessions=tuple(sorted((session, *others))) if others else (session,), **changes)
 
 
 def session_steps(state: State, index: int, rules: Rules) -> Iterator[tuple[str, State]]:
@@ -117,11 +119,12 @@ def session_steps(state: State, index: int, rules: Rules) -> Iterator[tuple[str,
         for disk in GROUPS[s.group]:
             if not s.confirmed >> disk & 1:
                 touch = max(state.disks[disk], s.known)
-                after = state._replace(disks=put(state.disks, disk, touch))
-                if rules.touches_are_durable or state.disks[disk] == ABSENT:
-                    after = after._replace(synced=put(state.synced, disk, touch))
+                durable = rules.touches_are_durable or state.disks[disk] == ABSENT
                 touched = s._replace(confirmed=s.confirmed | 1 << disk, newest=s.known)
-                yield f"session {index} touches disk {disk}", with_session(after, index, touched)
+                yield f"session {index} touches disk {disk}", with_session(
+                    state, index, touched, disks=put(state.disks, disk, touch),
+                    synced=put(state.synced, disk, touch) if durable else state.synced,
+                )
         if s.confirmed.bit_count() >= WRITE_QUORUM:
             carried = s.oldest if rules.commit_carries_oldest else s.known
             stale = rules.refuse_stale_commit and carried < state.epoch - 1
@@ -129,22 +132,26 @@ def session_steps(state: State, index: int, rules: Rules) -> Iterator[tuple[str,
             if stale or moved:
                 yield f"session {index} is refused", with_session(state, index, s._replace(phase=IDLE, confirmed=0))
             else:
-                after = state._replace(references=state.references + 1, candidate=ABSENT)
                 held = Session(HOLDING, s.known, 0, 0, 0, 0)
-                yield f"session {index} commits", with_session(after, index, held)
+                yield f"session {index} commits", with_session(
+                    state, index, held, references=state.references + 1, candidate=ABSENT
+                )
     else:
         count = state.references - 1
         candidate = state.epoch if count == 0 else state.candidate
-        after = state._replace(references=count, candidate=candidate, logged=state.logged and count > 0)
-        yield f"session {index} removes", with_session(after, index, Session(IDLE, s.known, 0, 0, 0, 0))
+        yield f"session {index} removes", with_session(
+            state, index, Session(IDLE, s.known, 0, 0, 0, 0), references=count, candidate=candidate,
+            logged=state.logged and count > 0,
+        )
 
 
 def log_steps(state: State, rules: Rules) -> Iterator[tuple[str, State]]:
     for index, s in enumerate(state.sessions):
         if s.phase == IDLE:
-            after = state._replace(references=state.references + 1, candidate=ABSENT, logged=True)
             held = Session(HOLDING, s.known, 0, 0, 0, 0)
-            yield f"session {index} commits with the bytes", with_session(after, index, held)
+            yield f"session {index} commits with the bytes", with_session(
+                state, index, held, references=state.references + 1, candidate=ABSENT, logged=True
+            )
     m = state.mover
     if m.phase == IDLE:
         if state.logged:  # the leader knows the epoch, or does not yet
@@ -248,20 +255,20 @@ def explore(rules: Rules, scope: Scope, limit: int = 2_000_000) -> Outcome:
     first = initial(scope)
     came_from: dict[State, Optional[tuple[State, str]]] = {first: None}
     queue = deque([first])
+    visited = 1
     while queue:
         state = queue.popleft()
         for label, after in successors(state, rules, scope):
-            # sessions are alike: only one order of them needs a look
-            after = after._replace(sessions=tuple(sorted(after.sessions)))
-            if after in came_from:
+            came_from.setdefault(after, (state, label))
+            if len(came_from) == visited:
                 continue
-            came_from[after] = (state, label)
+            visited += 1
             if is_lost(after):
-                return Outcome(len(came_from), False, _trace(after, came_from))
-            if len(came_from) >= limit:
-                return Outcome(len(came_from), False, None)
+                return Outcome(visited, False, _trace(after, came_from))
+            if visited >= limit:
+                return Outcome(visited, False, None)
             queue.append(after)
-    return Outcome(len(came_from), True, None)
+    return Outcome(visited, True, None)
 
 
 def _trace(state: State, came_from: dict[State, Optional[tuple[State, str]]]) -> list[str]:
