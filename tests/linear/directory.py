@@ -47,10 +47,10 @@ def _sequential(names: dict[str, int], call: tuple[Any, ...]) -> tuple[Any, dict
     if kind == "attach":
         file = names.get(call[2], 0)
         rest = {n: f for n, f in names.items() if n != call[2]}
+        if call[1] in rest:  # which the kernel sees before it looks whether the file has any name left
+            return "EEXIST", rest
         if file not in rest.values():
             return "ENOENT", rest
-        if call[1] in rest:
-            return "EEXIST", rest
         return "ok", {**rest, call[1]: file}
     if kind == "list":
         return frozenset(n for n in names if not n.startswith("#")), names
