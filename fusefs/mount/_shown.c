@@ -10,13 +10,13 @@
 #include "_shown.h"
 #include "_clock.h"
 
+#include <linux/limits.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #define PLACES 1024
 #define SECTOR 512
 #define TRIES 4 /* who asks for what is missing again and again is answered by Python, which has the kernel keep it */
-#define NAME_BYTES_MAX 255
 #define REMEMBERED_NS 1000000000u
 
 static struct place {
@@ -65,7 +65,7 @@ bool shown_missing(fuse_ino_t parent, const char *name)
 
     if (place->ino != parent || !place->names || !place->tries || clock_ns() >= place->until_ns)
         return false;
-    if (strlen(name) > NAME_BYTES_MAX || !strcmp(name, ".") || !strcmp(name, ".."))
+    if (strlen(name) > NAME_MAX || !strcmp(name, ".") || !strcmp(name, ".."))
         return false;
     PyGILState_STATE gil = PyGILState_Ensure();
     PyObject *key = PyBytes_FromString(name);

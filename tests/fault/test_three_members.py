@@ -47,9 +47,8 @@ def hosts(tmp_path: Path, rng: random.Random) -> Iterator[Hosts]:
         made = Hosts(tmp_path / "data", net, places, rng)
         try:
             made.create()
-            for name in list(made.host):
-                made.start(name)
-            wait_for(lambda: made.status_from("c1")["health"] == "healthy", 60, "a healthy cluster")
+            made.up()
+            wait_for(lambda: made.status()["health"] == "healthy", 60, "a healthy cluster")
             yield made
         finally:
             net.heal()
@@ -170,7 +169,7 @@ def test_history_is_linearizable_under_faults(hosts: Hosts, tmp_path: Path, rng:
     top = [mount / "w" for mount in mounts]
     nemesis = Nemesis(hosts, mounts, rng)
     journals = run_workload(top, tmp_path, rng, nemesis)
-    wait_for(lambda: hosts.status_from("c1")["health"] == "healthy", 60, "healing")
+    wait_for(lambda: hosts.status()["health"] == "healthy", 60, "healing")
     with hosts.accounting():
         journals.append(look_again(top[0], journals, tmp_path))
     found = histories(journals)
@@ -195,5 +194,5 @@ def _idle(hosts: Hosts, mount: Path) -> bool:
 
 
 def _agree(hosts: Hosts) -> bool:
-    members = hosts.status_from("c1")["members"]
+    members = hosts.status()["members"]
     return len(members) == 3 and len({m["applied"] for m in members}) == 1 and len({m["term"] for m in members}) == 1

@@ -38,9 +38,8 @@ def hosts(tmp_path: Path, rng: random.Random) -> Iterator[Hosts]:
         made = Hosts(tmp_path / "data", net, ("m1", "m2", "m3"), rng)
         try:
             made.create()
-            for name in list(made.host):
-                made.start(name)
-            wait_for(lambda: made.status_from("c1")["health"] == "healthy", 60, "a healthy cluster")
+            made.up()
+            wait_for(lambda: made.status()["health"] == "healthy", 60, "a healthy cluster")
             yield made
         finally:
             net.heal()

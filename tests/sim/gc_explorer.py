@@ -105,7 +105,7 @@ def put(values: tuple[int, ...], index: int, value: int) -> tuple[int, ...]:
 def with_session(state: State, index: int, session: Session, **changes: object) -> State:
     """Sessions are alike, so only one order of them needs a look."""
     others = state.sessions[:index] + state.sessions[index + 1 :]
-    return state._replace(sessions=tuple(sorted((session, *others))) if others else (session,), **changes)
+    return state._replace(sessions=tuple(sorted((session, *others))), **changes)
 
 
 def session_steps(state: State, index: int, rules: Rules) -> Iterator[tuple[str, State]]:
